@@ -1,0 +1,1 @@
+"""What two or more stages of the marketplace pipeline share, one concept a module."""
