@@ -1,0 +1,561 @@
+"""clean_images.py: every photo of the source ends as a square or as a row with a reason; a rerun does only what is missing."""
+
+import io
+import json
+import os
+import shutil
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import clean_images
+from marketplace import photos, storage
+
+
+def photo_bytes(number: int, kind: str = "JPEG", size: tuple[int, int] = (48, 32)) -> bytes:
+    colours = np.random.default_rng(number).integers(0, 255, (3, 4, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(colours).resize(size).save(file, kind)
+    return file.getvalue()
+
+
+def write_folder(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def write_zip(path: Path, files: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def good_photos(count: int = 6) -> dict[str, bytes]:
+    return {f"photo-{number}.jpg": photo_bytes(number) for number in range(count)}
+
+
+@pytest.fixture
+def clean(tmp_path, capsys):
+    """Runs the script below tmp_path/data: (exit code, summary or None, sentence on stderr without progress bars)."""
+
+    def run(*flags, data=tmp_path / "data", workers=1):
+        code = clean_images.main(["--data", str(data), "--size", "32", "--workers", str(workers), *map(str, flags)])
+        out, err = capsys.readouterr()
+        sentences = [line for line in err.splitlines() if line.startswith("error: ")]
+        return code, json.loads(out) if out else None, "\n".join(sentences)
+
+    return run
+
+
+def rows(data: Path) -> list[dict]:
+    return storage.read_csv(data / "images" / "photos.csv").to_dict("records")
+
+
+def statuses(data: Path) -> dict[str, str]:
+    return {row["source"]: row["reason"] or row["status"] for row in rows(data)}
+
+
+def files_of(data: Path) -> dict[str, bytes]:
+    """Everything a stage leaves, hidden files too; times stand in the manifest only."""
+    return {path.name: path.read_bytes() for path in (data / "images").iterdir() if path.name != storage.MANIFEST}
+
+
+def outputs(data: Path) -> dict[str, bytes]:
+    return {name: content for name, content in files_of(data).items() if not name.startswith(".")}
+
+
+def written_at(data: Path) -> dict[str, int]:
+    return {path.stem: path.stat().st_mtime_ns for path in (data / "images").glob("*.jpg")}
+
+
+def age(data: Path) -> None:
+    """Give every photo's file a time long past, so that one written now differs, whatever the clock's grain."""
+    for path in (data / "images").glob("*.jpg"):
+        os.utime(path, ns=(10**18, 10**18))
+
+
+# A run
+
+
+def test_every_photo_becomes_what_photos_clean_makes_of_it(tmp_path, clean):
+    files = good_photos()
+    write_folder(tmp_path / "data" / "raw" / "images", files)
+    code, summary, _ = clean()
+    assert code == 0
+    assert {
+        key: summary[key] for key in ("stage", "seen", "kept", "rejected", "reasons", "ignored", "cleaned", "reused", "removed")
+    } == {
+        "stage": "images",
+        "seen": 6,
+        "kept": 6,
+        "rejected": 0,
+        "reasons": {},
+        "ignored": 0,
+        "cleaned": 6,
+        "reused": 0,
+        "removed": 0,
+    }
+    for row in rows(tmp_path / "data"):
+        expected = photos.clean(files[f"{row['image_id']}.jpg"], photos.CleanSettings(size=32))
+        assert (tmp_path / "data" / "images" / f"{row['image_id']}.jpg").read_bytes() == expected.jpeg
+        assert row == {
+            "image_id": row["image_id"],
+            "status": "ok",
+            "reason": "",
+            "width": "48",
+            "height": "32",
+            "sha256": expected.sha256,
+            "phash": expected.phash,
+            "source": f"{row['image_id']}.jpg",
+        }
+
+
+def test_the_manifest_holds_the_settings_that_clean_an_upload_alike(tmp_path, clean):
+    write_folder(tmp_path / "data" / "raw" / "images", good_photos(2))
+    assert clean("--fit", "crop", "--max-pixels", 5000)[0] == 0
+    arguments = storage.read_manifest(tmp_path / "data" / "images")["arguments"]
+    assert photos.CleanSettings.from_dict(arguments) == photos.CleanSettings(size=32, fit="crop", max_pixels=5000)
+    assert photos.CleanSettings(**arguments) == photos.CleanSettings.from_dict(arguments)
+
+
+def test_odd_files_are_rejected_with_their_reason_and_the_run_goes_on(tmp_path, clean):
+    whole = photo_bytes(1, size=(300, 200))
+    source = write_folder(
+        tmp_path / "source",
+        {
+            "good.jpg": photo_bytes(1),
+            "png-by-content.jpg": photo_bytes(2, "PNG"),
+            "no-suffix": photo_bytes(3, "WEBP"),
+            "nested/deeper/photo.jpeg": photo_bytes(4),
+            "empty.jpg": b"",
+            "page.jpg": b"<html>404</html>",
+            "half.jpg": whole[: len(whole) // 2],
+            "large.jpg": photo_bytes(5, size=(101, 100)),
+            "bad name.jpg": photo_bytes(6),
+            "é.jpg": photo_bytes(7),
+            "good.png": photo_bytes(8, "PNG"),
+            "nested/GOOD.jpg": photo_bytes(9),
+            ".hidden.jpg": photo_bytes(10),
+            "Thumbs.db": b"x",
+            "__MACOSX/._good.jpg": b"x",
+            "Images.csv": b"id\n",
+        },
+    )
+    code, summary, _ = clean("--photos", source, "--max-pixels", 10_000, "--max-rejected", 0.7)
+    # whole is 60,000 pixels: too many before it is too short.
+    assert statuses(tmp_path / "data") == {
+        "good.jpg": "ok",
+        "png-by-content.jpg": "ok",
+        "no-suffix": "ok",
+        "nested/deeper/photo.jpeg": "ok",
+        "empty.jpg": "empty",
+        "page.jpg": "not_an_image",
+        "half.jpg": "too_many_pixels",
+        "large.jpg": "too_many_pixels",
+        "bad name.jpg": "bad_name",
+        "é.jpg": "bad_name",
+        "good.png": "duplicate_id",
+        "nested/GOOD.jpg": "duplicate_id",
+    }
+    assert (code, summary["seen"], summary["kept"], summary["rejected"], summary["ignored"]) == (0, 12, 4, 8, 4)
+    assert summary["reasons"] == {"bad_name": 2, "duplicate_id": 2, "empty": 1, "not_an_image": 1, "too_many_pixels": 2}
+    assert sorted(path.stem for path in (tmp_path / "data" / "images").glob("*.jpg")) == [
+        "good",
+        "no-suffix",
+        "photo",
+        "png-by-content",
+    ]
+    assert [row["image_id"] for row in rows(tmp_path / "data")] == sorted(row["image_id"] for row in rows(tmp_path / "data"))
+
+
+def test_of_two_files_with_one_id_the_first_by_name_is_kept(tmp_path, clean):
+    source = write_folder(tmp_path / "source", {"a.png": photo_bytes(1, "PNG"), "a.jpg": photo_bytes(2)})
+    assert clean("--photos", source, "--max-rejected", 0.5)[0] == 0
+    assert statuses(tmp_path / "data") == {"a.jpg": "ok", "a.png": "duplicate_id"}
+    expected = photos.clean(photo_bytes(2), photos.CleanSettings(size=32)).jpeg
+    assert (tmp_path / "data" / "images" / "a.jpg").read_bytes() == expected
+
+
+def test_a_file_too_large_to_be_a_photo_is_not_read(tmp_path, clean, monkeypatch):
+    source = write_folder(tmp_path / "source", good_photos() | {"huge.jpg": b"x" * 5000})
+    monkeypatch.setattr(clean_images, "MAX_PHOTO_BYTES", 4999)
+    assert clean("--photos", source)[0] == 0
+    assert statuses(tmp_path / "data")["huge.jpg"] == "too_large"
+
+
+def test_a_name_with_control_characters_or_no_utf8_survives_the_csv(tmp_path, clean):
+    source = write_folder(tmp_path / "source", good_photos())
+    (source / "a\r\nb.jpg").write_bytes(photo_bytes(7))
+    Path(os.fsdecode(os.fsencode(source) + b"/\xff.jpg")).write_bytes(photo_bytes(8))
+    assert clean("--photos", source, "--max-rejected", 0.5)[0] == 0
+    assert {name for name, status in statuses(tmp_path / "data").items() if status == "bad_name"} == {
+        r"a\x0d\x0ab.jpg",
+        r"\xdcff.jpg",
+    }
+
+
+def test_what_is_no_regular_file_does_not_stop_the_run(tmp_path, clean):
+    source = write_folder(tmp_path / "source", good_photos())
+    os.mkfifo(source / "pipe.jpg")
+    (source / "dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (source / "folder.jpg").mkdir()
+    assert clean("--photos", source)[1]["kept"] == 6
+
+
+def test_processes_give_what_one_process_gives(tmp_path, clean):
+    source = write_folder(tmp_path / "source", good_photos(40) | {"broken.jpg": b"x"})
+    one = clean("--photos", source, data=tmp_path / "one")
+    two = clean("--photos", source, data=tmp_path / "two", workers=2)
+    assert (one[0], two[0], two[1]["cleaned"]) == (0, 0, 41)
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+
+
+def die(*_):
+    os._exit(9)
+
+
+def test_a_process_that_dies_is_one_sentence(tmp_path, clean, monkeypatch):
+    source = write_folder(tmp_path / "source", good_photos(20))
+    monkeypatch.setattr(clean_images, "_clean_chunk", die)
+    assert clean("--photos", source, workers=2) == (
+        1,
+        None,
+        "error: a cleaning process died near photo-0.jpg, perhaps for want of memory: run it again with fewer --workers",
+    )
+
+
+# Sources
+
+
+def test_a_folder_and_zips_of_it_give_the_same_files(tmp_path, clean):
+    files = good_photos() | {"nested/seven.jpg": photo_bytes(7), "empty.jpg": b""}
+    folder = write_folder(tmp_path / "source", files)
+    flat = write_zip(tmp_path / "flat.zip", files)
+    inner = write_zip(tmp_path / "inner.zip", {f"export/images/{name}": data for name, data in reversed(files.items())})
+    for name, source in (("a", folder), ("b", flat), ("c", inner)):
+        assert clean("--photos", source, data=tmp_path / name)[0] == 0
+    assert outputs(tmp_path / "a") == outputs(tmp_path / "b") == outputs(tmp_path / "c")
+    assert len(outputs(tmp_path / "a")) == 8
+
+
+def test_the_default_source_is_the_folder_then_the_zip(tmp_path, clean):
+    write_zip(tmp_path / "data" / "raw" / "images_fb.zip", good_photos(2))
+    assert clean()[1]["seen"] == 2
+    write_folder(tmp_path / "data" / "raw" / "images", good_photos(3))
+    assert clean()[1]["seen"] == 3
+
+
+def test_names_that_lead_outside_a_zip_write_nothing_outside(tmp_path, clean):
+    names = ["../../escaped.jpg", "/absolute.jpg", "..\\..\\windows.jpg", "a/../../b.jpg", "C:\\x.jpg", "~root/home.jpg"]
+    source = write_zip(tmp_path / "hostile.zip", good_photos() | {name: photo_bytes(9) for name in names})
+    before = set(tmp_path.rglob("*"))
+    assert clean("--photos", source, "--max-rejected", 0.9)[0] == 0
+    new = set(tmp_path.rglob("*")) - before
+    assert all(path.is_relative_to(tmp_path / "data") for path in new)
+    assert {path.name for path in new if path.is_file()} == {
+        *good_photos(),
+        "absolute.jpg",
+        "home.jpg",
+        "photos.csv",
+        "manifest.json",
+        clean_images.PROGRESS,
+    }
+    assert statuses(tmp_path / "data")["../../escaped.jpg"] == "bad_name"
+
+
+def test_a_zip_that_unpacks_to_too_much_is_refused_before_it_is_read(tmp_path, clean):
+    source = write_zip(tmp_path / "bomb.zip", {f"{number}.jpg": b"\0" * 100_000 for number in range(11)})
+    assert source.stat().st_size < 5000
+    assert clean("--photos", source, "--max-zip-bytes", 1_000_000) == (
+        1,
+        None,
+        f"error: {source} unpacks to 1,100,000 bytes, more than --max-zip-bytes 1000000: raise it if you trust the zip",
+    )
+    assert not (tmp_path / "data" / "images").exists()
+
+
+def test_a_zip_member_larger_than_it_says_is_not_unpacked_further(tmp_path, clean):
+    source = write_zip(tmp_path / "liar.zip", good_photos() | {"liar.jpg": b"\0" * 50_000})
+    data = source.read_bytes()
+    assert data.count(struct.pack("<I", 50_000)) == 2  # in the member's header and in the directory
+    source.write_bytes(data.replace(struct.pack("<I", 50_000), struct.pack("<I", 10)))
+    assert clean("--photos", source, "--max-zip-bytes", 20_000)[0] == 0
+    assert statuses(tmp_path / "data")["liar.jpg"] == "read_error"
+
+
+def test_a_damaged_or_encrypted_zip_member_is_rejected(tmp_path, clean):
+    source = write_zip(tmp_path / "damaged.zip", good_photos() | {"torn.jpg": photo_bytes(9), "locked.jpg": photo_bytes(10)})
+    data = bytearray(source.read_bytes())
+    with zipfile.ZipFile(source) as archive:
+        start = archive.getinfo("torn.jpg").header_offset + 30 + len("torn.jpg")
+    data[start : start + 60] = b"\xaa" * 60
+    entry = data.rindex(b"locked.jpg") - 46
+    data[entry + 8] |= 1  # the directory's flag for an encrypted member
+    source.write_bytes(data)
+    assert clean("--photos", source, "--max-rejected", 0.5)[0] == 0
+    assert {name: s for name, s in statuses(tmp_path / "data").items() if s != "ok"} == {
+        "torn.jpg": "read_error",
+        "locked.jpg": "read_error",
+    }
+
+
+def test_a_zip_that_holds_a_name_twice_keeps_the_first(tmp_path, clean):
+    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive:
+        archive.writestr("a.jpg", photo_bytes(1))
+        archive.writestr("a.jpg", photo_bytes(2))
+    assert clean("--photos", tmp_path / "twice.zip", "--max-rejected", 0.5)[1]["reasons"] == {"duplicate_id": 1}
+    expected = photos.clean(photo_bytes(1), photos.CleanSettings(size=32)).jpeg
+    assert (tmp_path / "data" / "images" / "a.jpg").read_bytes() == expected
+
+
+# Failures in one sentence
+
+
+def test_no_source_at_all_is_one_sentence(tmp_path, clean):
+    raw = tmp_path / "data" / "raw"
+    sentence = f"error: {raw} holds neither images/ nor images_fb.zip: put the photos there, or name them with --photos"
+    assert clean() == (1, None, sentence)
+
+
+def test_a_source_that_does_not_exist_is_one_sentence(tmp_path, clean):
+    sentence = f"error: {tmp_path / 'nix'} does not exist: give the photos' folder, .zip or s3:// URI with --photos"
+    assert clean("--photos", tmp_path / "nix") == (1, None, sentence)
+
+
+def test_a_source_without_photos_is_one_sentence(tmp_path, clean):
+    sentence = f"error: {tmp_path / 'none'} holds no photos: give their folder, .zip or s3:// URI with --photos"
+    assert clean("--photos", write_folder(tmp_path / "none", {"Images.csv": b"id\n"})) == (1, None, sentence)
+    assert clean("--photos", write_zip(tmp_path / "none.zip", {}))[2] == sentence.replace("none holds", "none.zip holds")
+
+
+def test_a_file_that_is_no_zip_is_one_sentence(tmp_path, clean):
+    source = tmp_path / "photo.zip"
+    source.write_bytes(photo_bytes(1))
+    sentence = f"error: {source} is neither a folder nor a readable .zip: give the photos' folder, .zip or s3:// URI"
+    assert clean("--photos", source) == (1, None, sentence)
+
+
+def test_the_output_folder_is_not_taken_for_the_source(tmp_path, clean):
+    write_folder(tmp_path / "data" / "raw" / "images", good_photos())
+    clean()
+    before = files_of(tmp_path / "data")
+    images = tmp_path / "data" / "images"
+    sentence = f"error: {images} is where the cleaned photos go: give the folder of the raw ones with --photos"
+    assert clean("--photos", images) == (1, None, sentence)
+    assert files_of(tmp_path / "data") == before
+
+
+def test_too_many_rejects_end_the_run_with_files_and_no_manifest(tmp_path, clean):
+    source = write_folder(tmp_path / "source", good_photos(6) | {"x.jpg": b"", "y.jpg": b"no"})
+    csv = tmp_path / "data" / "images" / "photos.csv"
+    sentence = f"error: 2 of 8 photos were rejected, more than --max-rejected 0.2: see the reasons in {csv}"
+    assert clean("--photos", source) == (1, None, sentence)
+    assert len(rows(tmp_path / "data")) == 8 and len(written_at(tmp_path / "data")) == 6
+    assert not (tmp_path / "data" / "images" / "manifest.json").exists()
+    assert clean("--photos", source) == (1, None, sentence)
+    # Exactly the share is allowed; nothing is cleaned twice; and a stricter run does not accept what a laxer one finished.
+    assert clean("--photos", source, "--max-rejected", 0.25)[1]["reused"] == 8
+    assert clean("--photos", source)[0] == 1
+    assert not (tmp_path / "data" / "images" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--size", "4"], "size must be from 8 to 4096 pixels, not 4"),
+        (["--fit", "squash"], "argument --fit: invalid choice: 'squash'"),
+        (["--max-pixels", "0"], "max_pixels must be from 1 to 178956970, not 0"),
+        (["--max-rejected", "2"], "argument --max-rejected: must be from 0 to 1, not 2.0"),
+        (["--workers", "0"], "argument --workers: must be at least 1, not 0"),
+    ],
+)
+def test_bad_flags_are_a_usage_error(flags, sentence, capsys):
+    with pytest.raises(SystemExit) as caught:
+        clean_images.main(flags)
+    assert caught.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+# Reruns
+
+
+def test_a_rerun_without_changes_writes_nothing(tmp_path, clean):
+    source = write_folder(tmp_path / "source", good_photos())
+    clean("--photos", source)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "data" / "images").iterdir()}
+    code, summary, _ = clean("--photos", source)
+    assert (code, summary["unchanged"]) == (0, True)
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "data" / "images").iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_rerun_touches_only_what_is_new_or_changed_and_removes_what_is_gone(tmp_path, clean, kind):
+    def write(files):
+        shutil.rmtree(tmp_path / "source", ignore_errors=True)
+        return write_folder(tmp_path / "source", files) if kind == "folder" else write_zip(tmp_path / "source.zip", files)
+
+    files = good_photos(6) | {"broken.jpg": b"no photo", "breaks.jpg": photo_bytes(20)}
+    clean("--photos", write(files))
+    age(tmp_path / "data")
+    before = written_at(tmp_path / "data")
+
+    changed = bytearray(files["photo-1.jpg"])
+    changed[-20] ^= 1  # the same size
+    files |= {"photo-1.jpg": bytes(changed), "photo-9.jpg": photo_bytes(9), "breaks.jpg": b"", "broken.jpg": photo_bytes(21)}
+    del files["photo-2.jpg"]
+    source = write(files)
+    if kind == "folder":
+        os.utime(source / "photo-1.jpg", ns=(10**18, 10**18))
+    code, summary, _ = clean("--photos", source)
+    assert (code, summary["cleaned"], summary["reused"], summary["removed"]) == (0, 4, 4, 2)
+    after = written_at(tmp_path / "data")
+    assert {name for name in after if after[name] != before.get(name)} == {"photo-1", "photo-9", "broken"}
+    assert "photo-2" not in after and "breaks" not in after
+
+    clean("--photos", source, data=tmp_path / "afresh")
+    assert files_of(tmp_path / "data") == files_of(tmp_path / "afresh")
+
+
+def test_other_settings_clean_everything_again(tmp_path, clean):
+    source = write_folder(tmp_path / "source", good_photos())
+    clean("--photos", source)
+    assert clean("--photos", source, "--fit", "stretch")[1]["cleaned"] == 6
+    clean("--photos", source, "--fit", "stretch", data=tmp_path / "afresh")
+    assert files_of(tmp_path / "data") == files_of(tmp_path / "afresh")
+
+
+def test_a_cleaned_photo_that_was_lost_or_damaged_is_made_again(tmp_path, clean):
+    source = write_folder(tmp_path / "source", good_photos())
+    clean("--photos", source)
+    before = files_of(tmp_path / "data")
+    (tmp_path / "data" / "images" / "photo-1.jpg").unlink()
+    (tmp_path / "data" / "images" / "photo-2.jpg").write_bytes(b"torn")
+    (tmp_path / "data" / "images" / "photo-3.jpg").write_bytes(before["photo-3.jpg"][:-5] + b"12345")
+    assert clean("--photos", source)[1]["cleaned"] == 3
+    assert files_of(tmp_path / "data") == before
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_after(function, calls: int, before: bool):
+    """The function, cut short as a kill would: at its nth call, before or after its work."""
+    made = iter(range(1, 10**6))
+
+    def wrapped(*args, **kwargs):
+        last = next(made) == calls
+        if last and before:
+            raise Killed
+        result = function(*args, **kwargs)
+        if last:
+            raise Killed
+        return result
+
+    return wrapped
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize(
+    ("place", "name", "calls"),
+    [
+        (clean_images, "_write_jpeg", 1),
+        (clean_images, "_write_jpeg", 4),
+        (clean_images, "_line", 3),
+        (clean_images, "_remove_others", 1),
+        (storage, "write_csv", 1),
+        (storage, "write_bytes", 1),
+        (storage, "write_bytes", 2),
+        (storage, "write_json", 1),
+        (os, "replace", 3),
+    ],
+)
+def test_a_run_that_was_killed_anywhere_and_run_again_ends_with_the_same_files(
+    tmp_path, clean, monkeypatch, place, name, calls, before
+):
+    source = write_folder(tmp_path / "source", good_photos() | {"broken.jpg": b"no photo"})
+    clean("--photos", source, data=tmp_path / "undisturbed")
+    # Over an earlier run with other settings and another source, whose leftovers must not be taken for results.
+    clean("--photos", write_folder(tmp_path / "old", good_photos(8)), "--fit", "stretch")
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, kill_after(getattr(place, name), calls, before))
+        with pytest.raises(Killed):
+            clean("--photos", source)
+    assert not (tmp_path / "data" / "images" / "manifest.json").exists() or name == "write_json"
+    assert clean("--photos", source)[0] == 0
+    assert files_of(tmp_path / "data") == files_of(tmp_path / "undisturbed")
+
+
+def test_a_run_killed_under_other_settings_leaves_nothing_that_passes_for_the_first_ones(tmp_path, clean, monkeypatch):
+    source = write_folder(tmp_path / "source", good_photos())
+    clean("--photos", source)
+    first = files_of(tmp_path / "data")
+    with monkeypatch.context() as patch:
+        patch.setattr(clean_images, "_write_jpeg", kill_after(clean_images._write_jpeg, 3, before=False))
+        with pytest.raises(Killed):
+            clean("--photos", source, "--fit", "stretch")
+    assert files_of(tmp_path / "data") != first
+    assert clean("--photos", source)[0] == 0
+    assert files_of(tmp_path / "data") == first
+
+
+def test_a_killed_run_is_resumed_not_repeated(tmp_path, clean, monkeypatch):
+    source = write_folder(tmp_path / "source", good_photos())
+    with monkeypatch.context() as patch:
+        patch.setattr(clean_images, "_write_jpeg", kill_after(clean_images._write_jpeg, 5, before=True))
+        with pytest.raises(Killed):
+            clean("--photos", source)
+    progress = tmp_path / "data" / "images" / clean_images.PROGRESS
+    progress.write_bytes(progress.read_bytes()[:-7])  # the last record torn
+    (tmp_path / "data" / "images" / ".photo-5.jpg.tmp").write_bytes(b"half")
+    age(tmp_path / "data")
+    assert (summary := clean("--photos", source)[1]) and (summary["cleaned"], summary["reused"]) == (3, 3)
+    assert sum(time == 10**18 for time in written_at(tmp_path / "data").values()) == 3
+    assert not list((tmp_path / "data" / "images").glob(".*.tmp"))
+
+
+def test_a_photo_that_could_not_be_read_is_tried_again(tmp_path, clean, monkeypatch):
+    source = write_folder(tmp_path / "source", good_photos())
+
+    def fail(photo, zip_path):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(clean_images, "_read", fail)
+        assert clean("--photos", source)[0] == 1
+    assert set(statuses(tmp_path / "data").values()) == {"read_error"}
+    assert clean("--photos", source)[1]["cleaned"] == 6
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[]\n{}\nnull\n1\n", b'{"image_id": "photo-1"}\n', b'{"image_id": []}\n'])
+def test_a_damaged_progress_file_costs_time_not_the_run(tmp_path, clean, content):
+    source = write_folder(tmp_path / "source", good_photos())
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    (tmp_path / "data" / "images" / clean_images.PROGRESS).write_bytes(content)
+    assert clean("--photos", source)[1]["cleaned"] == 6
+
+
+def test_the_manifests_input_digest_follows_names_and_contents(tmp_path, clean):
+    source = write_folder(tmp_path / "source", good_photos())
+
+    def digest():
+        assert clean("--photos", source)[0] == 0
+        return storage.read_manifest(tmp_path / "data" / "images")["inputs"]["photos"]
+
+    seen = [digest()]
+    (source / "photo-1.jpg").write_bytes(photo_bytes(50))
+    seen.append(digest())
+    (source / "photo-1.jpg").rename(source / "photo-7.jpg")
+    seen.append(digest())
+    assert len(set(seen)) == 3
+    shutil.copytree(source, tmp_path / "copied")
+    clean("--photos", tmp_path / "copied", data=tmp_path / "other")
+    assert storage.read_manifest(tmp_path / "other" / "images")["inputs"]["photos"] == seen[-1]
