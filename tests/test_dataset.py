@@ -1,0 +1,627 @@
+import csv
+import hashlib
+import io
+import itertools
+import json
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+
+import networkx
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import dataset
+from marketplace import photos, storage
+
+NAMES = ["Appliances", "Sofas & Chairs", "Tools"]
+UNLIKE = np.random.default_rng(7).integers(0, 2**64, 10_000, dtype=np.uint64)  # hashes; random ones differ in about 32 bits
+
+
+def colour_jpeg(number: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (32, 32), (number * 37 % 256, number * 91 % 256, number * 53 % 256)).save(out, "JPEG")
+    return out.getvalue()
+
+
+def write_table(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def product(number: int, label: int | None = None, **columns) -> dict:
+    label = number % 3 if label is None else label
+    text = {"name": f"Thing {number}", "description": " ".join(f"word{number}x{place}" for place in range(10))}
+    return {"product_id": f"p{number:04d}", **text, "category": NAMES[label], "label": label, "price": "5.00"} | columns
+
+
+def photo(number: int, product_id: str | None = None, **columns) -> dict:
+    """A row of photos.csv with the listing it belongs to (by default the one of the same number; "" for none) beside it."""
+    hashes = {"sha256": f"{number:064x}", "phash": f"{UNLIKE[number]:016x}"}
+    base = {"image_id": f"i{number:04d}", "product_id": f"p{number:04d}" if product_id is None else product_id}
+    return base | {"status": "ok", "reason": "", "width": 32, "height": 32} | hashes | columns
+
+
+def write_inputs(data: Path, products: list[dict], pictures: list[dict]) -> None:
+    """What the two stages before would have left below `data`."""
+    owners = [
+        {"label": 0} | {key: value for key, value in row.items() if key not in RESULTS} for row in pictures if row["product_id"]
+    ]
+    write_table(data / "tabular" / "products.csv", products)
+    write_table(data / "tabular" / "images.csv", owners or [{"image_id": "", "product_id": "", "label": ""}])
+    write_table(data / "images" / "photos.csv", [{key: row[key] for key in ("image_id", *RESULTS)} for row in pictures])
+    decoder = {str(label): name for label, name in enumerate(NAMES)}
+    storage.write_json(data / "tabular" / "labels.json", {"depth": 1, "encoder": {}, "decoder": decoder})
+    for number, row in enumerate(pictures):
+        storage.write_bytes(data / "images" / f"{row['image_id']}.jpg", colour_jpeg(number))
+    for name in ("tabular", "images"):
+        storage.Stage(data / name, {}, {}).finish({}, [])
+
+
+RESULTS = ("status", "reason", "width", "height", "sha256", "phash")  # columns of photos.csv beside image_id
+
+
+def marketplace(count: int, first: int = 0) -> tuple[list[dict], list[dict]]:
+    """`count` unrelated listings with a photo each."""
+    numbers = range(first, first + count)
+    return [product(number) for number in numbers], [photo(number) for number in numbers]
+
+
+def read_splits(data: Path) -> dict[str, str]:
+    table = storage.read_csv(data / "dataset" / "listings.csv")
+    return dict(zip(table["product_id"], table["split"], strict=True))
+
+
+def outputs(data: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (data / "dataset").iterdir() if path.name != "manifest.json"}
+
+
+def succeeds(data: Path, *flags: str) -> None:
+    assert dataset.main(["--data", str(data), *flags]) == 0
+
+
+def error_of(capsys, data: Path, *flags: str) -> str:
+    capsys.readouterr()
+    assert dataset.main(["--data", str(data), *flags]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err
+
+
+def listings_frame(clusters: list[str], labels: list[int]) -> pd.DataFrame:
+    ids = [f"p{row:06d}" for row in range(len(clusters))]
+    return pd.DataFrame({"product_id": ids, "cluster": clusters, "label": labels})
+
+
+def singles(count: int, label: int = 0, first: int = 0) -> pd.DataFrame:
+    ids = [f"p{label}-{row:06d}" for row in range(first, first + count)]
+    return pd.DataFrame({"product_id": ids, "cluster": ids, "label": label})
+
+
+def split_of(frame: pd.DataFrame, **options) -> pd.DataFrame:
+    return frame.assign(split=dataset.assign_splits(frame, **{"seed": 0} | options)[0])
+
+
+def same_partition(left, right) -> bool:
+    return len(set(zip(left, right, strict=True))) == len(set(left)) == len(set(right))
+
+
+# Near duplicates.
+
+
+def groups_by_comparing_all(hashes: list[int]) -> list[int]:
+    graph = networkx.Graph()
+    graph.add_nodes_from(range(len(hashes)))
+    pairs = itertools.combinations(range(len(hashes)), 2)
+    graph.add_edges_from((left, right) for left, right in pairs if (hashes[left] ^ hashes[right]).bit_count() <= 6)
+    number = {row: group for group, rows in enumerate(networkx.connected_components(graph)) for row in rows}
+    return [number[row] for row in range(len(hashes))]
+
+
+@st.composite
+def hash_lists(draw) -> list[int]:
+    """Hashes around a few centres, 0 to 8 bits away: many are exactly at the border of 6."""
+    centres = draw(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=5))
+    bits = st.sets(st.integers(0, 63), max_size=8)
+    moved = draw(st.lists(st.tuples(st.sampled_from(centres), bits), max_size=30))
+    return [centre ^ sum(1 << bit for bit in flipped) for centre, flipped in moved]
+
+
+@settings(max_examples=40, deadline=None)
+@given(hash_lists())
+def test_near_duplicate_groups_are_those_of_comparing_all_pairs(hashes):
+    found = dataset.near_duplicate_groups(np.array(hashes, dtype=np.uint64))
+    assert same_partition(found.tolist(), groups_by_comparing_all(hashes))
+
+
+def skewed_hashes(kind: str, count: int) -> np.ndarray:
+    rng = np.random.default_rng(3)
+    random = rng.integers(0, 2**64, count, dtype=np.uint64)
+    if kind == "alike in 44 bits":
+        return random & np.uint64(0xFFFFF)
+    if kind == "alike in 32 bits":
+        return random & np.uint64(0xFF00FF00FF00FF)
+    if kind == "bits mostly set":
+        return random | rng.integers(0, 2**64, count, dtype=np.uint64) | rng.integers(0, 2**64, count, dtype=np.uint64)
+    blob = np.full(count // 2, random[0])
+    for _ in range(7):
+        blob ^= np.uint64(1) << rng.integers(0, 64, len(blob), dtype=np.uint64)
+    return np.concatenate([random[: count - len(blob)], blob])
+
+
+@pytest.mark.parametrize("long_run", [2, 256])
+@pytest.mark.parametrize("kind", ["alike in 44 bits", "alike in 32 bits", "bits mostly set", "a crowd among strangers"])
+def test_hashes_that_crowd_together_are_grouped_as_by_comparing_all_pairs(monkeypatch, kind, long_run):
+    monkeypatch.setattr(dataset, "LONG_RUN", long_run)
+    monkeypatch.setattr(dataset, "BLOCK_PAIRS", 5_000)
+    hashes = skewed_hashes(kind, 500)
+    assert same_partition(dataset.near_duplicate_groups(hashes).tolist(), groups_by_comparing_all(hashes.tolist()))
+
+
+def test_hashes_6_bits_apart_are_near_and_7_bits_apart_are_not():
+    flips = np.array([sum(1 << bit for bit in range(0, 60, 10)), sum(1 << bit for bit in range(1, 64, 9))], dtype=np.uint64)
+    six, seven = (dataset.near_duplicate_groups(np.array([UNLIKE[0], UNLIKE[0] ^ flip])) for flip in flips)
+    assert six[0] == six[1]
+    assert seven[0] != seven[1]
+
+
+def test_no_hashes_make_no_groups():
+    assert len(dataset.near_duplicate_groups(np.zeros(0, dtype=np.uint64))) == 0
+
+
+# Clusters.
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_no_split_shares_a_cluster_whatever_links_the_listings_and_in_whatever_order(data):
+    count = data.draw(st.integers(1, 25))
+    ids = data.draw(st.permutations([f"p{number:02d}" for number in range(count)]))
+    key_lists = [data.draw(st.lists(st.integers(0, count), min_size=count, max_size=count)) for _ in range(2)]
+    links = [(np.arange(count), np.array(keys)) for keys in key_lists]
+    frame = pd.DataFrame({"product_id": ids, "cluster": dataset.cluster_ids(pd.Series(ids), links)})
+    frame["label"] = data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))
+
+    graph = networkx.Graph()
+    for row in range(count):
+        graph.add_edges_from([(("listing", row), (which, keys[row])) for which, keys in enumerate(key_lists)])
+    together = [sorted(row for kind, row in nodes if kind == "listing") for nodes in networkx.connected_components(graph)]
+    expected = {row: min(ids[other] for other in rows) for rows in together for row in rows}
+    assert frame["cluster"].tolist() == [expected[row] for row in range(count)]
+
+    frame = split_of(frame)
+    assert (frame.groupby("cluster")["split"].nunique() == 1).all()
+    assert set(frame["split"]) <= {"train", "validation", "test"}
+    shuffled = split_of(frame.drop(columns="split").iloc[data.draw(st.permutations(range(count)))])
+    assert shuffled["split"].sort_index().tolist() == frame["split"].tolist()
+    again = split_of(frame.drop(columns="split"), previous=frame[["product_id", "split"]])
+    assert again["split"].tolist() == frame["split"].tolist()
+
+
+def clusters_of(products: list[dict], pictures: list[dict], groups: list[tuple[str, str]] = ()) -> list[str]:
+    values = pd.DataFrame(list(groups), columns=["product_id", "value"])
+    return dataset.find_clusters(pd.DataFrame(products), pd.DataFrame(pictures), values).tolist()
+
+
+def test_listings_are_joined_by_equal_pixels_near_hashes_equal_texts_and_groups_and_by_nothing_else():
+    products = [product(number) for number in range(8)]
+    words = "A lovely oak table, seats six; collection only!"
+    products[4] |= {"name": "Table", "description": words}
+    products[5] |= {"name": "TABLE:", "description": words.upper().replace(" ", " \n ")}
+    pictures = [photo(number) for number in range(8)]
+    pictures[1]["sha256"] = pictures[0]["sha256"]
+    pictures[3]["phash"] = f"{int(pictures[2]['phash'], 16) ^ 0b111111:016x}"
+    found = clusters_of(products, pictures, [("p0006", "seller 1"), ("p0007", "seller 1")])
+    assert found == ["p0000", "p0000", "p0002", "p0002", "p0004", "p0004", "p0006", "p0006"]
+
+
+@pytest.mark.parametrize(("words", "joined"), [(7, False), (8, True)])
+def test_equal_texts_join_from_8_words_on(words, joined):
+    text = {"name": "Sofa", "description": " ".join(["good"] * (words - 1))}
+    assert (clusters_of([product(0, **text), product(1, **text)], [photo(0)]) == ["p0000", "p0000"]) == joined
+
+
+def test_texts_that_only_start_alike_do_not_join():
+    text = "one two three four five six seven eight nine "
+    products = [product(0, name=text, description="ten"), product(1, name=text, description="eleven")]
+    assert clusters_of(products, [photo(0)]) == ["p0000", "p0001"]
+
+
+def test_the_words_na_none_and_null_are_read_as_texts_and_group_values(tmp_path):
+    words = {"name": "NA", "description": "null None NA null None NA nan"}
+    products, pictures = marketplace(12)
+    products = [row | {"seller": "", "town": ""} for row in products]
+    products[3] |= words
+    products[7] |= words
+    products[1]["seller"] = products[8]["seller"] = "None"
+    products[2]["seller"] = products[10]["seller"] = "NA"
+    write_inputs(tmp_path, products, pictures)
+    succeeds(tmp_path, "--group-column", "seller")
+    table = storage.read_csv(tmp_path / "dataset" / "listings.csv").set_index("product_id")["cluster"]
+    moved = {product_id: cluster for product_id, cluster in table.items() if product_id != cluster}
+    assert moved == {"p0007": "p0003", "p0008": "p0001", "p0010": "p0002"}
+
+
+def test_a_group_column_of_the_photos_joins_all_listings_of_a_sender(tmp_path):
+    products, pictures = marketplace(10)
+    pictures = [row | {"sender": f"s{number % 2}" if number < 4 else " "} for number, row in enumerate(pictures)]
+    write_inputs(tmp_path, products, pictures)
+    succeeds(tmp_path, "--group-column", "sender")
+    clusters = storage.read_csv(tmp_path / "dataset" / "listings.csv")["cluster"].tolist()
+    assert clusters == ["p0000", "p0001", "p0000", "p0001"] + [f"p{number:04d}" for number in range(4, 10)]
+
+
+# Splits.
+
+
+def test_shares_are_70_15_15_of_the_listings_of_every_label():
+    rng = np.random.default_rng(5)
+    labels = rng.choice(4, 5000, p=[0.6, 0.3, 0.08, 0.02])
+    clusters = [f"c{number:04d}" for number in rng.integers(0, 4000, 5000)]  # of one to six listings, labels mixed
+    frame = split_of(listings_frame(clusters, labels.tolist()))
+    shares = pd.crosstab(frame["label"], frame["split"], normalize="index")
+    assert np.abs(shares[["train", "validation", "test"]] - [0.7, 0.15, 0.15]).max().max() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("clusters", "expected"),
+    [
+        (1, {"train": 1}),
+        (2, {"train": 1, "test": 1}),
+        (3, {"train": 1, "validation": 1, "test": 1}),
+        (4, {"train": 2, "validation": 1, "test": 1}),
+        (10, {"train": 7, "validation": 1, "test": 2}),
+        (20, {"train": 14, "validation": 3, "test": 3}),
+        (100, {"train": 70, "validation": 15, "test": 15}),
+    ],
+)
+def test_a_rare_label_is_trained_on_first_then_tested_then_validated(clusters, expected):
+    assert split_of(singles(clusters))["split"].value_counts().to_dict() == expected
+
+
+def test_the_seed_decides_who_goes_where():
+    frame = singles(200)
+    first, again, other = (split_of(frame, seed=seed)["split"].tolist() for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+    assert sorted(first) == sorted(other)
+
+
+def test_new_clusters_are_taken_in_an_order_drawn_from_the_seed_and_their_names():
+    frame = singles(8)
+    drawn = sorted(frame["cluster"], key=lambda cluster: hashlib.blake2b(f"5:{cluster}".encode(), digest_size=8).digest())
+    turns = ["train"] * 5 + ["test", "validation", "train"]  # 8 listings: 5.6, 1.2 and 1.2 wanted
+    assert split_of(frame, seed=5).set_index("cluster")["split"].to_dict() == dict(zip(drawn, turns, strict=True))
+
+
+def test_growth_keeps_every_split_and_fills_the_shortest():
+    before = split_of(singles(100))
+    grown = split_of(pd.concat([singles(150), singles(20, label=1)]), previous=before[["product_id", "split"]])
+    assert grown["split"].tolist()[:100] == before["split"].tolist()
+    for label, count in ((0, 150), (1, 20)):
+        sizes = grown.loc[grown["label"] == label, "split"].value_counts()
+        assert sizes["train"] == pytest.approx(0.7 * count, abs=1)
+        assert sizes["test"] == pytest.approx(0.15 * count, abs=1)
+
+
+def test_a_new_cluster_goes_to_the_split_that_is_furthest_below_its_share():
+    previous = singles(85).assign(split=["train"] * 70 + ["test"] * 15)
+    frame = split_of(singles(100), previous=previous)
+    assert frame["split"].tolist()[85:] == ["validation"] * 15
+
+
+def test_a_cluster_that_joins_two_splits_goes_to_train():
+    previous = pd.DataFrame({"product_id": ["p000000", "p000001", "p000002"], "split": ["validation", "test", "test"]})
+    splits, moved = dataset.assign_splits(listings_frame(["a", "a", "b"], [0, 0, 0]), 0, previous=previous)
+    assert splits.tolist() == ["train", "train", "test"]
+    assert moved == {"spanning": 0, "joined": 1}
+
+
+def test_a_deleted_listing_vanishes_and_moves_nobody():
+    before = split_of(singles(50))
+    after = split_of(singles(50).drop(index=[3, 17]), previous=before[["product_id", "split"]])
+    assert after["split"].equals(before["split"].drop(index=[3, 17]))
+
+
+def test_a_given_split_wins_over_an_earlier_one():
+    frame = listings_frame(["a", "b", "c"], [0, 0, 0])
+    given_splits = pd.DataFrame({"product_id": ["p000000"], "split": ["test"]})
+    previous = pd.DataFrame({"product_id": ["p000000", "p000001", "p000002"], "split": ["train", "train", "validation"]})
+    assert split_of(frame, given=given_splits, previous=previous)["split"].tolist() == ["test", "train", "validation"]
+
+
+# The stage.
+
+
+def test_the_stage_writes_the_split_of_every_photo_and_listing(tmp_path, capsys):
+    products, pictures = marketplace(30)
+    products.append(product(90, label=1))
+    pictures += [photo(60, "p0000"), photo(61, ""), photo(62, "p0777"), photo(63, "p0001", status="rejected", reason="truncated")]
+    pictures += [photo(60, "", status="rejected", reason="not_an_image")]
+    write_inputs(tmp_path, products, pictures)
+    succeeds(tmp_path)
+    out, err = capsys.readouterr()
+
+    listings = storage.read_csv(tmp_path / "dataset" / "listings.csv")
+    assert list(listings) == ["product_id", "cluster", "label", "split"]
+    assert listings["product_id"].tolist() == sorted(row["product_id"] for row in products)
+    assert listings["label"].tolist() == [str(row["label"]) for row in products]
+    training = storage.read_csv(tmp_path / "dataset" / "training_data.csv")
+    assert list(training) == ["image_id", "product_id", "cluster", "label", "split"]
+    expected = sorted([(f"p{number:04d}", f"i{number:04d}") for number in range(30)] + [("p0000", "i0060")])
+    assert list(zip(training["product_id"], training["image_id"], strict=True)) == expected
+    merged = training.merge(listings, on="product_id", suffixes=("", "_of_listing"))
+    assert (merged[["cluster", "label", "split"]].to_numpy() == merged.filter(like="_of_listing").to_numpy()).all()
+
+    report = json.loads((tmp_path / "dataset" / "report.json").read_text())
+    assert report["photo_ids_without_listing"] == ["i0061", "i0062"]
+    assert report["product_ids_without_photo"] == ["p0090"]
+    assert report["clusters"] == 31 and report["largest_cluster"] == 1
+    assert report["settings"] == {"seed": 0, "group_column": None, "split_column": None}
+    for label, name in enumerate(NAMES):
+        for split in ("train", "validation", "test"):
+            rows = [table[(table["label"] == str(label)) & (table["split"] == split)] for table in (listings, training)]
+            assert report["splits"][name][split] == {"listings": len(rows[0]), "photos": len(rows[1])}
+    assert sum(cell["photos"] for cell in report["splits"]["all"].values()) == 31
+
+    summary = json.loads(out)
+    assert summary.pop("seconds") >= 0
+    sizes = listings["split"].value_counts()
+    assert summary == {
+        "stage": "dataset",
+        "listings": 31,
+        "photos": 31,
+        "clusters": 31,
+        "largest_cluster": 1,
+        "clusters_spanning_given_splits": 0,
+        "photos_without_listing": 2,
+        "listings_without_photo": 1,
+        **{split: int(sizes[split]) for split in ("train", "validation", "test")},
+    }
+    row = report["splits"]["Appliances"]
+    cells = [f"{row[split]['listings']} ({row[split]['photos']})" for split in ("train", "validation", "test")]
+    assert f"{'Appliances':17}" + "".join(f"{cell:>20}" for cell in cells) + "\n" in err
+
+
+def test_the_preview_is_a_png_of_the_photos(tmp_path):
+    write_inputs(tmp_path, *marketplace(12))
+    succeeds(tmp_path)
+    with Image.open(tmp_path / "dataset" / "preview.png") as sheet:
+        sheet.load()
+        assert sheet.format == "PNG"
+        assert len({colour for _, colour in sheet.convert("RGB").getcolors(1 << 20)}) > 12
+
+
+def test_a_rerun_writes_nothing_and_prints_the_table_again(tmp_path, capsys):
+    write_inputs(tmp_path, *marketplace(12))
+    succeeds(tmp_path)
+    table = capsys.readouterr().err.partition("listings (photos)")[2]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "dataset").iterdir()}
+    succeeds(tmp_path)
+    out, err = capsys.readouterr()
+    assert json.loads(out)["unchanged"] is True
+    assert err.partition("listings (photos)")[2] == table != ""
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "dataset").iterdir()} == before
+
+
+def test_the_order_of_the_rows_changes_no_byte(tmp_path):
+    products, pictures = marketplace(40)
+    write_inputs(tmp_path / "a", products, pictures)
+    write_inputs(tmp_path / "b", products[::-1], pictures)
+    photo_rows = pictures[20:] + pictures[:20]
+    write_table(
+        tmp_path / "b" / "images" / "photos.csv", [{key: row[key] for key in ("image_id", *RESULTS)} for row in photo_rows]
+    )
+    succeeds(tmp_path / "a")
+    succeeds(tmp_path / "b")
+    assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
+
+
+def test_a_rerun_with_more_listings_keeps_every_split_and_another_seed_makes_them_afresh(tmp_path):
+    write_inputs(tmp_path, *marketplace(60))
+    succeeds(tmp_path)
+    before = read_splits(tmp_path)
+    write_inputs(tmp_path, *marketplace(90))
+    succeeds(tmp_path)
+    grown = read_splits(tmp_path)
+    assert len(grown) == 90
+    assert {product_id: grown[product_id] for product_id in before} == before
+    succeeds(tmp_path, "--seed", "1")
+    fresh = tmp_path / "fresh"
+    write_inputs(fresh, *marketplace(90))
+    succeeds(fresh, "--seed", "1")
+    assert read_splits(tmp_path) == read_splits(fresh) != grown
+
+
+def test_a_duplicate_photo_that_joins_two_splits_moves_both_listings_to_train(tmp_path, capsys):
+    products, pictures = marketplace(60)
+    write_inputs(tmp_path, products, pictures)
+    succeeds(tmp_path)
+    splits = read_splits(tmp_path)
+    tested, validated = (next(key for key, split in splits.items() if split == wanted) for wanted in ("test", "validation"))
+    write_inputs(tmp_path, products, [*pictures, photo(100, tested), photo(101, validated, sha256=photo(100)["sha256"])])
+    capsys.readouterr()
+    succeeds(tmp_path)
+    assert read_splits(tmp_path) == splits | {tested: "train", validated: "train"}
+    assert "clusters that joined two splits and went to train: 1\n" in capsys.readouterr().err
+
+
+def test_splits_given_by_the_user_are_kept_and_empty_ones_are_assigned(tmp_path, capsys):
+    products, pictures = marketplace(40)
+    words = ["train", "Val", " valid", "validation", "TEST", ""]
+    products = [row | {"fold": words[number % 6]} for number, row in enumerate(products)]
+    pictures[4]["sha256"] = pictures[1]["sha256"]  # joins a test and a validation listing
+    write_inputs(tmp_path, products, pictures)
+    succeeds(tmp_path, "--split-column", "fold")
+    splits = read_splits(tmp_path)
+    meaning = dict(zip(words, ["train", "validation", "validation", "validation", "test", None], strict=True))
+    for number, row in enumerate(products):
+        expected = "train" if number in (1, 4) else meaning[row["fold"]]
+        assert expected in (None, splits[row["product_id"]])
+    assert json.loads(capsys.readouterr().out)["clusters_spanning_given_splits"] == 1
+
+
+def test_splits_can_be_given_photo_by_photo(tmp_path):
+    products, pictures = marketplace(9)
+    pictures = [row | {"fold": ["train", "val", "test"][number % 3]} for number, row in enumerate(pictures)]
+    pictures.append(photo(20, "p0002", fold="val"))  # the other photo of p0002 is in test
+    write_inputs(tmp_path, products, pictures)
+    succeeds(tmp_path, "--split-column", "fold")
+    expected = ["train", "validation", "train", "train", "validation", "test", "train", "validation", "test"]
+    assert list(read_splits(tmp_path).values()) == expected
+
+
+class Killed(BaseException):
+    """What no handler of the stage catches, as no handler catches SIGKILL."""
+
+
+@pytest.mark.parametrize("flags", [(), ("--seed", "3")], ids=["more listings", "other settings"])
+def test_a_run_killed_between_any_two_writes_and_run_again_ends_with_the_same_bytes(tmp_path, monkeypatch, flags):
+    earlier = tmp_path / "earlier"
+    products, pictures = marketplace(40)
+    write_inputs(earlier, products, pictures)
+    succeeds(earlier)
+    splits = read_splits(earlier)
+    tested, validated = (next(key for key, split in splits.items() if split == wanted) for wanted in ("test", "validation"))
+    products, pictures = marketplace(60)
+    pictures += [photo(100, tested), photo(101, validated, sha256=photo(100)["sha256"])]
+    write_inputs(earlier, products, pictures)
+    undisturbed = tmp_path / "undisturbed"
+    shutil.copytree(earlier, undisturbed)
+    succeeds(undisturbed, *flags)
+
+    rename = os.replace
+    for writes_done in itertools.count():
+        data = tmp_path / f"killed after {writes_done}"
+        shutil.copytree(earlier, data)
+        left = [writes_done]
+
+        def rename_until_killed(source, target, left=left):
+            if not left[0]:
+                raise Killed
+            left[0] -= 1
+            rename(source, target)
+
+        monkeypatch.setattr(os, "replace", rename_until_killed)
+        try:
+            succeeds(data, *flags)
+            finished = True
+        except Killed:
+            finished = False
+        monkeypatch.setattr(os, "replace", rename)
+        assert finished or not (data / "dataset" / "manifest.json").exists()
+        succeeds(data, *flags)
+        assert outputs(data) == outputs(undisturbed)
+        if finished:
+            break
+    assert writes_done >= 5
+
+
+# Failures.
+
+
+def test_a_stage_that_is_not_finished_is_named_with_its_command(tmp_path, capsys):
+    assert (
+        error_of(capsys, tmp_path) == f"error: {tmp_path / 'tabular'} is not finished: run python clean_tabular_data.py first\n"
+    )
+    write_inputs(tmp_path, *marketplace(3))
+    (tmp_path / "images" / "manifest.json").unlink()
+    assert error_of(capsys, tmp_path) == f"error: {tmp_path / 'images'} is not finished: run python clean_images.py first\n"
+
+
+@pytest.mark.parametrize("flag", ["--group-column", "--split-column"])
+def test_a_column_that_does_not_exist_is_answered_with_those_that_do(tmp_path, capsys, flag):
+    products, pictures = marketplace(3)
+    write_inputs(tmp_path, products, [row | {"sender": "s"} for row in pictures])
+    assert error_of(capsys, tmp_path, flag, "seller") == (
+        f"error: {flag} seller is no column of {tmp_path / 'tabular'}: "
+        "choose one of product_id, name, description, category, label, price, image_id, sender\n"
+    )
+
+
+def test_a_value_that_is_no_split_is_named(tmp_path, capsys):
+    products, pictures = marketplace(3)
+    write_inputs(tmp_path, [row | {"fold": "tset"} for row in products], pictures)
+    assert error_of(capsys, tmp_path, "--split-column", "fold") == (
+        f'error: column fold of {tmp_path / "tabular" / "products.csv"} holds "tset": write train, validation, test or nothing\n'
+    )
+
+
+def test_photos_without_any_listing_are_answered_with_one_sentence(tmp_path, capsys):
+    write_inputs(tmp_path, [product(0)], [photo(1, ""), photo(2, "p0777")])
+    assert error_of(capsys, tmp_path) == (
+        f"error: none of the 2 kept photos in {tmp_path / 'images'} belongs to a listing in {tmp_path / 'tabular'}: "
+        "take Products.csv, Images.csv and the photos from one export\n"
+    )
+
+
+def test_a_photo_that_stands_twice_in_the_table_is_named(tmp_path, capsys):
+    write_inputs(tmp_path, [product(0), product(1)], [photo(0), photo(0, "p0001")])
+    path = tmp_path / "tabular" / "images.csv"
+    table = storage.read_csv(path)
+    write_table(tmp_path / "images" / "photos.csv", [{key: photo(0)[key] for key in ("image_id", *RESULTS)}])
+    assert len(table) == 2
+    assert error_of(capsys, tmp_path) == f"error: {path} holds image_id i0000 twice: run python clean_tabular_data.py again\n"
+
+
+@pytest.mark.parametrize(("flags", "code"), [(["--seed", "x"], 2), (["--help"], 0)])
+def test_wrong_usage_exits_with_2_and_help_with_0(flags, code):
+    with pytest.raises(SystemExit) as caught:
+        dataset.main(flags)
+    assert caught.value.code == code
+
+
+# For training.
+
+
+@pytest.fixture
+def finished(tmp_path) -> Path:
+    write_inputs(tmp_path, *marketplace(24))
+    succeeds(tmp_path)
+    return tmp_path
+
+
+def test_listing_photos_come_through_a_loader_with_workers(finished):
+    photos_of_split = {split: dataset.ListingPhotos(finished, split) for split in ("train", "validation", "test")}
+    assert sum(len(part) for part in photos_of_split.values()) == len(dataset.ListingPhotos(finished)) == 24
+    part = photos_of_split["train"]
+    assert part.classes == NAMES
+    assert set(part.table["split"]) == {"train"}
+    loader = torch.utils.data.DataLoader(part, batch_size=5, num_workers=2)
+    batches = [torch.cat(column) for column in zip(*loader, strict=True)]
+    assert batches[0].shape == (len(part), 3, 32, 32) and batches[0].dtype == torch.uint8
+    assert batches[1].tolist() == part.table["label"].tolist()
+    assert batches[2].tolist() == list(range(len(part)))
+    for pixels, image_id in zip(batches[0], part.table["image_id"], strict=True):
+        stored = np.asarray(Image.open(finished / "images" / f"{image_id}.jpg").convert("RGB"))
+        assert (pixels.permute(1, 2, 0).numpy() == stored).all()
+
+
+def test_listing_photos_take_the_evaluation_transform(finished):
+    transform = partial(photos.model_input, size=16, mean=[0.5] * 3, std=[0.5] * 3)
+    part = dataset.ListingPhotos(finished, "test", transform)
+    tensor, label, index = part[0]
+    assert tensor.shape == (3, 16, 16)
+    assert (label, index) == (part.table["label"][0], 0)
+
+
+def test_listing_photos_refuse_an_unfinished_dataset_and_a_lost_photo(finished):
+    part = dataset.ListingPhotos(finished, "train")
+    path = finished / "images" / f"{part.table['image_id'][0]}.jpg"
+    path.unlink()
+    with pytest.raises(dataset.StageError) as caught:
+        part[0]
+    assert str(caught.value) == f"{path} is missing: run python clean_images.py again"
+    (finished / "dataset" / "manifest.json").unlink()
+    with pytest.raises(dataset.StageError) as caught:
+        dataset.ListingPhotos(finished)
+    assert str(caught.value) == f"{finished / 'dataset'} is not finished: run python dataset.py first"
