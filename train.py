@@ -1,0 +1,447 @@
+"""Train the photo model (ResNet-50 transfer learning) and the models of the table.
+
+Reads   data/dataset/, data/images/, data/tabular/
+Writes  data/model/       (image_model.safetensors, .json, .onnx; table_models.*; metrics.json, curves.png, confusion.png)
+        data/tensorboard/ (the same curves for TensorBoard)
+Run     python train.py                                  ImageNet weights, downloaded once
+        python train.py --weights resnet50.pth           your own checkpoint
+        python train.py --backbone efficientnet_lite0    ten times lighter on a CPU, weights from a Python package
+"""
+
+import argparse
+import copy
+import functools
+import json
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import save as safetensors_bytes
+from sklearn.metrics import confusion_matrix, f1_score, r2_score
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from dataset import ListingPhotos
+from marketplace import errors, listings, model, network, photos, storage, table_models
+from marketplace.errors import StageError
+
+EPOCHS = {"head": 30, "all": 10}
+LEARNING_RATE = {"head": 1e-3, "all": 3e-4}  # AdamW's; trunks that start from weights move at a tenth of it
+WEIGHT_DECAY = 1e-4
+HEAD_BATCH = 256  # cached feature vectors a step
+PRICE_BOUNDS = (1.0, 20_000.0)  # pounds; outside them listings are gifts, jokes and houses, which no median error should hang on
+
+
+def training_transform(input_size: int, mean: list[float], std: list[float]) -> Callable[[bytes], torch.Tensor]:
+    """JPEG bytes -> a randomly cropped, mirrored and tinted (3, S, S) tensor; only training sees it."""
+    augment = v2.Compose(
+        [
+            v2.RandomResizedCrop(input_size, scale=(0.6, 1.0), antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean, std),
+        ]
+    )
+    return functools.partial(_augmented, augment)
+
+
+def _augmented(augment: v2.Compose, jpeg: bytes) -> torch.Tensor:
+    return augment(torch.from_numpy(photos.pixels(jpeg).copy()).permute(2, 0, 1))
+
+
+def evaluation_transform(input_size: int, mean: list[float], std: list[float]) -> Callable[[bytes], torch.Tensor]:
+    return functools.partial(_plain, input_size, mean, std)
+
+
+def _plain(input_size: int, mean: list[float], std: list[float], jpeg: bytes) -> torch.Tensor:
+    return torch.from_numpy(photos.model_input(jpeg, input_size, mean, std))
+
+
+def by_listing(probabilities: np.ndarray, product_ids: pd.Series) -> tuple[np.ndarray, pd.Index]:
+    """The mean of each listing's photos: (N, C) rows of photos -> (P, C) rows of listings, and their ids."""
+    means = pd.DataFrame(probabilities).groupby(product_ids.to_numpy(), sort=True).mean()
+    return means.to_numpy(), means.index
+
+
+class Curves:
+    """What each epoch measured, kept for metrics.json and curves.png and shown in TensorBoard."""
+
+    def __init__(self, folder: Path):
+        from torch.utils.tensorboard import SummaryWriter
+
+        shutil.rmtree(folder, ignore_errors=True)
+        self._writer = SummaryWriter(folder)
+        self.epochs: list[dict[str, float]] = []
+
+    def add(self, **values: float) -> None:
+        self.epochs.append({"epoch": len(self.epochs) + 1} | {name: round(value, 6) for name, value in values.items()})
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, len(self.epochs))
+        print("  ".join(f"{name} {value:.4f}" for name, value in self.epochs[-1].items()), file=sys.stderr)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+@torch.inference_mode()
+def predict(photo_network: network.PhotoNetwork, loader: DataLoader, device: str, trunk_only: bool = False) -> torch.Tensor:
+    """(N, C) logits of a loader's photos in order, or (N, D) pooled features of the trunk."""
+    photo_network.eval()
+    run = photo_network.trunk if trunk_only else lambda pixels: photo_network(pixels)[1]
+    batches = tqdm(loader, desc="forward", unit="batch", file=sys.stderr, disable=None)
+    return torch.cat([run(pixels.to(device, memory_format=torch.channels_last)).cpu() for pixels, _, _ in batches])
+
+
+def evaluate(logits: torch.Tensor, table: pd.DataFrame) -> dict[str, float]:
+    """Mean cross-entropy by photo, and accuracy by listing."""
+    labels = torch.tensor(table["label"].to_numpy())
+    probabilities, ids = by_listing(logits.softmax(1).numpy(), table["product_id"])
+    truth = table.groupby("product_id")["label"].first().loc[ids].to_numpy()
+    loss = nn.functional.cross_entropy(logits, labels).item()
+    return {"loss": loss, "accuracy": float((probabilities.argmax(1) == truth).mean())}
+
+
+class _Mirrored(torch.utils.data.Dataset):
+    """The same photos from right to left."""
+
+    def __init__(self, plain: ListingPhotos):
+        self.plain = plain
+
+    def __len__(self) -> int:
+        return len(self.plain)
+
+    def __getitem__(self, index: int):
+        pixels, label, index = self.plain[index]
+        return pixels.flip(2), label, index
+
+
+def train_head(photo_network, splits, loader_of, args, curves: Curves) -> dict[str, torch.Tensor]:
+    """Train the head on the frozen trunk's features, computed once per photo and view; the best epoch's head weights."""
+    plain, validation = splits["train"], splits["validation"]
+    views = [predict(photo_network, loader_of(view), args.device, trunk_only=True) for view in (plain, _Mirrored(plain))]
+    features = torch.cat(views).to(args.device)
+    labels = torch.tensor(plain.table["label"].to_numpy()).repeat(len(views)).to(args.device)
+    held_out = predict(photo_network, loader_of(validation), args.device, trunk_only=True).to(args.device)
+    head = photo_network.head
+    optimiser = torch.optim.AdamW(head.parameters(), lr=args.learning_rate, weight_decay=WEIGHT_DECAY)
+
+    def epoch() -> Iterator[torch.Tensor]:
+        for rows in torch.randperm(len(features)).to(args.device).split(HEAD_BATCH):
+            yield nn.functional.cross_entropy(head(features[rows]), labels[rows])
+
+    def validate() -> dict[str, float]:
+        with torch.inference_mode():
+            return evaluate(head(held_out).cpu(), validation.table)
+
+    return _train(head, optimiser, epoch, validate, args.epochs, curves)
+
+
+def train_all(photo_network, splits, loader_of, args, curves: Curves) -> dict[str, torch.Tensor]:
+    """Train trunk and head end to end on augmented photos; the best epoch's weights."""
+    photo_network.to(args.device, memory_format=torch.channels_last)
+    train = loader_of(splits["augmented"], shuffle=True)
+    validation = loader_of(splits["validation"])
+    trunk_rate = args.learning_rate * (1 if args.weights == "none" else 0.1)
+    groups = [
+        {"params": photo_network.trunk.parameters(), "lr": trunk_rate},
+        {"params": photo_network.head.parameters(), "lr": args.learning_rate},
+    ]
+    optimiser = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, max_lr=[group["lr"] for group in groups], total_steps=args.epochs * len(train)
+    )
+
+    def epoch() -> Iterator[torch.Tensor]:
+        photo_network.train()
+        for pixels, labels, _ in tqdm(train, desc="train", unit="batch", file=sys.stderr, disable=None):
+            _, logits = photo_network(pixels.to(args.device, memory_format=torch.channels_last))
+            yield nn.functional.cross_entropy(logits, labels.to(args.device))
+
+    def validate() -> dict[str, float]:
+        return evaluate(predict(photo_network, validation, args.device), splits["validation"].table)
+
+    return _train(photo_network, optimiser, epoch, validate, args.epochs, curves, schedule)
+
+
+def _train(module, optimiser, epoch, validate, epochs: int, curves: Curves, schedule=None) -> dict[str, torch.Tensor]:
+    best, best_state = None, None
+    for _ in range(epochs):
+        losses = []
+        for loss in epoch():
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            if schedule:
+                schedule.step()
+            losses.append(loss.item())
+        if not np.isfinite(losses).all():
+            raise StageError(f"training diverged in epoch {len(curves.epochs) + 1}: give a smaller --learning-rate")
+        validation = validate()
+        curves.add(train_loss=float(np.mean(losses)), **{f"validation_{name}": value for name, value in validation.items()})
+        key = (validation["accuracy"], -validation["loss"])
+        if best is None or key > best:
+            best, best_state = key, copy.deepcopy(module.state_dict())
+    return best_state
+
+
+def train_photo_model(
+    args: argparse.Namespace, settings: dict
+) -> tuple[network.PhotoNetwork, model.Description, dict, np.ndarray]:
+    """The trained network, its description, its metrics and the test listings' confusion matrix (rows: truth)."""
+    mean, std = (list(values) for values in network.normalisation(args.backbone))
+    plain = evaluation_transform(args.image_size, mean, std)
+    splits = {name: ListingPhotos(args.data, name, plain) for name in ("train", "validation", "test")}
+    splits["augmented"] = ListingPhotos(args.data, "train", training_transform(args.image_size, mean, std))
+    for name in ("train", "validation"):
+        if not len(splits[name]):
+            raise StageError(
+                f"the {name} split has no photos: give more listings (three or more in a category) or a --split-column"
+            )
+    classes = splits["train"].classes
+
+    def loader_of(photos_of_split, shuffle: bool = False) -> DataLoader:
+        generator = torch.Generator().manual_seed(args.seed)
+        # A last batch of one photo would break batch normalisation in training.
+        drop_last = shuffle and len(photos_of_split) % args.batch_size == 1 and len(photos_of_split) > 1
+        return DataLoader(
+            photos_of_split, args.batch_size, shuffle, num_workers=args.workers, generator=generator, drop_last=drop_last
+        )
+
+    torch.manual_seed(args.seed)
+    photo_network = network.build(args.backbone, args.weights, len(classes), args.image_size).to(args.device)
+    curves = Curves(args.data / "tensorboard")
+    if args.finetune == "head":
+        photo_network.head.load_state_dict(train_head(photo_network, splits, loader_of, args, curves))
+    else:
+        photo_network.load_state_dict(train_all(photo_network, splits, loader_of, args, curves))
+    curves.close()
+    metrics = {"epochs": curves.epochs}
+    confusion = np.zeros((len(classes), len(classes)), int)
+    for name in ("validation", "test"):
+        table = splits[name].table
+        if not len(table):
+            metrics[name] = None
+            continue
+        logits = predict(photo_network, loader_of(splits[name]), args.device)
+        metrics[name] = evaluate(logits, table)
+        probabilities, ids = by_listing(logits.softmax(1).numpy(), table["product_id"])
+        truth = table.groupby("product_id")["label"].first().loc[ids].to_numpy()
+        metrics[name] |= {
+            "macro_f1": float(f1_score(truth, probabilities.argmax(1), average="macro", zero_division=0)),
+            "listings": len(ids),
+        }
+        if name == "test":
+            confusion = confusion_matrix(truth, probabilities.argmax(1), labels=range(len(classes)))
+    description = model.Description(
+        backbone=args.backbone,
+        weights=args.weights if args.weights in ("imagenet", "none") else Path(args.weights).name,
+        classes=classes,
+        input_size=args.image_size,
+        mean=mean,
+        std=std,
+        dimension=photo_network.head.in_features,
+        embedding="pooled features of the trunk, unit length",
+        photo=settings,
+    )
+    return photo_network, description, metrics, confusion
+
+
+def train_table_models(data_dir: Path, seed: int) -> tuple[table_models.TableModels, dict]:
+    """The models of the table, fitted on training listings, calibrated on validation ones; and their metrics."""
+    products = listings.read_products(data_dir / "tabular")
+    split = storage.read_csv(data_dir / "dataset" / "listings.csv").set_index("product_id")["split"]
+    products["split"] = products["product_id"].map(split)
+    products["text"] = [listings.text(*pair) for pair in zip(products["name"], products["description"], strict=True)]
+    labels = storage.read_json(data_dir / "tabular" / "labels.json")["encoder"]
+    parts = {name: part for name, part in products.groupby("split")}
+    train = parts.get("train", products[:0])
+
+    def usable(part: pd.DataFrame) -> np.ndarray:
+        return part["price_plausible"].to_numpy(bool) & (part["price"] > 0).to_numpy(bool)
+
+    def columns(part: pd.DataFrame) -> tuple:
+        return part["text"].tolist(), part["label"].to_numpy(), part["price"].to_numpy(), usable(part)
+
+    models = table_models.fit(*columns(train), n_classes=len(labels), seed=seed)
+    if "validation" in parts:
+        table_models.calibrate(models, *columns(parts["validation"]))
+    median_price = float(train["price"][usable(train)].median())
+    metrics = {"median_price_pounds": median_price}
+    for name in ("validation", "test"):
+        metrics[name] = evaluate_table(models, parts[name], median_price) if name in parts else None
+    return models, metrics
+
+
+def evaluate_table(models: table_models.TableModels, part: pd.DataFrame, median_price: float) -> dict:
+    """Category accuracy and macro-F1; price R2 on log pounds and median absolute error beside the median price's."""
+    truth = part["label"].to_numpy()
+    guess = models.category_probabilities(part["text"].tolist()).argmax(1)
+    metrics = {
+        "listings": len(part),
+        "text_accuracy": float((guess == truth).mean()),
+        "text_macro_f1": float(f1_score(truth, guess, average="macro", zero_division=0)),
+    }
+    priced = part[part["price"].between(*PRICE_BOUNDS)]
+    if len(priced) < 2:
+        return metrics | {"priced_listings": len(priced)}
+    price = priced["price"].to_numpy()
+    one_hot = np.eye(models.n_classes, dtype=np.float32)[priced["label"].to_numpy()]
+    log_price = models.log_price(priced["text"].tolist(), one_hot)
+    return metrics | {
+        "priced_listings": len(priced),
+        "price_log_r2": float(r2_score(np.log10(price), log_price)),
+        "price_median_error_pounds": float(np.median(np.abs(price - 10**log_price))),
+        "price_median_error_of_median_pounds": float(np.median(np.abs(price - median_price))),
+    }
+
+
+def draw_curves(epochs: list[dict]) -> bytes:
+    figure, (left, right) = _figure(1, 2, (9, 3.5))
+    steps = [epoch["epoch"] for epoch in epochs]
+    left.plot(steps, [epoch["train_loss"] for epoch in epochs], label="training")
+    left.plot(steps, [epoch["validation_loss"] for epoch in epochs], label="validation")
+    left.set(xlabel="epoch", ylabel="cross-entropy")
+    left.legend()
+    right.plot(steps, [epoch["validation_accuracy"] for epoch in epochs], color="tab:orange")
+    right.set(xlabel="epoch", ylabel="validation accuracy, by listing", ylim=(0, 1))
+    return _png(figure)
+
+
+def draw_confusion(confusion: np.ndarray, classes: list[str]) -> bytes:
+    size = 3.5 + 0.38 * len(classes)
+    figure, axes = _figure(1, 1, (size + 1.5, size))
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in zip(*np.nonzero(confusion), strict=True):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, confusion[row, column], ha="center", va="center", fontsize=7, color=colour)
+    axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right", fontsize=8)
+    axes.set_yticks(range(len(classes)), classes, fontsize=8)
+    axes.set(xlabel="predicted", ylabel="true", title="Test listings, photo model")
+    return _png(figure)
+
+
+def _figure(rows: int, columns: int, size_inches: tuple[float, float]):
+    from matplotlib.figure import Figure  # without pyplot: no display, no global state
+
+    figure = Figure(size_inches, layout="constrained")
+    return figure, figure.subplots(rows, columns)
+
+
+def _png(figure) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="data", type=Path, help="folder of all stages (default: %(default)s)")
+    parser.add_argument(
+        "--backbone", default="resnet50", help=f"torchvision classifier, or {network.LITE0} (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--weights", default="imagenet", help="imagenet, none, or a .pth or .safetensors file (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--finetune", choices=["head", "all"], help="what is trained (default: all with a GPU or without weights, else head)"
+    )
+    parser.add_argument("--image-size", default=224, type=int, help="pixels a side of the model's input (default: %(default)s)")
+    parser.add_argument(
+        "--epochs", type=int, help=f"passes over the photos (default: {EPOCHS['head']} for head, {EPOCHS['all']} for all)"
+    )
+    parser.add_argument("--batch-size", default=32, type=int, help="photos a step (default: %(default)s)")
+    parser.add_argument(
+        "--learning-rate", type=float, help=f"AdamW's (default: {LEARNING_RATE['head']} for head, {LEARNING_RATE['all']} for all)"
+    )
+    parser.add_argument("--seed", default=0, type=int, help="of everything random (default: %(default)s)")
+    parser.add_argument(
+        "--workers", default=min(os.cpu_count() or 1, 8), type=int, help="decoding processes (default: %(default)s)"
+    )
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    parser.add_argument(
+        "--check-weights", action="store_true", help="only tell whether the backbone's ImageNet weights can be had; exit 1 if not"
+    )
+    args = parser.parse_args(argv)
+    if args.image_size < 32 or args.batch_size < 2 or (args.epochs is not None and args.epochs < 1):
+        parser.error("--image-size is at least 32, --batch-size at least 2, --epochs at least 1")
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    args.finetune = args.finetune or ("all" if args.device == "cuda" or args.weights == "none" else "head")
+    if args.finetune == "head" and args.weights == "none":
+        parser.error("--finetune head needs a pretrained trunk: give --weights, or --finetune all")
+    args.epochs = args.epochs or EPOCHS[args.finetune]
+    args.learning_rate = args.learning_rate or LEARNING_RATE[args.finetune]
+    return args
+
+
+def run(args: argparse.Namespace) -> dict:
+    if args.check_weights:
+        if not network.imagenet_available(args.backbone):
+            raise StageError(f"the ImageNet weights of {args.backbone} are not cached and cannot be downloaded: see --weights")
+        return {"backbone": args.backbone, "imagenet_weights": "available"}
+    for folder in ("tabular", "images", "dataset"):
+        storage.read_manifest(args.data / folder)
+    settings = storage.read_manifest(args.data / "images")["arguments"]
+    names = (
+        "backbone",
+        "weights",
+        "finetune",
+        "image_size",
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "seed",
+        "workers",
+        "device",
+    )
+    inputs = {
+        "training_data.csv": storage.digest(args.data / "dataset" / "training_data.csv"),
+        "listings.csv": storage.digest(args.data / "dataset" / "listings.csv"),
+        "products.csv": storage.digest(args.data / "tabular" / "products.csv"),
+        "photos.csv": storage.digest(args.data / "images" / "photos.csv"),
+    }
+    if args.weights not in ("imagenet", "none"):
+        inputs["weights"] = storage.digest(Path(args.weights))
+    stage = storage.Stage(args.data / "model", {name: getattr(args, name) for name in names}, inputs)
+    if done := stage.finished():
+        return done
+    stage.begin()
+    models, table_metrics = train_table_models(args.data, args.seed)
+    photo_network, description, photo_metrics, confusion = train_photo_model(args, settings)
+    models.save(stage.folder)
+    photo_network = photo_network.cpu().to(memory_format=torch.contiguous_format)
+    storage.write_bytes(stage.folder / model.WEIGHTS, safetensors_bytes(photo_network.state_dict()))
+    with storage.atomic_path(stage.folder / model.ONNX) as path, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        network.export_onnx(photo_network, args.image_size, path)
+    description.save(stage.folder)
+    storage.write_bytes(stage.folder / "curves.png", draw_curves(photo_metrics["epochs"]))
+    storage.write_bytes(stage.folder / "confusion.png", draw_confusion(confusion, description.classes))
+    storage.write_json(stage.folder / "metrics.json", {"photo": photo_metrics, "table": table_metrics})
+    counts = {
+        name: {"photo_accuracy": (photo_metrics[name] or {}).get("accuracy")} | (table_metrics[name] or {})
+        for name in ("validation", "test")
+    }
+    print(json.dumps(counts, indent=2), file=sys.stderr)
+    table_files = (table_models.DESCRIPTION, table_models.WEIGHTS)
+    outputs = (model.WEIGHTS, model.DESCRIPTION, model.ONNX, *table_files, "metrics.json", "curves.png", "confusion.png")
+    return stage.finish(counts, outputs)
+
+
+def main(argv=None) -> int:
+    return errors.exit_code(run, parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
