@@ -1,17 +1,21 @@
 """Local and s3:// paths, atomic writes, manifests and generations; the only importer of boto3."""
 
 import contextlib
+import csv
 import datetime
+import functools
 import hashlib
 import json
 import os
 import shutil
+import threading
 import time
+import tokenize
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
+import numpy as np
 import pandas as pd
 
 from marketplace.errors import StageError
@@ -20,6 +24,7 @@ SCHEMA_VERSION = 1  # of every manifest; raised when a stage's files change thei
 MANIFEST = "manifest.json"
 TEMPORARY_SUFFIX = ".tmp"
 GENERATIONS_KEPT = 2  # the one being served, and the one before it for readers that still have it open
+S3_BODY_ATTEMPTS = 5  # attempts to read an object's bytes; boto3 makes as many to send a request
 
 SCRIPTS = {  # stage folder -> the script that fills it
     "tabular": "clean_tabular_data.py",
@@ -42,11 +47,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        _flush(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -59,9 +68,27 @@ def write_json(path: Path, value: object, indent: int | None = 2) -> None:
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """Write a frame that read_csv() reads back; text must hold no bare carriage return, which pandas leaves unquoted."""
+    """Write a frame that read_csv() reads back as it was, whatever its text."""
+    write = functools.partial(frame.to_csv, index=False, lineterminator="\n", encoding="utf-8")
     with atomic_path(path) as temporary:
-        frame.to_csv(temporary, index=False, lineterminator="\n", encoding="utf-8")
+        write(temporary)
+        if b"\r" in temporary.read_bytes():  # pandas leaves a bare one unquoted, and reads it as the end of a row
+            write(temporary, quoting=csv.QUOTE_NONNUMERIC)
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def read_array(path: Path) -> np.ndarray:
+    """A .npy file, memory-mapped; StageError when it is missing or damaged."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise StageError(f"{path} is missing: {_remedy(Path(path).parent)}") from None
+    except (ValueError, EOFError, tokenize.TokenError):  # TokenError: numpy parses a damaged header as Python
+        raise StageError(f"{path} is damaged: delete it and {_remedy(Path(path).parent)}") from None
 
 
 def read_csv(path: Path, **options) -> pd.DataFrame:
@@ -70,6 +97,8 @@ def read_csv(path: Path, **options) -> pd.DataFrame:
         return pd.read_csv(path, **{"dtype": str, "keep_default_na": False, "encoding": "utf-8"} | options)
     except FileNotFoundError:
         raise StageError(f"{path} is missing: {_remedy(Path(path).parent)}") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
+        raise StageError(f"{path} is damaged: delete it and {_remedy(Path(path).parent)}") from None
 
 
 def read_json(path: Path) -> dict:
@@ -91,7 +120,7 @@ def digest(path: Path) -> str:
 
 
 def _remedy(folder: Path) -> str:
-    script = SCRIPTS.get(folder.name)
+    script = SCRIPTS.get(folder.name) or SCRIPTS.get(folder.parent.name)  # a generation stands below its stage's folder
     return f"run python {script} first" if script else "check the path"
 
 
@@ -112,12 +141,9 @@ class Stage:
 
     def finished(self) -> dict | None:
         """The summary of an earlier run with the same inputs and arguments whose files are all still there, else None."""
-        try:
-            manifest = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            return None
+        manifest = _whole_manifest(self.folder)
         wanted = {"schema": SCHEMA_VERSION, "arguments": self.arguments, "inputs": self.inputs}
-        if any(manifest.get(key) != json.loads(json.dumps(value)) for key, value in wanted.items()):
+        if not manifest or any(manifest[key] != json.loads(json.dumps(value)) for key, value in wanted.items()):
             return None
         for name, size in manifest["outputs"].items():
             path = self.folder / name
@@ -129,8 +155,7 @@ class Stage:
         """Make the folder, take its manifest away and remove what a killed run left half-written."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / MANIFEST).unlink(missing_ok=True)
-        for leftover in self.folder.glob(f".*{TEMPORARY_SUFFIX}"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        _remove_leftovers(self.folder)
 
     def finish(self, counts: dict, outputs: Iterable[str]) -> dict:
         """Write the manifest, which makes the stage finished, and return its summary.
@@ -147,21 +172,36 @@ class Stage:
                 "inputs": self.inputs,
                 "outputs": {name: (self.folder / name).stat().st_size for name in outputs},
                 "counts": counts,
-                "started": datetime.datetime.fromtimestamp(self.started_s, datetime.timezone.utc).isoformat(),
+                "started": datetime.datetime.fromtimestamp(self.started_s, datetime.UTC).isoformat(),
                 "seconds": seconds,
             },
         )
         return {"stage": self.folder.name, **counts, "seconds": seconds}
 
 
-def read_manifest(folder: Path) -> dict:
-    """The manifest of a finished stage; StageError names the command to run when there is none."""
-    folder = Path(folder)
+def _remove_leftovers(folder: Path) -> None:
+    for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def _whole_manifest(folder: Path) -> dict | None:
+    """The folder's manifest, None when it is missing, damaged or lacks what finish() writes."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        raise StageError(f"{folder} is not finished: {_remedy(folder)}") from None
-    if manifest.get("schema") != SCHEMA_VERSION:
+        return None
+    kinds = {"schema": int, "arguments": dict, "inputs": dict, "outputs": dict, "counts": dict}
+    is_whole = isinstance(manifest, dict) and all(isinstance(manifest.get(key), kind) for key, kind in kinds.items())
+    return manifest if is_whole else None
+
+
+def read_manifest(folder: Path) -> dict:
+    """The manifest of a finished stage; StageError names the command to run when there is none."""
+    folder = Path(folder)
+    manifest = _whole_manifest(folder)
+    if not manifest:
+        raise StageError(f"{folder} is not finished: {_remedy(folder)}")
+    if manifest["schema"] != SCHEMA_VERSION:
         raise StageError(f"{folder} was written by another version of this program: run python {SCRIPTS[folder.name]} again")
     return manifest
 
@@ -181,36 +221,46 @@ def is_s3(uri: str | Path) -> bool:
 
 
 def _split_s3(uri: str) -> tuple[str, str]:
-    parts = urlsplit(uri, allow_fragments=False)
-    if not parts.netloc:
+    # No URL parser: "?", "#" and a leading "/" are ordinary characters of an S3 key.
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not bucket:
         raise StageError(f"{uri} names no bucket: write s3://bucket/key")
-    # A "?" is an ordinary character of an S3 key, not the start of a query.
-    return parts.netloc, uri.removeprefix(f"s3://{parts.netloc}").lstrip("/")
+    return bucket, key
 
 
-_clients: dict[int, object] = {}  # process id -> client: a client must not cross a fork
+_client_lock = threading.Lock()  # boto3's session cannot make two clients at once
 
 
 def _client():
+    with _client_lock:
+        return _client_of(os.getpid())
+
+
+@functools.lru_cache(maxsize=1)
+def _client_of(process_id: int):
+    """One client a process: threads may share it, but it must not cross a fork."""
     import boto3  # only users of S3 pay for the import
 
-    if os.getpid() not in _clients:
-        _clients[os.getpid()] = boto3.client("s3")
-    return _clients[os.getpid()]
+    try:
+        return boto3.client("s3")
+    except ValueError as error:  # an endpoint without http://
+        raise StageError(f"S3 cannot be used ({error}): check AWS_ENDPOINT_URL and the region") from None
 
 
 @contextlib.contextmanager
 def _s3_errors(uri: str) -> Iterator[None]:
     """Turn what boto3 raises into one sentence about `uri`."""
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    from boto3.exceptions import Boto3Error  # s3transfer's failures, which are no BotoCoreErrors
+    from botocore import exceptions
+    from urllib3.exceptions import HTTPError
 
     try:
         yield
-    except NoCredentialsError:
+    except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError):
         raise StageError(
             f"no AWS credentials to read {uri}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or an instance role"
         ) from None
-    except ClientError as error:
+    except exceptions.ClientError as error:
         code = error.response["Error"]["Code"]
         bucket = _split_s3(uri)[0]
         if code == "NoSuchBucket":
@@ -219,9 +269,12 @@ def _s3_errors(uri: str) -> Iterator[None]:
             raise StageError(f"there is no object {uri}: check the bucket and the key") from None
         if code in ("403", "AccessDenied"):
             raise StageError(f"access to {uri} is denied: allow s3:GetObject and s3:ListBucket on {bucket}") from None
-        raise StageError(f"S3 refused {uri} ({code}): try again, or check the bucket's region and policy") from None
-    except BotoCoreError as error:
-        raise StageError(f"S3 cannot be reached for {uri} ({type(error).__name__}): check the network and AWS_ENDPOINT_URL") from None
+        raise StageError(f"S3 refused {uri} ({code}): check the credentials, and the bucket's region and policy") from None
+    except exceptions.ParamValidationError:
+        raise StageError(f"{uri} is no valid S3 URI: write s3://bucket/key") from None
+    except (exceptions.BotoCoreError, Boto3Error, HTTPError) as error:
+        reason = type(error).__name__
+        raise StageError(f"S3 cannot be read for {uri} ({reason}): check the network, AWS_ENDPOINT_URL and AWS_PROFILE") from None
 
 
 def list_objects(uri: str) -> list[S3Object]:
@@ -237,9 +290,15 @@ def list_objects(uri: str) -> list[S3Object]:
 
 
 def read_object(uri: str) -> bytes:
-    """The bytes of one S3 object, whole: a connection that breaks is retried by boto3, then a StageError."""
+    """The bytes of one S3 object, whole: a connection that breaks is tried again, then a StageError."""
+    from botocore.exceptions import BotoCoreError
+
     bucket, key = _split_s3(uri)
     with _s3_errors(uri):
+        for _ in range(S3_BODY_ATTEMPTS - 1):
+            body = _client().get_object(Bucket=bucket, Key=key)["Body"]
+            with contextlib.suppress(BotoCoreError):  # boto3 itself tries only the head again
+                return body.read()
         return _client().get_object(Bucket=bucket, Key=key)["Body"].read()
 
 
@@ -254,13 +313,15 @@ def local_file(uri: str | Path, cache_dir: Path) -> Path:
         return Path(uri)
     uri = str(uri)
     bucket, key = _split_s3(uri)
-    copy = Path(cache_dir) / hashlib.sha256(uri.encode()).hexdigest()[:16] / (Path(key).name or "object")
+    # The key's name for the messages that show the path; short, as a key may be longer than a file's name.
+    name = key.rpartition("/")[2].lstrip(".")[-50:] or "object"
+    copy = Path(cache_dir) / hashlib.sha256(uri.encode()).hexdigest()[:16] / name
     etag_path = copy.with_name(copy.name + ".etag")
     with _s3_errors(uri):
         head = _client().head_object(Bucket=bucket, Key=key)
         if copy.is_file() and etag_path.is_file() and etag_path.read_text() == head["ETag"]:
             return copy
-        etag_path.unlink(missing_ok=True)
+        shutil.rmtree(copy.parent, ignore_errors=True)  # with what a killed download left there
         with atomic_path(copy) as temporary:
             _client().download_file(bucket, key, str(temporary))
             if temporary.stat().st_size != head["ContentLength"]:
@@ -277,37 +338,52 @@ def current_generation(index_dir: Path) -> Path:
     index_dir = Path(index_dir)
     try:
         name = json.loads((index_dir / "current.json").read_text(encoding="utf-8"))["generation"]
-    except (FileNotFoundError, ValueError, KeyError):
+        folder = index_dir / name
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         raise StageError(f"{index_dir} holds no published index: run python build_index.py first") from None
-    if not (index_dir / name).is_dir():
+    if not name or not folder.is_dir():
         raise StageError(f"{index_dir / 'current.json'} names {name}, which is missing: run python build_index.py again")
-    return index_dir / name
+    return folder
 
 
 @contextlib.contextmanager
 def new_generation(index_dir: Path, name: str) -> Iterator[Path]:
-    """A temporary folder to fill; on leaving without an error it becomes generation `name`, is published and old ones go.
+    """A temporary folder to fill with files; on leaving without an error it is published as generation `name`, and old ones go.
 
     name: decided by the content's inputs, so that a killed and repeated build ends in the same folder.
     """
     index_dir = Path(index_dir)
     temporary = index_dir / f".{name}{TEMPORARY_SUFFIX}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    _remove_leftovers(index_dir)
     temporary.mkdir(parents=True)
-    yield temporary
-    if (index_dir / name).exists():  # left by a run that was killed before it could publish, or an older twin
-        shutil.rmtree(index_dir / name)
-    os.replace(temporary, index_dir / name)
+    try:
+        yield temporary
+        _put_in_place(temporary, index_dir / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     previous = None
     with contextlib.suppress(StageError):
         previous = current_generation(index_dir).name
     write_json(index_dir / "current.json", {"generation": name}, indent=None)
-    kept = {name, previous}
-    others = sorted(
-        (path for path in index_dir.iterdir() if path.is_dir() and path.name not in kept),
-        key=lambda path: path.stat().st_mtime,
-        reverse=True,
-    )
-    spare = GENERATIONS_KEPT - len(kept - {None})
-    for path in others[max(spare, 0) :]:
-        shutil.rmtree(path)
+    _remove_old_generations(index_dir, {name, previous} - {None})
+
+
+def _put_in_place(temporary: Path, generation: Path) -> None:
+    for path in temporary.iterdir():
+        _flush(path)
+    if not generation.exists():
+        os.replace(temporary, generation)
+        return
+    # Left by a run that was killed before it could publish or finish. It may be served by now: so file by file, the same
+    # bytes under the same names, and no reader ever finds one missing.
+    for path in temporary.iterdir():
+        os.replace(path, generation / path.name)
+
+
+def _remove_old_generations(index_dir: Path, kept: set[str]) -> None:
+    others = [path for path in index_dir.iterdir() if path.is_dir() and path.name not in kept]
+    others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in others[GENERATIONS_KEPT - len(kept) :]:
+        doomed = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")  # a kill must not leave half a generation
+        os.replace(path, doomed)
+        shutil.rmtree(doomed)
