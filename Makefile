@@ -1,0 +1,49 @@
+# make demo   from a bare checkout to ranked answers over HTTP, on a synthetic marketplace
+# make serve  the same, and the service keeps running
+# make test   from a bare checkout to a green suite
+# make setup  only the virtual environment that all of them use
+
+PYTHON ?= python3
+DATA ?= data/demo
+LISTINGS ?= 390
+PORT ?= 8080
+WEIGHTS ?= imagenet
+# From scratch, 64-pixel photos keep ResNet-50 to minutes on two cores.
+TRAIN_FLAGS ?= $(if $(filter none,$(WEIGHTS)),--image-size 64 --epochs 25)
+
+PY := .venv/bin/python
+DIGEST := $(shell cat requirements.txt requirements-dev.txt | cksum | cut -d ' ' -f 1)
+READY := .venv/.ready-$(DIGEST)
+
+.PHONY: setup test demo serve pipeline
+setup: $(READY)
+
+$(READY): requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet -r requirements.txt -r requirements-dev.txt
+	@rm -f .venv/.ready-* && touch $@
+
+test: setup
+	$(PY) -m pytest
+
+pipeline: setup
+	$(PY) -m marketplace.sample --out $(DATA)/raw --listings $(LISTINGS)
+	$(PY) clean_tabular_data.py --data $(DATA)
+	$(PY) clean_images.py --data $(DATA)
+	$(PY) dataset.py --data $(DATA)
+	@backbone=$(BACKBONE); \
+	if [ -z "$$backbone" ]; then \
+	  backbone=resnet50; \
+	  [ "$(WEIGHTS)" != imagenet ] || $(PY) train.py --check-weights 2>/dev/null || { backbone=efficientnet_lite0; \
+	    echo "ResNet-50's ImageNet weights are not cached and cannot be downloaded here: the demo runs on efficientnet_lite0."; }; \
+	fi; \
+	set -x; $(PY) train.py --data $(DATA) --backbone $$backbone --weights $(WEIGHTS) $(TRAIN_FLAGS)
+	$(PY) extract_embeddings.py --data $(DATA)
+	$(PY) build_index.py --data $(DATA)
+
+demo: pipeline
+	@PYTHON=$(PY) DATA=$(DATA) PORT=$(PORT) bash benchmarks/demo.sh
+
+serve: pipeline
+	$(PY) api.py --data $(DATA) --port $(PORT)

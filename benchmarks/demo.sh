@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Start the API over $DATA, post a photo of the test split to it with curl, measure its answers over HTTP, stop it.
+set -euo pipefail
+url=http://127.0.0.1:$PORT
+log=$DATA/api.log
+
+"$PYTHON" api.py --data "$DATA" --port "$PORT" >"$log" 2>&1 &
+api=$!
+trap 'kill $api 2>/dev/null; wait $api 2>/dev/null || true' EXIT
+until curl --silent --fail "$url/healthcheck" >/dev/null; do
+  kill -0 $api 2>/dev/null || { tail -n 5 "$log" >&2; exit 1; }
+  "$PYTHON" -c 'import time; time.sleep(0.2)'
+done
+
+photo=$("$PYTHON" benchmarks/demo_quality.py --data "$DATA" --example)
+echo
+echo "\$ curl -F image=@$photo -F k=5 $url/predict/similar_images"
+curl --silent --show-error --fail -F "image=@$photo" -F k=5 "$url/predict/similar_images" |
+  "$PYTHON" -c '
+import json, sys
+for place, result in enumerate(json.load(sys.stdin)["results"], 1):
+    parts = ", ".join(f"{kind} {value:.2f}" for kind, value in result["parts"].items())
+    print(f"{place}. {result['"'score'"']:.2f} ({parts})  {result['"'name'"']}  £{result['"'price'"']:,.2f}  {result['"'category'"']}  {result['"'town'"']}")
+'
+echo
+"$PYTHON" benchmarks/demo_quality.py --data "$DATA" --url "$url"

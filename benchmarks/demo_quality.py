@@ -1,0 +1,82 @@
+"""How often the best answer to a test photo is of its own category, over HTTP, beside a colour histogram's.
+
+Reads   data/demo/raw/images/ (the photos as a user has them), data/demo/dataset/, data/demo/images/, and the API at --url
+Run     python benchmarks/demo_quality.py --data data/demo --url http://127.0.0.1:8080
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from marketplace import photos, storage  # noqa: E402
+
+BINS = 8  # a colour channel
+
+
+def read_photos(data_dir: Path) -> pd.DataFrame:
+    """Every photo of the catalogue with its listing, cluster, main category and split."""
+    table = storage.read_csv(data_dir / "dataset" / "training_data.csv")
+    categories = storage.read_csv(data_dir / "tabular" / "products.csv").set_index("product_id")["main_category"]
+    return table.assign(main_category=table["product_id"].map(categories))
+
+
+def answer_is_right(client: httpx2.Client, photo_path: Path, photo: pd.Series, own_cluster: set[str]) -> bool:
+    """Whether the best listing outside the photo's own cluster (its listing and its duplicates) is of the photo's category."""
+    files = {"image": photo_path.read_bytes()}
+    response = client.post("/predict/similar_images", files=files, data={"k": str(len(own_cluster) + 1)})
+    response.raise_for_status()
+    best = next(result for result in response.json()["results"] if result["product_id"] not in own_cluster)
+    return best["category"].split(" / ")[0] == photo["main_category"]
+
+
+def histogram(jpeg: bytes) -> np.ndarray:
+    levels = photos.pixels(jpeg).reshape(-1, 3) // (256 // BINS)
+    counts = np.bincount(levels @ [BINS * BINS, BINS, 1], minlength=BINS**3)
+    return counts / counts.sum()
+
+
+def histogram_accuracy(table: pd.DataFrame, images_dir: Path) -> float:
+    """The same measure for the nearest neighbour by histogram intersection (Swain and Ballard 1991)."""
+    histograms = np.stack([histogram((images_dir / f"{image_id}.jpg").read_bytes()) for image_id in table["image_id"]])
+    clusters, categories = table["cluster"].to_numpy(), table["main_category"].to_numpy()
+    right = []
+    for row in np.flatnonzero(table["split"] == "test"):
+        alike = np.minimum(histograms, histograms[row]).sum(axis=1)
+        alike[clusters == clusters[row]] = -1
+        right.append(categories[alike.argmax()] == categories[row])
+    return float(np.mean(right))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="data/demo", type=Path, help="folder of all stages (default: %(default)s)")
+    parser.add_argument("--url", default="http://127.0.0.1:8080", help="where the API answers (default: %(default)s)")
+    parser.add_argument("--example", action="store_true", help="only print the path of one test photo")
+    args = parser.parse_args()
+    table = read_photos(args.data)
+    tests = table[table["split"] == "test"]
+    raw_path = {image_id: args.data / "raw" / "images" / f"{image_id}.jpg" for image_id in tests["image_id"]}
+    if args.example:
+        print(raw_path[tests["image_id"].min()])
+        return 0
+    listings_of = {cluster: set(part["product_id"]) for cluster, part in table.groupby("cluster")}
+    with httpx2.Client(base_url=args.url, timeout=60) as client:
+        right = [
+            answer_is_right(client, raw_path[photo["image_id"]], photo, listings_of[photo["cluster"]])
+            for _, photo in tests.iterrows()
+        ]
+    baseline = histogram_accuracy(table, args.data / "images")
+    print(f"test photos whose best answer is of their own category, their own listing left out: {np.mean(right):.3f}", end=" ")
+    print(f"({sum(right)} of {len(right)}, over HTTP)", f"nearest by colour histogram: {baseline:.3f}", sep="\n")
+    print(json.dumps({"top_answer_accuracy": float(np.mean(right)), "histogram_accuracy": baseline, "photos": len(right)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

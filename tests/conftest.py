@@ -1,0 +1,71 @@
+import socket
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import uvicorn
+
+import api
+import build_index
+import clean_images
+import clean_tabular_data
+import dataset
+import extract_embeddings
+import train
+from marketplace import listings, sample, storage
+
+LISTINGS = 60
+TRAIN_FLAGS = ["--backbone", "efficientnet_lite0", "--image-size", "96", "--epochs", "15", "--workers", "0", "--device", "cpu"]
+STAGES = {  # stage folder -> main, and flags beside --data
+    "tabular": (clean_tabular_data.main, []),
+    "images": (clean_images.main, ["--workers", "1"]),
+    "dataset": (dataset.main, []),
+    "model": (train.main, TRAIN_FLAGS),
+    "embeddings": (extract_embeddings.main, ["--device", "cpu"]),
+    "index": (build_index.main, []),
+}
+
+
+def run_stages(data_dir: Path, names=tuple(STAGES)) -> None:
+    for name in names:
+        main, flags = STAGES[name]
+        assert main(["--data", str(data_dir), *flags]) == 0, name
+
+
+@pytest.fixture(scope="session")
+def demo_dir(tmp_path_factory) -> Path:
+    """The data folder of a small synthetic marketplace that went through the whole pipeline; not to be written to."""
+    data_dir = tmp_path_factory.mktemp("demo")
+    sample.write(data_dir / "raw", listings=LISTINGS)
+    run_stages(data_dir)
+    return data_dir
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config):
+        super().__init__(config)
+        self.ready = threading.Event()
+
+    async def startup(self, sockets=None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+
+@pytest.fixture(scope="session")
+def served(demo_dir):
+    """That marketplace served over HTTP on loopback."""
+    server = _Server(uvicorn.Config(api.create_app(demo_dir), log_level="warning"))
+    with socket.create_server(("127.0.0.1", 0)) as connection:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [connection]}, daemon=True)
+        thread.start()
+        assert server.ready.wait(timeout=60)
+        tests = storage.read_csv(demo_dir / "dataset" / "training_data.csv").query("split == 'test'")
+        yield SimpleNamespace(
+            url=f"http://127.0.0.1:{connection.getsockname()[1]}",
+            data_dir=demo_dir,
+            test_photo=demo_dir / "raw" / "images" / f"{tests['image_id'].iloc[0]}.jpg",
+            products=listings.read_products(demo_dir / "tabular"),
+        )
+        server.should_exit = True
+        thread.join(timeout=30)

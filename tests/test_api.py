@@ -1,0 +1,317 @@
+import io
+import json
+import math
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+import api
+from marketplace import listings, storage
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def client(demo_dir):
+    with TestClient(api.create_app(demo_dir)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def photos_table(demo_dir):
+    return storage.read_csv(demo_dir / "dataset" / "training_data.csv")
+
+
+@pytest.fixture(scope="module")
+def products(demo_dir):
+    return listings.read_products(demo_dir / "tabular").set_index("product_id")
+
+
+def raw_photo(demo_dir: Path, image_id: str) -> bytes:
+    return (demo_dir / "raw" / "images" / f"{image_id}.jpg").read_bytes()
+
+
+def png(width: int = 40, height: int = 30) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), (200, 30, 60)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_healthcheck_says_the_agreed_words_and_what_is_served(client, demo_dir, photos_table):
+    answer = client.get("/healthcheck").json()
+    assert answer["message"] == "API is up and running!"
+    assert answer["model"] == "efficientnet_lite0" and answer["dimension"] == 1280
+    assert answer["rows"] == len(photos_table)
+
+
+def test_a_raw_photo_gets_the_vector_that_the_batch_gave_it(client, demo_dir, photos_table):
+    saved = json.loads((demo_dir / "embeddings" / "image_embeddings.json").read_text())
+    for image_id in photos_table["image_id"]:
+        response = client.post("/predict/feature_embedding", files={"image": raw_photo(demo_dir, image_id)})
+        features = np.array(response.json()["features"])
+        assert features @ np.array(saved[image_id]) > 0.9999
+        assert abs(np.linalg.norm(features) - 1) < 1e-5
+
+
+def test_a_catalogue_photo_finds_itself_first_and_says_why(client, demo_dir, photos_table, products):
+    photo = photos_table.iloc[7]
+    answer = client.post("/predict/similar_images", files={"image": raw_photo(demo_dir, photo["image_id"])}, data={"k": 5}).json()
+    first = answer["results"][0]
+    assert first["score"] > 0.999
+    assert answer["similar_index"] == [result["image_id"] for result in answer["results"]]
+    twins = photos_table.loc[photos_table["cluster"] == photo["cluster"], "product_id"]
+    assert first["product_id"] in set(twins)
+    listing = products.loc[first["product_id"]]
+    assert (first["name"], first["price"], first["category"]) == (listing["name"], listing["price"], listing["category"])
+
+
+def test_results_are_ranked_distinct_listings_whose_parts_add_up(client, demo_dir, photos_table):
+    image = raw_photo(demo_dir, photos_table["image_id"][0])
+    answer = client.post("/predict/similar_images", files={"image": image}, data={"k": 20, "text": "red guitar"}).json()
+    scores = [result["score"] for result in answer["results"]]
+    assert len(scores) == 20 and scores == sorted(scores, reverse=True)
+    assert len({result["product_id"] for result in answer["results"]}) == 20
+    for result in answer["results"]:
+        assert set(result["parts"]) == {"photo", "text", "words"}
+        assert math.isclose(sum(result["parts"].values()), result["score"], abs_tol=1e-5)
+
+
+def test_words_beside_a_photo_move_its_ranking_towards_them(client, demo_dir, photos_table, products):
+    image = raw_photo(demo_dir, photos_table["image_id"][0])
+    name = products["name"].iloc[40]
+    plain = client.post("/predict/similar_images", files={"image": image}, data={"k": 60}).json()["results"]
+    words = client.post("/predict/similar_images", files={"image": image}, data={"k": 60, "text": name}).json()["results"]
+
+    def place(results):
+        return [result["product_id"] for result in results].index(products.index[40])
+
+    assert place(words) < place(plain)
+
+
+def test_filters_hold_for_every_result_and_give_all_that_match(client, demo_dir, photos_table, products):
+    category = products["main_category"].mode()[0]
+    expected = products[(products["main_category"] == category) & products["price"].between(1, 500)]
+    form = {"k": 100, "category": category.upper(), "min_price": 1, "max_price": 500}
+    image = raw_photo(demo_dir, photos_table["image_id"][0])
+    results = client.post("/predict/similar_images", files={"image": image}, data=form).json()["results"]
+    # A photo query finds what has a photo.
+    assert {result["product_id"] for result in results} == set(expected.index[expected["photos"] > 0])
+    town = products["town"].iloc[3]
+    found = client.get("/search", params={"q": products["name"].iloc[3], "location": town, "k": 100}).json()["results"]
+    assert found and all(result["town"] == town for result in found)
+
+
+def test_a_title_finds_its_listing(client, products):
+    for product_id in products.index[:20]:
+        results = client.get("/search", params={"q": products["name"][product_id], "k": 5}).json()["results"]
+        same_name = set(products.index[products["name"] == products["name"][product_id]])
+        assert same_name & {result["product_id"] for result in results}
+
+
+@pytest.mark.parametrize("q", ['"', "a* OR NEAR(b)", "name:x AND", "'; DROP TABLE products; --", "é" * 500, "zzzzqqqq", "!!!"])
+def test_hostile_search_words_are_words(client, q):
+    assert client.get("/search", params={"q": q}).status_code == 200
+
+
+def test_words_that_nothing_knows_find_nothing(client):
+    assert client.get("/search", params={"q": "♞♞♞"}).json() == {"results": []}
+
+
+def test_listings_like_one_leave_it_out(client, products):
+    product_id = products.index[5]
+    results = client.get(f"/products/{product_id}/similar", params={"k": 30}).json()["results"]
+    assert len(results) == 30 and product_id not in {result["product_id"] for result in results}
+
+
+def test_a_listing_is_shown_with_its_photos(client, products, photos_table):
+    product_id = photos_table["product_id"].value_counts().index[0]
+    answer = client.get(f"/products/{product_id}").json()
+    assert answer["name"] == products["name"][product_id] and answer["description"] == products["description"][product_id]
+    own = set(photos_table.loc[photos_table["product_id"] == product_id, "image_id"])
+    assert {photo["image_id"] for photo in answer["photos"]} == own
+    for photo in answer["photos"]:
+        assert client.get(photo["photo_url"]).headers["content-type"] == "image/jpeg"
+
+
+def test_a_new_listing_gets_categories_and_a_price_range(client, demo_dir, photos_table, products):
+    image = raw_photo(demo_dir, photos_table["image_id"][0])
+    for request in (
+        {"files": {"image": image}},
+        {"data": {"text": "acoustic guitar"}},
+        {"files": {"image": image}, "data": {"text": "bed"}},
+    ):
+        answer = client.post("/predict/listing", **request).json()
+        probabilities = [entry["probability"] for entry in answer["categories"]]
+        assert {entry["category"] for entry in answer["categories"]} == set(products["main_category"])
+        assert probabilities == sorted(probabilities, reverse=True) and abs(sum(probabilities) - 1) < 1e-4
+        assert 0 < answer["price"]["low"] <= answer["price"]["median"] <= answer["price"]["high"]
+
+
+def test_filters_can_be_listed(client, products):
+    assert set(client.get("/filters").json()["towns"]) == set(products["town"])
+
+
+def test_the_page_and_the_description_are_served(client):
+    assert client.get("/").headers["content-type"].startswith("text/html")
+    assert client.get("/docs").status_code == 200
+    assert "/predict/similar_images" in client.get("/openapi.json").json()["paths"]
+
+
+def test_metrics_count_requests_by_path_and_status(client):
+    client.get("/products/nobody")
+    text = client.get("/metrics").text
+    assert 'marketplace_requests_total{path="/products/{product_id}",status="404"}' in text
+    assert 'marketplace_step_seconds_count{step="embed"}' in text
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"), [(b"", "empty"), (b"<html>no photo</html>", "not_an_image"), (png()[:-30], "truncated")]
+)
+def test_a_photo_that_the_pipeline_would_reject_is_400_with_the_same_reason(client, data, reason):
+    for path in ("feature_embedding", "similar_images", "listing"):
+        response = client.post(f"/predict/{path}", files={"image": ("x.jpg", data)})
+        assert response.status_code == 400
+        assert response.json()["detail"].startswith(f"not a usable image ({reason}): ")
+
+
+def test_the_name_of_an_upload_is_never_used(client):
+    for name in ("../../etc/passwd", "a" * 3000, "x.exe", "\u202e.jpg"):
+        assert client.post("/predict/feature_embedding", files={"image": (name, png())}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/products/nobody", "/products/nobody/similar", "/images/nobody.jpg", "/images/..%2f..%2fraw.jpg"]
+)
+def test_unknown_ids_are_404(client, path):
+    response = client.get(path)
+    assert response.status_code == 404 and isinstance(response.json()["detail"], str)
+
+
+@pytest.mark.parametrize(
+    ("params", "detail"),
+    [
+        ({"q": "bed", "k": 0}, "k: Input should be greater than or equal to 1"),
+        ({"q": "bed", "k": 101}, "k: Input should be less than or equal to 100"),
+        ({"q": "bed", "min_price": -1}, "min_price: Input should be greater than or equal to 0"),
+        ({"q": "bed", "min_price": "nan"}, "min_price: Input should be a finite number"),
+        ({"q": "bed", "min_price": 9, "max_price": 3}, "min_price 9 is above max_price 3: swap them"),
+        ({"q": ""}, "q: String should have at least 1 character"),
+        ({}, "q: Field required"),
+    ],
+)
+def test_bad_values_are_422_with_one_sentence(client, params, detail):
+    response = client.get("/search", params=params)
+    assert response.status_code == 422 and response.json() == {"detail": detail}
+
+
+def test_a_form_without_a_photo_is_422(client):
+    assert client.post("/predict/similar_images", data={"k": 3}).json() == {"detail": "image: Field required"}
+    response = client.post("/predict/listing", data={"text": "  "})
+    assert (response.status_code, response.json()["detail"]) == (422, "give a photo as `image`, words as `text`, or both")
+
+
+def test_an_upload_over_the_limit_is_413_declared_or_streamed(demo_dir):
+    detail = "the request is larger than 1000 bytes: send a smaller photo"
+    with TestClient(api.create_app(demo_dir, max_upload_bytes=1000)) as client:
+        declared = client.post("/predict/feature_embedding", files={"image": bytes(5000)})
+        assert (declared.status_code, declared.json()["detail"]) == (413, detail)
+        body = b'--b\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n' + bytes(5000) + b"\r\n--b--\r\n"
+        headers = {"content-type": "multipart/form-data; boundary=b"}
+        streamed = client.post("/predict/feature_embedding", content=iter([body]), headers=headers)
+        assert (streamed.status_code, streamed.json()["detail"]) == (413, detail)
+
+
+def test_more_photos_than_may_wait_are_told_to_come_back(demo_dir, monkeypatch):
+    inside, release = threading.Event(), threading.Event()
+    clean = api.Recommender.clean
+
+    def slow_clean(self, data):
+        inside.set()
+        assert release.wait(timeout=30)
+        return clean(self, data)
+
+    monkeypatch.setattr(api.Recommender, "clean", slow_clean)
+    with TestClient(api.create_app(demo_dir, max_pending=1)) as client:
+        statuses = []
+        post = lambda: client.post("/predict/feature_embedding", files={"image": png()})  # noqa: E731
+        first = threading.Thread(target=lambda: statuses.append(post().status_code))
+        first.start()
+        assert inside.wait(timeout=30)
+        refused = post()
+        release.set()
+        first.join()
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert refused.json() == {"detail": "too many photos are being looked at: try again in a second"}
+    assert statuses == [200]
+
+
+def test_before_its_models_are_loaded_the_service_is_not_ready(demo_dir):
+    client = TestClient(api.create_app(demo_dir))  # without `with`, the lifespan does not run
+    response = client.get("/healthcheck")
+    assert response.status_code == 503 and response.json() == {"detail": "the models are not loaded yet: try again"}
+
+
+def copy_index(demo_dir: Path, target: Path) -> Path:
+    """A copy of the published index below `target`; returns its generation."""
+    shutil.copytree(demo_dir / "index", target / "index")
+    return storage.current_generation(target / "index")
+
+
+def start_api(data_dir: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "api.py", "--data", str(data_dir), "--port", "0"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_without_an_index_the_service_refuses_to_start_in_one_sentence(tmp_path):
+    ended = start_api(tmp_path)
+    assert ended.returncode == 1
+    assert (
+        ended.stderr.splitlines()[-1] == f"error: {tmp_path / 'index'} holds no published index: run python build_index.py first"
+    )
+    assert "Traceback" not in ended.stderr
+
+
+def test_artefacts_that_do_not_belong_together_are_refused(demo_dir, tmp_path):
+    def exchange_model(folder):
+        description = json.loads((folder / "image_model.json").read_text()) | {"input_size": 64}
+        (folder / "image_model.json").write_text(json.dumps(description))
+
+    def drop_a_vector(folder):
+        vectors = np.load(folder / "vectors.npy")
+        storage.write_array(folder / "vectors.npy", vectors[1:])
+
+    def lose_the_texts(folder):
+        (folder / "text.faiss").unlink()
+
+    for position, damage in enumerate((exchange_model, drop_a_vector, lose_the_texts)):
+        generation = copy_index(demo_dir, tmp_path / str(position))
+        damage(generation)
+        with pytest.raises(storage.StageError, match="run python build_index.py again$"):
+            with TestClient(api.create_app(tmp_path / str(position))):
+                pass
+
+
+def test_a_port_in_use_is_one_sentence(capsys, served, demo_dir):
+    port = served.url.rpartition(":")[2]
+    assert api.main(["--data", str(demo_dir), "--port", port]) == 1
+    assert capsys.readouterr().err == (
+        f"error: cannot listen on 127.0.0.1 port {port} (Address already in use): give another --port or --host\n"
+    )
+
+
+def test_the_service_on_a_cpu_imports_no_torch(demo_dir):
+    code = (
+        "import sys, api; from starlette.testclient import TestClient; from pathlib import Path\n"
+        f"with TestClient(api.create_app(Path({str(demo_dir)!r}), device='cpu')) as client:\n"
+        f"    assert client.post('/predict/feature_embedding', files={{'image': {png()!r}}}).status_code == 200\n"
+        "print('torch' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (0, "False\n"), ended.stderr
