@@ -164,7 +164,9 @@ def run(args: argparse.Namespace) -> dict:
         }
         report = counts | {"models": model.digests(folder), "index": measure(index, vectors, folder / "index.faiss")}
         storage.write_json(folder / "report.json", report | {"build_seconds": round(time.perf_counter() - started_s, 2)})
-    return stage.finish(counts | {"recall_at_10": report["index"]["recall_at_10"]}, ["current.json"])
+    files = sorted(path.name for path in (stage.folder / name).iterdir())
+    summary = counts | {"recall_at_10": report["index"]["recall_at_10"]}
+    return stage.finish(summary, ["current.json", *(f"{name}/{file_name}" for file_name in files)])
 
 
 def main(argv=None) -> int:

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -136,7 +137,8 @@ def _may_be_photo(name: str) -> bool:
 
 def _below_common_folder(found: list[Photo]) -> list[Photo]:
     """The photos under their names below the folder they share, so that a folder and a zip of it are listed alike."""
-    shared = len(os.path.commonprefix([PurePosixPath(photo.name).parts[:-1] for photo in found]))
+    common = os.path.commonprefix([PurePosixPath(photo.name).parts[:-1] for photo in found])
+    shared = len(list(itertools.takewhile(lambda part: part != "..", common)))
     return [Photo("/".join(PurePosixPath(photo.name).parts[shared:]), photo.place, photo.identity, photo.size) for photo in found]
 
 
@@ -304,7 +306,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> dict:
     folder = args.data / "images"
-    source = list_source(_photos_uri(args, folder), args.data / "raw" / ".s3", args.max_zip_bytes)
+    source = list_source(_photos_uri(args, folder), args.data / "raw" / "s3", args.max_zip_bytes)
     listing = hashlib.sha256(json.dumps([[photo.name, photo.identity] for photo in source.photos]).encode()).hexdigest()
     stage = storage.Stage(folder, args.settings.as_dict(), {"photos": listing})
     if done := stage.finished():

@@ -16,11 +16,6 @@ photo=$("$PYTHON" benchmarks/demo_quality.py --data "$DATA" --example)
 echo
 echo "\$ curl -F image=@$photo -F k=5 $url/predict/similar_images"
 curl --silent --show-error --fail -F "image=@$photo" -F k=5 "$url/predict/similar_images" |
-  "$PYTHON" -c '
-import json, sys
-for place, result in enumerate(json.load(sys.stdin)["results"], 1):
-    parts = ", ".join(f"{kind} {value:.2f}" for kind, value in result["parts"].items())
-    print(f"{place}. {result['"'score'"']:.2f} ({parts})  {result['"'name'"']}  £{result['"'price'"']:,.2f}  {result['"'category'"']}  {result['"'town'"']}")
-'
+  "$PYTHON" benchmarks/demo_quality.py --show
 echo
 "$PYTHON" benchmarks/demo_quality.py --data "$DATA" --url "$url"

@@ -20,10 +20,9 @@ BINS = 8  # a colour channel
 
 
 def read_photos(data_dir: Path) -> pd.DataFrame:
-    """Every photo of the catalogue with its listing, cluster, main category and split."""
+    """Every photo of the catalogue with its listing, cluster, split, and the name of its label."""
     table = storage.read_csv(data_dir / "dataset" / "training_data.csv")
-    categories = storage.read_csv(data_dir / "tabular" / "products.csv").set_index("product_id")["main_category"]
-    return table.assign(main_category=table["product_id"].map(categories))
+    return table.assign(category=table["label"].map(storage.read_json(data_dir / "tabular" / "labels.json")["decoder"]))
 
 
 def answer_is_right(client: httpx2.Client, photo_path: Path, photo: pd.Series, own_cluster: set[str]) -> bool:
@@ -32,7 +31,8 @@ def answer_is_right(client: httpx2.Client, photo_path: Path, photo: pd.Series, o
     response = client.post("/predict/similar_images", files=files, data={"k": str(len(own_cluster) + 1)})
     response.raise_for_status()
     best = next(result for result in response.json()["results"] if result["product_id"] not in own_cluster)
-    return best["category"].split(" / ")[0] == photo["main_category"]
+    # A label is the start of a category's path: as many levels as --category-depth said.
+    return f"{best['category']} / ".startswith(f"{photo['category']} / ")
 
 
 def histogram(jpeg: bytes) -> np.ndarray:
@@ -44,7 +44,7 @@ def histogram(jpeg: bytes) -> np.ndarray:
 def histogram_accuracy(table: pd.DataFrame, images_dir: Path) -> float:
     """The same measure for the nearest neighbour by histogram intersection (Swain and Ballard 1991)."""
     histograms = np.stack([histogram((images_dir / f"{image_id}.jpg").read_bytes()) for image_id in table["image_id"]])
-    clusters, categories = table["cluster"].to_numpy(), table["main_category"].to_numpy()
+    clusters, categories = table["cluster"].to_numpy(), table["category"].to_numpy()
     right = []
     for row in np.flatnonzero(table["split"] == "test"):
         alike = np.minimum(histograms, histograms[row]).sum(axis=1)
@@ -53,12 +53,23 @@ def histogram_accuracy(table: pd.DataFrame, images_dir: Path) -> float:
     return float(np.mean(right))
 
 
+def show(results: list[dict]) -> None:
+    for place, result in enumerate(results, 1):
+        parts = ", ".join(f"{kind} {value:.2f}" for kind, value in result["parts"].items())
+        name, category, price = result["name"], result["category"], result["price"]
+        print(f"{place}. {result['score']:.2f} ({parts})  {name}  £{price:,.2f}  {category}  {result['town']}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="data/demo", type=Path, help="folder of all stages (default: %(default)s)")
     parser.add_argument("--url", default="http://127.0.0.1:8080", help="where the API answers (default: %(default)s)")
     parser.add_argument("--example", action="store_true", help="only print the path of one test photo")
+    parser.add_argument("--show", action="store_true", help="only print an answer of the API, read from stdin, line by line")
     args = parser.parse_args()
+    if args.show:
+        show(json.load(sys.stdin)["results"])
+        return 0
     table = read_photos(args.data)
     tests = table[table["split"] == "test"]
     raw_path = {image_id: args.data / "raw" / "images" / f"{image_id}.jpg" for image_id in tests["image_id"]}

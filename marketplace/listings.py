@@ -69,13 +69,15 @@ _EMAIL = re.compile(
 )
 _MAYBE_EMAIL = re.compile(rf"@|[(\[{{]\s?at\s?[)\]}}]|\bat\s{_MAIL_HOST}\b", re.IGNORECASE)
 
-# The 124 postcode areas in use (Royal Mail, including BX, GIR aside), and ZZ, which no real postcode has.
-_AREAS = re.split(
-    r"\s+",
-    """AB AL B BA BB BD BH BL BN BR BS BT CA CB CF CH CM CO CR CT CV CW DA DD DE DG DH DL DN DT DY E EC EH EN EX FK FY G
+# The 124 geographic postcode areas (Royal Mail), and ZZ, the area of placeholders that no real postcode has.
+_AREAS = frozenset(
+    re.findall(
+        r"\w+",
+        """AB AL B BA BB BD BH BL BN BR BS BT CA CB CF CH CM CO CR CT CV CW DA DD DE DG DH DL DN DT DY E EC EH EN EX FK FY G
     GL GU GY HA HD HG HP HR HS HU HX IG IM IP IV JE KA KT KW KY L LA LD LE LL LN LS LU M ME MK ML N NE NG NN NP NR NW OL
     OX PA PE PH PL PO PR RG RH RM S SA SE SG SK SL SM SN SO SP SR SS ST SW SY TA TD TF TN TQ TR TS TW UB W WA WC WD WF WN
     WR WS WV YO ZE ZZ""",
+    )
 )
 _DISTRICT_TO_UNIT = (
     r"(?P<district>[0-9][0-9A-HJKMNPR-Ya-hjkmnpr-y]?)(?P<space>[^\S\n]{0,3})(?P<inward>[0-9][ABD-HJLNP-UW-Zabd-hjlnp-uw-z]{2})"
@@ -133,7 +135,7 @@ def _mark_phones(text: str) -> str:
 
 def _mark_postcode(match: re.Match) -> str:
     area = match["area"]
-    if area.upper() not in _AREAS or (area[0].islower() and area[1:].isupper()):  # "ROADB21 9SE", "inN1 1AA"
+    if area.upper() not in _AREAS or (area[0].islower() and area[1:].isupper()):  # "ROADB45 9XE", "inN1 1AA"
         area = area[-1]
     start = match.end("area") - len(area)
     if not _is_postcode(match, area, start):
@@ -154,8 +156,8 @@ def _is_postcode(match: re.Match, area: str, start: int) -> bool:
         return False
     if (len(area) == 1 or not spaced) and (before in ("-", "/") or after[:1] in ("-", "/")):
         return False
-    # Glued to words. Capitals may stand beside small letters ("SomersetBS4 1AB", "RoadSl1 4NH", "BS4 1ABCollection", "viewLs9
-    # 9ju"); between capitals only the longer shapes are safe ("LS5 3QFHEWOLF", "ROADB21 9SEBIRMINGHAM").
+    # Glued to words. Capitals may stand beside small letters ("ValleyBS4 1AB", "LaneSl9 9XX", "BS4 1ABCollection");
+    # between capitals only the longer shapes are safe ("LS9 9XXBLUE", "ROADB45 9XEWAREHOUSE").
     capital = area[0].isupper() and (inward[1:].isupper() or (len(area) == 2 and not unit))
     two_digits = len(district) == 2 and district.isdigit()
     long = area.isupper() and inward[1:].isupper() and spaced and not unit
@@ -190,7 +192,7 @@ _NO_SELLER = (
 _LEAK = re.compile(
     # With its date, wherever it stands.
     rf"Posted\s+by\s+(?P<name>(?:(?!\sin\s|Posted\s+by).){{1,80}}?)\s+in\s+(?=[A-Z]){_PLACE}{{1,200}}?[.\s]\s*{_DATE}"
-    # "Posted by Matthew.Bracknell. 25 February 2022".
+    # "Posted by Ann.Leeds. 25 February 2022".
     rf"|Posted\s+by\s+(?P<name_2>[^.\n]{{1,60}}?)\s*\.\s*[A-Z][^.\n]{{1,40}}\.\s*{_DATE.replace('>', '_b>')}"
     # Without a date, or cut short in it: "Posted by Ann in Leeds." A seller's own "Posted by Royal Mail in ..." stays.
     rf"|Posted\s+by\s+{_NO_SELLER}(?P<name_3>{_NAME}{{1,60}}?)\s+in\s+(?=[A-Z]){_PLACE}{{2,200}}?"
@@ -200,7 +202,9 @@ _LEAK = re.compile(
     re.DOTALL,
 )
 # In a raw record the end of the description cannot be seen: any name after the words is masked there.
-_SELLER = re.compile(rf"(Posted\s+by\s+)(?!\[name\]){_NO_SELLER}{_NAME}{{1,60}}?(?=\s+in\s|[.,\"\n]|$)")
+_SELLER = re.compile(
+    rf"(Posted\s+by\s+)(?!\[name\]){_NO_SELLER}{_NAME}{{1,60}}?(?=\s+in\s|[,\"\n]|(?<!\b[A-Z])(?<!\bM[rs])(?<!\bMrs)(?<!\bDr)\.|$)"
+)
 _MAYBE_LEAK = re.compile(r"Posted\s+by")
 
 
@@ -213,6 +217,7 @@ def strip_leak(description: str) -> tuple[str, str]:
     while _MAYBE_LEAK.search(description) and (match := _LEAK.search(description)):
         posted_on = posted_on or _iso_date(match)
         before, after = description[: match.start()], description[match.end() :]
+        after = after.lstrip(" ") if before[-1:].isspace() else after
         space = " " if before[-1:].strip() and after[:1].isalnum() else ""
         description = (before + space + after).strip()
     return description, posted_on
@@ -244,7 +249,7 @@ def _iso_date(match: re.Match) -> str:
 
 # Fields of a listing.
 
-_TAIL = re.compile(r"\s*(?:\|\s*in\s[^|]*)?\|\s*Gumtree\s*$", re.IGNORECASE)
+_TAIL = re.compile(r"(?:\|\s*in\s[^|]*)?\|\s*Gumtree$", re.IGNORECASE)
 _PRICE = re.compile(
     r"(?:GBP|\u00c2?[£$€])?\s*((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)\s*(?:GBP|[£$€])?", re.IGNORECASE
 )

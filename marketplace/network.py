@@ -2,6 +2,7 @@
 
 import urllib.request
 from pathlib import Path
+from pickle import UnpicklingError  # what torch.load raises for a file with more than tensors in it
 from urllib.error import URLError
 
 import numpy as np
@@ -94,12 +95,10 @@ def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
             return safetensors.torch.load_file(path)
         except safetensors.SafetensorError as error:
             raise StageError(f"--weights {path} is not a safetensors file ({error}): save it again") from None
-    import pickle
-
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise StageError(f"--weights {path} is not a checkpoint of plain tensors ({reason}): save model.state_dict()") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):

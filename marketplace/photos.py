@@ -254,7 +254,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         np.nan_to_num(scaled, copy=False, nan=0.0, posinf=WHITES[-1], neginf=0.0)
         np.clip(scaled, 0, None, out=scaled)
         brightest = float(scaled.max())
-        scaled *= 255 / next((white for white in WHITES[image.mode == "I" :] if brightest <= white), brightest)
+        scaled *= 255 / next((white for white in WHITES if brightest <= white), brightest)
         scaled += 0.5
         grey = scaled.astype(np.uint8)
     if not isinstance(transparent := image.info.get("transparency"), int):
@@ -269,9 +269,9 @@ def _srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
         with contextlib.suppress(ImageCms.PyCMSError, *DECODE_ERRORS):
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             kind = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[source.profile.xcolor_space.strip()]
-            if kind == picture.mode or (kind == "RGB" and picture.mode == "L"):
+            if kind == picture.mode:
                 return ImageCms.profileToProfile(
-                    picture.convert(kind),
+                    picture,
                     source,
                     ImageCms.createProfile("sRGB"),
                     ImageCms.Intent.RELATIVE_COLORIMETRIC,

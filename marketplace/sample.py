@@ -1276,7 +1276,7 @@ _DATES = ("14 February 2022", "25 February 2022", "3 March 2022", "30 January 20
 # 01632 960000 to 960999.
 _PHONES = ("07700 900{n}", "07700900{n}", "+44 7700 900{n}", "0044 7700 900{n}", "+44 (0)7700 900 {n}", "07700-900-{n}",
     "0 7 7 0 0 9 0 0 {n}", "(020) 7946 0{n}", "020.7946.0{n}", "0161 496 0{n}", "01632 960{n}", "+447700900{n}")
-_POSTCODES = ("ZZ99 9ZZ", "zz99 3wz", "ZZ993CZ", "ZZ99 1AA", "zz9 9xy", "ZZ1 4QT")  # ZZ is no postcode area
+_POSTCODES = ("ZZ99 9ZZ", "zz99 3wz", "ZZ993WZ", "ZZ99 1AA", "zz9 9xy", "ZZ1 4QT")  # ZZ is no postcode area
 
 _HUES = ((0.03, "red"), (0.1, "orange"), (0.19, "yellow"), (0.45, "green"), (0.53, "turquoise"), (0.7, "blue"), (0.82, "purple"),
     (0.94, "pink"), (1.01, "red"))

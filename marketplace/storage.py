@@ -87,7 +87,7 @@ def read_array(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise StageError(f"{path} is missing: {_remedy(Path(path).parent)}") from None
-    except (ValueError, EOFError, tokenize.TokenError):  # TokenError: numpy parses a damaged header as Python
+    except (ValueError, EOFError, SyntaxError, tokenize.TokenError):  # numpy parses the header as Python
         raise StageError(f"{path} is damaged: delete it and {_remedy(Path(path).parent)}") from None
 
 

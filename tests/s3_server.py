@@ -1,13 +1,15 @@
 """An S3 over HTTP on loopback (moto), and servers in its place that misbehave, for the tests of s3:// paths.
 
-A test file takes the fixtures by name: `s3, s3_url = s3_server.s3, s3_server.s3_url`.
+A test file takes the fixtures by name: `s3, s3_service = s3_server.s3, s3_server.s3_service`.
 """
 
 import contextlib
+import functools
 import http.server
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import boto3
 import pytest
@@ -19,22 +21,25 @@ BUCKET = "market"
 
 
 @pytest.fixture(scope="session")
-def s3_url() -> Iterator[str]:
+def s3_service() -> Iterator[SimpleNamespace]:
+    """The server's url, a boto3 client of it, and the cache of storage.py's own client, which takes long to make."""
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    with pytest.MonkeyPatch.context() as patch:
+        use_s3(patch, url)
+        yield SimpleNamespace(url=url, client=boto3.client("s3"), client_of=storage._client_of)
     server.stop()
 
 
 @pytest.fixture
-def s3(s3_url, monkeypatch):
+def s3(s3_service, monkeypatch):
     """A boto3 client of an S3 that holds one empty bucket, `market`; the environment leads storage.py there too."""
-    urllib.request.urlopen(urllib.request.Request(f"{s3_url}/moto-api/reset", method="POST")).close()
-    use_s3(monkeypatch, s3_url)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket=BUCKET)
-    return client
+    urllib.request.urlopen(urllib.request.Request(f"{s3_service.url}/moto-api/reset", method="POST")).close()
+    use_s3(monkeypatch, s3_service.url)
+    monkeypatch.setattr(storage, "_client_of", s3_service.client_of)
+    s3_service.client.create_bucket(Bucket=BUCKET)
+    return s3_service.client
 
 
 def use_s3(monkeypatch, url: str) -> None:
@@ -58,9 +63,9 @@ def use_s3(monkeypatch, url: str) -> None:
 
 
 def forget_clients(monkeypatch) -> None:
-    """Make boto3 and storage.py read the environment again."""
+    """Make boto3 and storage.py read the environment again, until the test ends."""
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
-    storage._client_of.cache_clear()
+    monkeypatch.setattr(storage, "_client_of", functools.lru_cache(maxsize=1)(storage._client_of.__wrapped__))
 
 
 @contextlib.contextmanager

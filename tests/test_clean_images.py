@@ -269,6 +269,9 @@ def test_names_that_lead_outside_a_zip_write_nothing_outside(tmp_path, clean):
         clean_images.PROGRESS,
     }
     assert statuses(tmp_path / "data")["../../escaped.jpg"] == "bad_name"
+    # Nor where every name does, so that ".." is a folder they share.
+    source = write_zip(tmp_path / "all.zip", {f"../{name}": data for name, data in good_photos().items()})
+    assert clean("--photos", source, "--max-rejected", 1)[1]["reasons"] == {"bad_name": 6}
 
 
 def test_a_zip_that_unpacks_to_too_much_is_refused_before_it_is_read(tmp_path, clean):

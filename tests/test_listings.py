@@ -59,13 +59,13 @@ KEPT = [
     "£10,000,000",
     "ISBN 0747532699",
     "ISBN 978-0-7475-3269-9",
-    "EAN 4711081033080",
+    "EAN 4006381333931",
     "EAN 0123456789012",
     "0 12345 67890 5",
-    "SKU 041300191847",
-    "Item number 044900045283",
-    "company 1425366, 2498",
-    "ref 07 733 7707 4064",
+    "SKU 036000291452",
+    "Item number 012345678905",
+    "company 1234567, 2345",
+    "ref 07 123 4567 8901",
     "i7 8GB",
     "i5 6th generation",
     "S7 8GB",
@@ -81,12 +81,12 @@ KEPT = [
     "RTX3060 12GB",
     "UE40D5003BW",
     "205/55R16 91V",
-    "Core i5-1135G7 8GB 256GB SSD",
+    "Core i5-1234G7 8GB 256GB SSD",
     "tyres @ £15 each",
     "CPU @1.80GHz",
-    "follow @garage_custombikes",
+    "follow @blue_bikes_of_leeds",
     "12c0b5e6-0160-4295-8034-120745327946",
-    "a016-4295-8034-1207-4532",
+    "12c0b5e6-a016-4295-8034-120745327946",
     "no parking at sky level",
 ]
 
@@ -132,13 +132,13 @@ def test_a_telephone_number_glued_to_words_becomes_a_mark(phone):
         ("07700 900123 / 020 7946 0958", "[phone] / [phone]"),
         ("£42507700900123", "£425[phone]"),
         ("(07700 900123)", "([phone])"),
-        ("BristolNE6 1JR07700 900123", "Bristol[postcode][phone]"),
-        ("Call us; 01 4277 641 now", "Call us; [phone] now"),
-        ("joe@example.com07700 900123", "[email] 900123"),
+        ("TownNE9 9XX07700 900123", "Town[postcode][phone]"),
+        ("Call us; 01 2345 678 now", "Call us; [phone] now"),
+        ("joe@example.com07700 900123", "[email][phone]"),
     ],
 )
 def test_personal_data_glued_together_becomes_marks(text, expected):
-    assert listings.redact(text) == expected or "900123" not in listings.redact(text)
+    assert listings.redact(text) == expected
 
 
 @pytest.mark.parametrize("text", KEPT)
@@ -155,14 +155,14 @@ def test_a_uk_postcode_becomes_a_mark(postcode):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("SomersetBS4 1AB", "Somerset[postcode]"),
+        ("ValleyBS4 1AB", "Valley[postcode]"),
         ("BS4 1ABCollection", "[postcode]Collection"),
-        ("BristolBS32LGPlease", "Bristol[postcode]Please"),
-        ("RoadSl1 4NH,", "Road[postcode],"),
-        ("viewLs99juThanks", "view[postcode]Thanks"),
-        ("StreetB70 9LZWest", "Street[postcode]West"),
-        ("SOHO ROADB21 9SEBIRMINGHAM", "SOHO ROAD[postcode]BIRMINGHAM"),
-        ("Pick LS5 3QFHEWOLF", "Pick [postcode]HEWOLF"),
+        ("HarbourBS19ZZPlease", "Harbour[postcode]Please"),
+        ("LaneSl9 9XX,", "Lane[postcode],"),
+        ("gateLs99xxThanks", "gate[postcode]Thanks"),
+        ("GreenB79 9ZZNear", "Green[postcode]Near"),
+        ("LONG ROADB45 9XEWAREHOUSE", "LONG ROAD[postcode]WAREHOUSE"),
+        ("Come LS9 9XXBLUE", "Come [postcode]BLUE"),
         ("745 x ZZ99 9ZZ6", "745 x [postcode]6"),
     ],
 )
@@ -229,10 +229,10 @@ def test_the_leak_sentence_goes_and_its_date_stays(seller, date, posted_on):
 @pytest.mark.parametrize(
     ("sentence", "posted_on"),
     [
-        ("Posted by Seller in Greenford. ", ""),
-        ("Posted by Seller in Men's Clothing, Coats & Jackets in Rawdon. ", ""),
-        ("Posted by Seller in Sports, Bicycles in Christow  9 October 2021", "2021-10-09"),
-        ("Posted by Matthew.Bracknell. 25 February 2022", "2022-02-25"),
+        ("Posted by Seller in Leeds. ", ""),
+        ("Posted by Seller in Coats, Clothing in Leeds. ", ""),
+        ("Posted by Seller in Sports, Bicycles in Leeds  9 October 2021", "2021-10-09"),
+        ("Posted by Ann.Leeds. 25 February 2022", "2022-02-25"),
         ("Posted by Ann in Home & Garden, Beds in Leeds. 25 Febru", ""),
         ("Posted by Ann in Home & Garden, Be", ""),
         ("Posted by J. Smith", ""),
@@ -249,7 +249,7 @@ def test_a_sellers_own_words_about_posting_stay(text):
 
 
 def test_two_leak_sentences_go_and_what_stands_between_them_stays():
-    text = "Posted by A in B. A chair. Posted by C in D, E in F. 2 May 2021 Thanks"
+    text = "Posted by A in Bath. A chair. Posted by C in D, E in F. 2 May 2021 Thanks"
     assert listings.strip_leak(text) == ("A chair. Thanks", "2021-05-02")
 
 
@@ -258,7 +258,7 @@ def test_two_leak_sentences_go_and_what_stands_between_them_stays():
 def test_the_sellers_name_in_a_raw_record_becomes_a_mark(seller, rest):
     raw = f'7,x,"Bed | in Leeds, Yorks | Gumtree",Home,"Bed. Posted by {seller}{rest}",,"Leeds, Yorks"'
     masked = listings.mask_leak(raw)
-    assert "Posted by [name]" in masked and seller not in masked.replace("[name]", "")
+    assert "Posted by [name]" in masked and not any(word in masked for word in re.findall(r"\w{3,}", seller))
     assert masked.endswith(',,"Leeds, Yorks"')
 
 

@@ -119,6 +119,13 @@ def test_pad_keeps_the_whole_picture_centred_on_white():
     assert_colours(corners(square, 0.5), [RED, GREEN, BLUE, YELLOW])
 
 
+def test_pad_centres_an_upright_picture_too():
+    square = cleaned_pixels(encoded(quarters(200, 400), "PNG"))
+    assert_colours(square[:, :63], np.broadcast_to(WHITE, (256, 63, 3)), 3)
+    assert_colours(square[:, 193:], np.broadcast_to(WHITE, (256, 63, 3)), 3)
+    assert_colours(corners(square, 1, 0.5), [RED, GREEN, BLUE, YELLOW])
+
+
 def test_crop_keeps_the_central_square():
     striped = Image.new("RGB", (400, 200), BLUE)
     striped.paste(RED, (100, 0, 300, 200))
@@ -313,6 +320,28 @@ def test_deep_grey_pixels_are_scaled_not_clipped(kind, values):
     assert_colours(square[128], np.repeat(RAMP[0][:, None] * 255, 3, axis=1), 4)
 
 
+def test_twelve_bit_pixels_are_scaled_by_their_own_white():
+    values = [[0, 2048] * 16, [4095, 2048] * 16]
+    bits = "".join(f"{value:012b}" for row in values for value in row)
+    pixels = int(bits, 2).to_bytes(len(bits) // 8, "big")
+    tags = [
+        (256, 3, 32),
+        (257, 3, 2),
+        (258, 3, 12),
+        (259, 3, 1),
+        (262, 3, 1),
+        (273, 4, 8),
+        (277, 3, 1),
+        (278, 3, 2),
+        (279, 4, len(pixels)),
+    ]
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    data = b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + directory + b"\0" * 4
+    square = cleaned_pixels(data, size=32, fit="stretch")
+    assert_colours(square[:8].mean(axis=(0, 1)), [64] * 3, 10)
+    assert_colours(square[-8:].mean(axis=(0, 1)), [192] * 3, 10)
+
+
 def test_deep_colour_pixels_are_scaled_not_clipped():
     rows = b"".join(b"\0" + struct.pack(">3H", 65535, 32896, 257) * 8 for _ in range(8))
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0))
@@ -489,6 +518,9 @@ def test_warnings_of_pillow_do_not_leak():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         photos.clean(encoded(quarters(), "JPEG", exif=exif))
+        tiff = bytearray(encoded(Image.new("RGB", (64, 64)), "TIFF", compression="tiff_lzw"))
+        tiff[int.from_bytes(tiff[4:8], "little")] += 1  # one tag more than the file holds, told of when opened and when loaded
+        assert rejection(bytes(tiff))[0] == "unreadable"
         huge = encoded(Image.new("1", (10_000, 9_500)), "PNG")  # between Pillow's warning and its error
         assert photos.clean(huge, CleanSettings(size=8, max_pixels=100_000_000)).width == 10_000
 

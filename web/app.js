@@ -8,7 +8,7 @@ const ANSWERS_KEPT = 30; // for going back without asking again
 const SEPARATOR = " / "; // between the levels of a category's path
 const FILTERS = ["category", "min_price", "max_price", "location"];
 const FIELDS = ["view", "q", ...FILTERS, "k", "listing"]; // of the URL, in this order
-const EVIDENCE = { photo: "it looks alike", text: "it is described alike", words: "it has your words" };
+const EVIDENCE = { photo: "looks alike", text: "reads alike", words: "has your words" };
 const UNREACHABLE = "The service cannot be reached: check the connection, then try again.";
 
 const byId = (id) => document.getElementById(id);
@@ -47,7 +47,7 @@ function tell(alert, sentence) {
 function photo(url, alt, options = {}) {
   const missing = () => h("span", { class: "no-photo", role: "img", "aria-label": "No photo" }, icon("no-photo"));
   if (!/^\/images\/[\w-]+\.jpg$/.test(url ?? "")) return missing();
-  const image = h("img", { src: url, alt, decoding: "async", width: 256, height: 256, ...options });
+  const image = h("img", { src: url, alt, width: 256, height: 256, ...options });
   image.addEventListener("error", () => image.replaceWith(missing()));
   return image;
 }
@@ -155,15 +155,16 @@ const viewOf = (state) => (state.listing ? "listing" : state.view === "sell" ? "
 
 function go(state, photoKey = null) {
   const url = address(state);
-  const entry = { photo: photoKey, scroll: 0 };
-  if (url === location.pathname + location.search && photoKey === (history.state?.photo ?? null)) history.replaceState(entry, "", url);
-  else {
+  const entry = { photo: photoKey, scroll: 0, from: location.pathname + location.search };
+  if (url === entry.from && photoKey === (history.state?.photo ?? null)) {
+    history.replaceState({ ...entry, from: history.state?.from }, "", url);
+  } else {
     history.replaceState({ ...history.state, scroll: scrollY }, "");
     history.pushState(entry, "", url);
   }
   const before = shown;
   show();
-  if (before.view !== shown.view || before.state.listing !== state.listing) {
+  if (before.view !== shown.view || before.state.listing !== shown.state.listing) {
     scrollTo(0, 0);
     views[shown.view].querySelector("h1")?.focus({ preventScroll: true });
   }
@@ -179,7 +180,14 @@ document.addEventListener("click", (event) => {
   const plain = event.button === 0 && !event.ctrlKey && !event.metaKey && !event.shiftKey && !event.altKey;
   if (!anchor || !plain || event.defaultPrevented || new URL(anchor.href).pathname !== "/") return;
   event.preventDefault();
-  go(stateOf(anchor.href), "keepPhoto" in anchor.dataset ? history.state?.photo ?? null : null);
+  if (anchor.classList.contains("back") && anchor.getAttribute("href") === history.state?.from) history.back();
+  else go(stateOf(anchor.href), "keepPhoto" in anchor.dataset ? history.state?.photo ?? null : null);
+});
+
+// A jump within the page would be an entry of the history, without its photo.
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  byId("main").focus();
 });
 
 let shown = { view: null, state: stateOf("/") };
@@ -212,7 +220,7 @@ addEventListener("popstate", () => {
 
 function photoField(root, changed) {
   root.append(byId("photo-field").content.cloneNode(true));
-  const [choose, input, chosen, canvas] = [".pick", "input", ".picked", "canvas"].map((selector) => root.querySelector(selector));
+  const [choose, input, chosen, canvas, remove] = [".pick", "input", ".picked", "canvas", "button"].map((selector) => root.querySelector(selector));
   root.querySelector(".pick-label").textContent = root.dataset.label;
   let current = null;
 
@@ -235,8 +243,10 @@ function photoField(root, changed) {
     if (file === current) return;
     current = file;
     canvas.hidden = true;
+    const hadFocus = document.activeElement === input;
     choose.hidden = Boolean(file);
     chosen.hidden = !file;
+    if (file && hadFocus) remove.focus();
     root.querySelector(".picked-name").textContent = file?.name ?? "";
     if (file) draw(file);
   }
@@ -246,7 +256,12 @@ function photoField(root, changed) {
     input.value = ""; // choosing the same file again is a change again
     if (file) changed(file);
   });
-  root.querySelector("button").addEventListener("click", () => {
+  input.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter") return; // which would send the form
+    event.preventDefault();
+    input.click();
+  });
+  remove.addEventListener("click", () => {
     changed(null);
     input.focus();
   });
@@ -301,7 +316,7 @@ function percentages(score, parts) {
 function scoreBar(result) {
   const { total, parts } = percentages(result.score, result.parts);
   const bar = h("span", { class: "score-bar", "aria-hidden": "true" });
-  for (const { kind } of parts) {
+  for (const { kind } of parts.filter((part) => part.percent)) {
     const segment = h("span", { "data-kind": kind });
     segment.style.setProperty("width", `${result.parts[kind] * 100}%`);
     bar.append(segment);
@@ -311,7 +326,7 @@ function scoreBar(result) {
     { class: "score" },
     h("strong", {}, `${total}% match`),
     bar,
-    h("span", { class: "parts" }, parts.map(({ kind, percent }) => h("span", { "data-kind": kind }, `${kind} ${percent}`))),
+    h("span", { class: "parts" }, parts.map(({ kind, percent }) => h("span", { "data-kind": kind }, `${kind} ${percent}%`))),
   );
 }
 
@@ -338,7 +353,7 @@ function grid(results, kept, heading = "h2") {
 
 function legend(results) {
   const kinds = Object.keys(EVIDENCE).filter((kind) => results.some((result) => kind in result.parts));
-  return h("p", { class: "legend" }, kinds.map((kind) => h("span", { "data-kind": kind }, h("b", {}, kind), ` ${EVIDENCE[kind]}`)));
+  return h("p", { class: "legend" }, "Why it matches:", kinds.map((kind) => h("span", { "data-kind": kind }, h("b", {}, kind), ` ${EVIDENCE[kind]}`)));
 }
 
 function skeleton(n) {
@@ -395,7 +410,9 @@ function showSearch(state, file, photoKey) {
   const done = (answer) => {
     busy(results, false);
     status.textContent = summary(answer.results.length, k, state, file);
+    const before = document.activeElement?.classList.contains("more") ? results.querySelectorAll(".card").length : -1;
     results.replaceChildren(...(answer.results.length ? found(answer.results, k, state) : [nothing(state)]));
+    results.querySelectorAll(".card a")[before]?.focus({ preventScroll: true });
   };
   const failed = (sentence) => {
     busy(results, false);
@@ -416,11 +433,9 @@ function summary(n, k, state, file) {
 }
 
 function found(results, k, state) {
-  const parts = [legend(results), grid(results, { ...state, k: state.k })];
+  const parts = [legend(results), grid(results, state)];
   if (results.length === k && k < MAX_RESULTS) {
-    const more = () => {
-      go({ ...state, k: String(Math.min(k + PAGE_SIZE, MAX_RESULTS)) }, history.state?.photo ?? null);
-    };
+    const more = () => go({ ...state, k: String(Math.min(k + PAGE_SIZE, MAX_RESULTS)) }, history.state?.photo ?? null);
     parts.push(h("button", { type: "button", class: "more", onclick: more }, "Show more"));
   }
   return parts;
@@ -431,7 +446,7 @@ function nothing(state) {
   return h(
     "div",
     { class: "empty" },
-    h("p", {}, filtered ? "No listing passes these filters. Widen the price, the place or the category." : "Try other or fewer words, or a photo."),
+    h("p", {}, filtered ? "No listing matches within these filters: widen the price, the place or the category." : "Try other or fewer words, or a photo."),
     filtered ? link({ ...state, ...Object.fromEntries(FILTERS.map((name) => [name, ""])) }, { "data-keep-photo": true }, "Search without filters") : null,
   );
 }

@@ -1,0 +1,153 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import build_index
+import extract_embeddings
+from marketplace import model, storage
+
+
+@pytest.fixture
+def copied(demo_dir, tmp_path):
+    """A copy of the finished pipeline to be damaged."""
+    shutil.copytree(demo_dir, tmp_path / "data", ignore=shutil.ignore_patterns("raw", "tensorboard"))
+    return tmp_path / "data"
+
+
+def fails(main, arguments, capsys) -> str:
+    capsys.readouterr()
+    assert main(arguments) == 1
+    return capsys.readouterr().err
+
+
+def test_every_kept_photo_and_every_listing_has_a_unit_vector(demo_dir):
+    folder = demo_dir / "embeddings"
+    vectors, texts = np.load(folder / "vectors.npy"), np.load(folder / "text_vectors.npy")
+    training = storage.read_csv(demo_dir / "dataset" / "training_data.csv")
+    products = storage.read_csv(demo_dir / "tabular" / "products.csv")
+    assert storage.read_json(folder / "image_ids.json") == training["image_id"].tolist()
+    assert storage.read_json(folder / "product_ids.json") == products["product_id"].tolist()
+    assert vectors.shape == (len(training), 1280) and vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert len(texts) == len(products)
+    np.testing.assert_allclose(np.linalg.norm(texts, axis=1), 1, atol=1e-5)
+
+
+def test_the_dictionary_reads_back_as_the_very_same_floats(demo_dir):
+    folder = demo_dir / "embeddings"
+    dictionary = json.loads((folder / "image_embeddings.json").read_text())
+    assert list(dictionary) == storage.read_json(folder / "image_ids.json")
+    np.testing.assert_array_equal(np.array(list(dictionary.values()), np.float32), np.load(folder / "vectors.npy"))
+
+
+def test_vectors_do_not_depend_on_the_batch_a_photo_is_in(demo_dir):
+    photo_model = model.PhotoModel(demo_dir / "model", device="cpu")
+    vectors, ids = np.load(demo_dir / "embeddings" / "vectors.npy"), storage.read_json(demo_dir / "embeddings" / "image_ids.json")
+    for row in (0, 31, 32, len(ids) - 1):
+        alone, _ = photo_model.run(photo_model.input((demo_dir / "images" / f"{ids[row]}.jpg").read_bytes())[None])
+        assert alone[0] @ vectors[row] > 0.9999
+
+
+def test_the_published_generation_holds_all_that_serving_needs(demo_dir):
+    generation = storage.current_generation(demo_dir / "index")
+    report = storage.read_json(generation / "report.json")
+    assert report["index"]["recall_at_10"] == 1.0 and report["index"]["kind"] == "IndexFlatIP"
+    assert report["models"] == model.digests(demo_dir / "model")
+    assert report["index"]["bytes_per_vector"] == pytest.approx(4 * 1280, rel=0.01)
+    names = {"index.faiss", "vectors.npy", "text.faiss", "catalogue.sqlite", "ranker.json", *model.FILES}
+    assert names <= {path.name for path in generation.iterdir()}
+
+
+def test_a_rerun_changes_nothing_and_another_kind_makes_a_new_generation(copied, capsys):
+    first = storage.current_generation(copied / "index").name
+    assert build_index.main(["--data", str(copied)]) == 0
+    assert json.loads(capsys.readouterr().out)["unchanged"] is True
+    assert build_index.main(["--data", str(copied), "--kind", "ivf"]) == 0
+    assert storage.current_generation(copied / "index").name != first
+    assert (copied / "index" / first).is_dir()  # for a reader that still has it open
+
+
+def test_a_dictionary_of_your_own_can_be_indexed(copied, tmp_path, capsys):
+    known = storage.read_json(copied / "embeddings" / "image_ids.json")[:20]
+    generator = np.random.default_rng(0)
+    dictionary = {name: generator.normal(size=13).tolist() for name in [*known, "photo-of-nobody"]}
+    (tmp_path / "own.json").write_text(json.dumps(dictionary))
+    assert build_index.main(["--data", str(copied), "--embeddings", str(tmp_path / "own.json")]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["photos"], summary["dimension"], summary["photos_without_listing"]) == (21, 13, 1)
+    vectors = np.load(storage.current_generation(copied / "index") / "vectors.npy")
+    expected = np.array(list(dictionary.values()))
+    np.testing.assert_allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "holds no embeddings: give a file of the form {image id: [floats]}"),
+        ('{"a": [1, 2], "b": [1]}', "holds lists that are not numbers or differ in length: embed them again"),
+        ('{"a": ["x"]}', "holds lists that are not numbers or differ in length: embed them again"),
+        ('{"a": [0, 0]}', "must hold lists of finite numbers, not all zero: embed them again"),
+        ('{"a": 3}', "must hold lists of finite numbers, not all zero: embed them again"),
+    ],
+)
+def test_a_file_that_is_no_dictionary_of_embeddings_is_one_sentence(copied, tmp_path, capsys, content, message):
+    path = tmp_path / "own.json"
+    path.write_text(content)
+    assert (
+        fails(build_index.main, ["--data", str(copied), "--embeddings", str(path)], capsys)
+        == f"error: --embeddings {path} {message}\n"
+    )
+
+
+def test_a_dictionary_cut_short_is_one_sentence(copied, tmp_path, capsys):
+    (tmp_path / "own.json").write_text('{"a": [1.0, 2')
+    error = fails(build_index.main, ["--data", str(copied), "--embeddings", str(tmp_path / "own.json")], capsys)
+    assert error.startswith(f"error: --embeddings {tmp_path / 'own.json'} is not valid JSON (") and error.count("\n") == 1
+
+
+def test_a_missing_dictionary_is_one_sentence(copied, capsys):
+    expected = "error: --embeddings nowhere.json does not exist: give a JSON file of the form {image id: [floats]}\n"
+    assert fails(build_index.main, ["--data", str(copied), "--embeddings", "nowhere.json"], capsys) == expected
+
+
+def test_embeddings_of_another_model_are_refused(copied, capsys):
+    with open(copied / "model" / "image_model.onnx", "ab") as file:
+        file.write(b"retrained")
+    expected = f"error: {copied / 'embeddings'} was made from another image_model.onnx: run python extract_embeddings.py again\n"
+    assert fails(build_index.main, ["--data", str(copied)], capsys) == expected
+
+
+def test_ids_that_do_not_fit_the_vectors_are_refused(copied, capsys):
+    path = copied / "embeddings" / "image_ids.json"
+    ids = json.loads(path.read_text())
+    path.write_text(json.dumps(ids[1:]))
+    expected = f"error: {copied / 'embeddings'} holds {len(ids)} vectors and {len(ids) - 1} ids: run python extract_embeddings.py again\n"
+    assert fails(build_index.main, ["--data", str(copied)], capsys) == expected
+
+
+def test_photos_cleaned_otherwise_than_the_models_are_refused(copied, capsys):
+    path = copied / "images" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["arguments"]["size"] = 128
+    path.write_text(json.dumps(manifest))
+    expected = (
+        f"error: the photos in {copied / 'images'} were cleaned with other settings than the model's: run python train.py again\n"
+    )
+    assert fails(extract_embeddings.main, ["--data", str(copied), "--runtime", "torch"], capsys) == expected
+
+
+def test_a_lost_photo_is_one_sentence(copied, capsys):
+    image_id = storage.read_json(copied / "embeddings" / "image_ids.json")[3]
+    (copied / "images" / f"{image_id}.jpg").unlink()
+    (copied / "embeddings" / "manifest.json").unlink()
+    expected = f"error: {copied / 'images' / image_id}.jpg is missing or damaged: run python clean_images.py again\n"
+    assert fails(extract_embeddings.main, ["--data", str(copied)], capsys) == expected
+
+
+@pytest.mark.parametrize(("main", "folder"), [(extract_embeddings.main, "tabular"), (build_index.main, "embeddings")])
+def test_without_the_earlier_stages_each_says_what_to_run(tmp_path, capsys, main, folder):
+    script = storage.SCRIPTS[folder]
+    expected = f"error: {tmp_path / folder} is not finished: run python {script} first\n"
+    assert fails(main, ["--data", str(tmp_path)], capsys) == expected

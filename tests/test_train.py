@@ -1,0 +1,164 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import dataset
+import train
+from marketplace import model, photos, sample, storage
+from tests.conftest import run_stages
+
+FAST = ["--backbone", "resnet18", "--weights", "none", "--image-size", "32", "--epochs", "2", "--workers", "0", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A data folder that is ready to be trained on."""
+    data_dir = tmp_path_factory.mktemp("prepared")
+    sample.write(data_dir / "raw", listings=39)
+    run_stages(data_dir, ["tabular", "images", "dataset"])
+    return data_dir
+
+
+def test_training_end_to_end_writes_everything_and_equal_runs_give_equal_bytes(prepared, capsys):
+    trees = []
+    for _ in range(2):
+        (prepared / "model" / "manifest.json").unlink(missing_ok=True)
+        assert train.main(["--data", str(prepared), *FAST]) == 0
+        trees.append({path.name: path.read_bytes() for path in (prepared / "model").iterdir() if path.name != "manifest.json"})
+    assert trees[0] == trees[1]
+    assert {
+        "image_model.safetensors",
+        "image_model.json",
+        "image_model.onnx",
+        "metrics.json",
+        "curves.png",
+        "confusion.png",
+    } < set(trees[0])
+    metrics = json.loads(trees[0]["metrics.json"])
+    assert [epoch["epoch"] for epoch in metrics["photo"]["epochs"]] == [1, 2]
+    assert list((prepared / "tensorboard").glob("events.out.tfevents.*"))
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["stage"] == "model"
+
+
+def test_a_second_run_with_the_same_arguments_does_nothing(demo_dir, capsys):
+    before = {path.name: path.stat().st_mtime_ns for path in (demo_dir / "model").iterdir()}
+    run_stages(demo_dir, ["model"])
+    assert json.loads(capsys.readouterr().out)["unchanged"] is True
+    assert before == {path.name: path.stat().st_mtime_ns for path in (demo_dir / "model").iterdir()}
+
+
+def test_the_saved_model_says_how_photos_are_prepared(demo_dir):
+    description = model.Description.load(demo_dir / "model")
+    assert description.backbone == "efficientnet_lite0" and description.input_size == 96
+    assert photos.CleanSettings(**description.photo) == photos.CleanSettings()
+    np.testing.assert_allclose(description.mean, [127 / 255] * 3)
+
+
+def test_torch_and_onnx_give_the_same_vectors_and_probabilities(demo_dir):
+    image_ids = storage.read_json(demo_dir / "embeddings" / "image_ids.json")[:4]
+    runtimes = [model.PhotoModel(demo_dir / "model", runtime, "cpu") for runtime in ("onnx", "torch")]
+    pixels = np.stack([runtimes[0].input((demo_dir / "images" / f"{name}.jpg").read_bytes()) for name in image_ids])
+    for onnx, torch_ in zip(*(runtime.run(pixels) for runtime in runtimes), strict=True):
+        np.testing.assert_allclose(onnx, torch_, atol=1e-4)
+
+
+def test_accuracy_is_by_listing_not_by_photo():
+    import pandas as pd
+
+    logits = torch.tensor([[4.0, 0], [0, 1], [0, 3]])  # two photos of listing a outvote each other by confidence
+    table = pd.DataFrame({"product_id": ["a", "a", "b"], "label": [0, 0, 1]})
+    assert train.evaluate(logits, table)["accuracy"] == 1.0
+
+
+def test_the_best_epoch_is_kept_not_the_last(tmp_path):
+    weight = torch.nn.Linear(1, 1, bias=False)
+    accuracies = iter([0.2, 0.9, 0.5])
+
+    def epoch():
+        yield weight(torch.ones(1, 1)).sum()
+
+    seen = []
+
+    def validate():
+        seen.append(weight.weight.item())
+        return {"accuracy": next(accuracies), "loss": 1.0}
+
+    curves = train.Curves(tmp_path / "curves")
+    best = train._train(weight, torch.optim.SGD(weight.parameters(), lr=0.1), epoch, validate, 3, curves)
+    curves.close()
+    assert best["weight"].item() == pytest.approx(seen[1])
+
+
+def test_only_training_photos_are_ever_changed_at_random(prepared):
+    jpeg = next((prepared / "images").glob("*.jpg")).read_bytes()
+    mean, std = [0.5] * 3, [0.25] * 3
+    plain, augmented = train.evaluation_transform(64, mean, std), train.training_transform(64, mean, std)
+    torch.manual_seed(0)
+    assert torch.equal(plain(jpeg), plain(jpeg)) and not torch.equal(augmented(jpeg), augmented(jpeg))
+    np.testing.assert_array_equal(plain(jpeg).numpy(), photos.model_input(jpeg, 64, mean, std))
+
+
+def test_garbage_in_test_listings_changes_no_fitted_file(prepared, tmp_path):
+    """What is learned depends on training and validation listings alone."""
+    import shutil
+
+    kept = {}
+    for name in ("clean", "garbage"):
+        data_dir = tmp_path / name
+        shutil.copytree(prepared, data_dir, ignore=shutil.ignore_patterns("model", "tensorboard", "raw"))
+        products = storage.read_csv(data_dir / "tabular" / "products.csv")
+        if name == "garbage":
+            splits = storage.read_csv(data_dir / "dataset" / "listings.csv").set_index("product_id")["split"]
+            rows = products["product_id"].map(splits) == "test"
+            assert rows.any()
+            products.loc[rows, ["name", "description", "price"]] = ["garbage", "zzz " * 50, "9999"]
+            storage.write_csv(data_dir / "tabular" / "products.csv", products)
+            table = dataset.ListingPhotos(data_dir, "test").table
+            for image_id in table["image_id"]:
+                (data_dir / "images" / f"{image_id}.jpg").write_bytes(photos.clean(_noise()).jpeg)
+        assert train.main(["--data", str(data_dir), *FAST]) == 0
+        names = (model.WEIGHTS, model.ONNX, *(name for name in model.FILES if name.startswith("table_models")))
+        kept[name] = {name: (data_dir / "model" / name).read_bytes() for name in names}
+    assert kept["clean"] == kept["garbage"]
+
+
+def _noise() -> bytes:
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_before_the_earlier_stages_training_says_what_to_run(tmp_path, capsys):
+    assert train.main(["--data", str(tmp_path), *FAST]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path / 'tabular'} is not finished: run python clean_tabular_data.py first\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--finetune", "head", "--weights", "none"],
+            "--finetune head needs a pretrained trunk: give --weights, or --finetune all",
+        ),
+        (["--epochs", "0"], "--image-size is at least 32, --batch-size at least 2, --epochs at least 1"),
+    ],
+)
+def test_flags_that_make_no_sense_are_usage_errors(flags, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        train.parse_args(flags)
+    assert message in capsys.readouterr().err
+
+
+def test_the_weights_check_answers_by_its_exit_code(monkeypatch, capsys):
+    monkeypatch.setattr(train.network, "imagenet_available", lambda backbone: backbone == "efficientnet_lite0")
+    assert train.main(["--check-weights", "--backbone", "efficientnet_lite0"]) == 0
+    assert train.main(["--check-weights"]) == 1
+    assert capsys.readouterr().err == (
+        "error: the ImageNet weights of resnet50 are not cached and cannot be downloaded: see --weights\n"
+    )
