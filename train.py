@@ -147,7 +147,6 @@ def train_head(photo_network, splits, loader_of, args, curves: Curves) -> dict[s
 
 def train_all(photo_network, splits, loader_of, args, curves: Curves) -> dict[str, torch.Tensor]:
     """Train trunk and head end to end on augmented photos; the best epoch's weights."""
-    photo_network.to(args.device, memory_format=torch.channels_last)
     train = loader_of(splits["augmented"], shuffle=True)
     validation = loader_of(splits["validation"])
     trunk_rate = args.learning_rate * (1 if args.weights == "none" else 0.1)
@@ -217,7 +216,8 @@ def train_photo_model(
         )
 
     torch.manual_seed(args.seed)
-    photo_network = network.build(args.backbone, args.weights, len(classes), args.image_size).to(args.device)
+    photo_network = network.build(args.backbone, args.weights, len(classes), args.image_size)
+    photo_network = photo_network.to(args.device, memory_format=torch.channels_last)
     curves = Curves(args.data / "tensorboard")
     if args.finetune == "head":
         photo_network.head.load_state_dict(train_head(photo_network, splits, loader_of, args, curves))

@@ -293,9 +293,9 @@ def test_artefacts_that_do_not_belong_together_are_refused(demo_dir, tmp_path):
     for position, damage in enumerate((exchange_model, drop_a_vector, lose_the_texts)):
         generation = copy_index(demo_dir, tmp_path / str(position))
         damage(generation)
-        with pytest.raises(storage.StageError, match="run python build_index.py again$"):
-            with TestClient(api.create_app(tmp_path / str(position))):
-                pass
+        client = TestClient(api.create_app(tmp_path / str(position)))
+        with pytest.raises(storage.StageError, match="run python build_index.py again$"), client:
+            pass
 
 
 def test_a_port_in_use_is_one_sentence(capsys, served, demo_dir):

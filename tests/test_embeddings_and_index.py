@@ -123,7 +123,8 @@ def test_ids_that_do_not_fit_the_vectors_are_refused(copied, capsys):
     path = copied / "embeddings" / "image_ids.json"
     ids = json.loads(path.read_text())
     path.write_text(json.dumps(ids[1:]))
-    expected = f"error: {copied / 'embeddings'} holds {len(ids)} vectors and {len(ids) - 1} ids: run python extract_embeddings.py again\n"
+    counts = f"{len(ids)} vectors and {len(ids) - 1} ids"
+    expected = f"error: {copied / 'embeddings'} holds {counts}: run python extract_embeddings.py again\n"
     assert fails(build_index.main, ["--data", str(copied)], capsys) == expected
 
 
