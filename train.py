@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -66,10 +65,11 @@ def _plain(input_size: int, mean: list[float], std: list[float], jpeg: bytes) ->
     return torch.from_numpy(photos.model_input(jpeg, input_size, mean, std))
 
 
-def by_listing(probabilities: np.ndarray, product_ids: pd.Series) -> tuple[np.ndarray, pd.Index]:
-    """The mean of each listing's photos: (N, C) rows of photos -> (P, C) rows of listings, and their ids."""
-    means = pd.DataFrame(probabilities).groupby(product_ids.to_numpy(), sort=True).mean()
-    return means.to_numpy(), means.index
+def by_listing(probabilities: np.ndarray, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of each listing's photos: (N, C) rows of photos -> (P, C) rows of listings, and their labels (P,)."""
+    products = table["product_id"].to_numpy()
+    means = pd.DataFrame(probabilities).groupby(products).mean()
+    return means.to_numpy(), table.groupby(products)["label"].first().to_numpy()
 
 
 class Curves:
@@ -92,22 +92,18 @@ class Curves:
         self._writer.close()
 
 
-@torch.inference_mode()
-def predict(photo_network: network.PhotoNetwork, loader: DataLoader, device: str, trunk_only: bool = False) -> torch.Tensor:
-    """(N, C) logits of a loader's photos in order, or (N, D) pooled features of the trunk."""
-    photo_network.eval()
-    run = photo_network.trunk if trunk_only else lambda pixels: photo_network(pixels)[1]
-    batches = tqdm(loader, desc="forward", unit="batch", file=sys.stderr, disable=None)
-    return torch.cat([run(pixels.to(device, memory_format=torch.channels_last)).cpu() for pixels, _, _ in batches])
+def forward(run: Callable[[torch.Tensor], torch.Tensor], loader: DataLoader) -> torch.Tensor:
+    """What `run` makes of a loader's photos, in order: (N, ...)."""
+    with torch.inference_mode():
+        batches = tqdm(loader, desc="forward", unit="batch", file=sys.stderr, disable=None)
+        return torch.cat([run(pixels) for pixels, _, _ in batches])
 
 
-def evaluate(logits: torch.Tensor, table: pd.DataFrame) -> dict[str, float]:
-    """Mean cross-entropy by photo, and accuracy by listing."""
-    labels = torch.tensor(table["label"].to_numpy())
-    probabilities, ids = by_listing(logits.softmax(1).numpy(), table["product_id"])
-    truth = table.groupby("product_id")["label"].first().loc[ids].to_numpy()
-    loss = nn.functional.cross_entropy(logits, labels).item()
-    return {"loss": loss, "accuracy": float((probabilities.argmax(1) == truth).mean())}
+def evaluate(probabilities: np.ndarray, table: pd.DataFrame) -> dict[str, float]:
+    """Mean cross-entropy by photo, and accuracy by listing, of (N, C) probabilities."""
+    own = probabilities[np.arange(len(table)), table["label"]]
+    by_product, truth = by_listing(probabilities, table)
+    return {"loss": float(-np.log(np.clip(own, 1e-12, 1)).mean()), "accuracy": float((by_product.argmax(1) == truth).mean())}
 
 
 class _Mirrored(torch.utils.data.Dataset):
@@ -124,14 +120,15 @@ class _Mirrored(torch.utils.data.Dataset):
         return pixels.flip(2), label, index
 
 
-def train_head(photo_network, splits, loader_of, args, curves: Curves) -> dict[str, torch.Tensor]:
+def train_head(photo_network, splits, args, curves: Curves) -> dict[str, torch.Tensor]:
     """Train the head on the frozen trunk's features, computed once per photo and view; the best epoch's head weights."""
     plain, validation = splits["train"], splits["validation"]
-    views = [predict(photo_network, loader_of(view), args.device, trunk_only=True) for view in (plain, _Mirrored(plain))]
+    trunk = network.frozen_trunk(photo_network, args.image_size, args.device)
+    views = [forward(trunk, loader_of(view, args)) for view in (plain, _Mirrored(plain))]
     features = torch.cat(views).to(args.device)
     labels = torch.tensor(plain.table["label"].to_numpy()).repeat(len(views)).to(args.device)
-    held_out = predict(photo_network, loader_of(validation), args.device, trunk_only=True).to(args.device)
-    head = photo_network.head
+    held_out = forward(trunk, loader_of(validation, args)).to(args.device)
+    head = photo_network.head.to(args.device)
     optimiser = torch.optim.AdamW(head.parameters(), lr=args.learning_rate, weight_decay=WEIGHT_DECAY)
 
     def epoch() -> Iterator[torch.Tensor]:
@@ -140,15 +137,19 @@ def train_head(photo_network, splits, loader_of, args, curves: Curves) -> dict[s
 
     def validate() -> dict[str, float]:
         with torch.inference_mode():
-            return evaluate(head(held_out).cpu(), validation.table)
+            return evaluate(head(held_out).softmax(1).cpu().numpy(), validation.table)
 
     return _train(head, optimiser, epoch, validate, args.epochs, curves)
 
 
-def train_all(photo_network, splits, loader_of, args, curves: Curves) -> dict[str, torch.Tensor]:
+def train_all(photo_network, splits, args, curves: Curves) -> dict[str, torch.Tensor]:
     """Train trunk and head end to end on augmented photos; the best epoch's weights."""
-    train = loader_of(splits["augmented"], shuffle=True)
-    validation = loader_of(splits["validation"])
+
+    def on_device(pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.to(args.device, memory_format=torch.channels_last)
+
+    train = loader_of(splits["augmented"], args, shuffle=True)
+    validation = loader_of(splits["validation"], args)
     trunk_rate = args.learning_rate * (1 if args.weights == "none" else 0.1)
     groups = [
         {"params": photo_network.trunk.parameters(), "lr": trunk_rate},
@@ -162,11 +163,13 @@ def train_all(photo_network, splits, loader_of, args, curves: Curves) -> dict[st
     def epoch() -> Iterator[torch.Tensor]:
         photo_network.train()
         for pixels, labels, _ in tqdm(train, desc="train", unit="batch", file=sys.stderr, disable=None):
-            _, logits = photo_network(pixels.to(args.device, memory_format=torch.channels_last))
+            _, logits = photo_network(on_device(pixels))
             yield nn.functional.cross_entropy(logits, labels.to(args.device))
 
     def validate() -> dict[str, float]:
-        return evaluate(predict(photo_network, validation, args.device), splits["validation"].table)
+        photo_network.eval()
+        logits = forward(lambda pixels: photo_network(on_device(pixels))[1].cpu(), validation)
+        return evaluate(logits.softmax(1).numpy(), splits["validation"].table)
 
     return _train(photo_network, optimiser, epoch, validate, args.epochs, curves, schedule)
 
@@ -192,55 +195,34 @@ def _train(module, optimiser, epoch, validate, epochs: int, curves: Curves, sche
     return best_state
 
 
-def train_photo_model(
-    args: argparse.Namespace, settings: dict
-) -> tuple[network.PhotoNetwork, model.Description, dict, np.ndarray]:
-    """The trained network, its description, its metrics and the test listings' confusion matrix (rows: truth)."""
+def loader_of(photos_of_split, args: argparse.Namespace, shuffle: bool = False) -> DataLoader:
+    generator = torch.Generator().manual_seed(args.seed)
+    # A last batch of one photo would break batch normalisation in training.
+    drop_last = shuffle and len(photos_of_split) % args.batch_size == 1 and len(photos_of_split) > 1
+    return DataLoader(
+        photos_of_split, args.batch_size, shuffle, num_workers=args.workers, generator=generator, drop_last=drop_last
+    )
+
+
+def train_photo_model(args: argparse.Namespace, settings: dict) -> tuple[network.PhotoNetwork, model.Description, list[dict]]:
+    """The trained network, its description, and what each epoch measured. settings: how the photos were cleaned."""
     mean, std = (list(values) for values in network.normalisation(args.backbone))
     plain = evaluation_transform(args.image_size, mean, std)
-    splits = {name: ListingPhotos(args.data, name, plain) for name in ("train", "validation", "test")}
+    splits = {name: ListingPhotos(args.data, name, plain) for name in ("train", "validation")}
     splits["augmented"] = ListingPhotos(args.data, "train", training_transform(args.image_size, mean, std))
-    for name in ("train", "validation"):
-        if not len(splits[name]):
-            raise StageError(
-                f"the {name} split has no photos: give more listings (three or more in a category) or a --split-column"
-            )
+    for name, split in splits.items():
+        if not len(split):
+            raise StageError(f"the {name} split has no photos: give three or more listings in a category, or a --split-column")
     classes = splits["train"].classes
-
-    def loader_of(photos_of_split, shuffle: bool = False) -> DataLoader:
-        generator = torch.Generator().manual_seed(args.seed)
-        # A last batch of one photo would break batch normalisation in training.
-        drop_last = shuffle and len(photos_of_split) % args.batch_size == 1 and len(photos_of_split) > 1
-        return DataLoader(
-            photos_of_split, args.batch_size, shuffle, num_workers=args.workers, generator=generator, drop_last=drop_last
-        )
-
     torch.manual_seed(args.seed)
     photo_network = network.build(args.backbone, args.weights, len(classes), args.image_size)
     photo_network = photo_network.to(args.device, memory_format=torch.channels_last)
     curves = Curves(args.data / "tensorboard")
     if args.finetune == "head":
-        photo_network.head.load_state_dict(train_head(photo_network, splits, loader_of, args, curves))
+        photo_network.head.load_state_dict(train_head(photo_network, splits, args, curves))
     else:
-        photo_network.load_state_dict(train_all(photo_network, splits, loader_of, args, curves))
+        photo_network.load_state_dict(train_all(photo_network, splits, args, curves))
     curves.close()
-    metrics = {"epochs": curves.epochs}
-    confusion = np.zeros((len(classes), len(classes)), int)
-    for name in ("validation", "test"):
-        table = splits[name].table
-        if not len(table):
-            metrics[name] = None
-            continue
-        logits = predict(photo_network, loader_of(splits[name]), args.device)
-        metrics[name] = evaluate(logits, table)
-        probabilities, ids = by_listing(logits.softmax(1).numpy(), table["product_id"])
-        truth = table.groupby("product_id")["label"].first().loc[ids].to_numpy()
-        metrics[name] |= {
-            "macro_f1": float(f1_score(truth, probabilities.argmax(1), average="macro", zero_division=0)),
-            "listings": len(ids),
-        }
-        if name == "test":
-            confusion = confusion_matrix(truth, probabilities.argmax(1), labels=range(len(classes)))
     description = model.Description(
         backbone=args.backbone,
         weights=args.weights if args.weights in ("imagenet", "none") else Path(args.weights).name,
@@ -252,7 +234,30 @@ def train_photo_model(
         embedding="pooled features of the trunk, unit length",
         photo=settings,
     )
-    return photo_network, description, metrics, confusion
+    return photo_network.cpu().to(memory_format=torch.contiguous_format), description, curves.epochs
+
+
+def measure_photo_model(model_dir: Path, args: argparse.Namespace) -> tuple[dict, np.ndarray]:
+    """Metrics by listing of the saved model, run as the API runs it, and the test listings' confusion matrix (rows: truth)."""
+    served = model.PhotoModel(model_dir, device=args.device)
+    known = served.description
+    plain = evaluation_transform(known.input_size, known.mean, known.std)
+    metrics, confusion = {}, np.zeros((len(known.classes),) * 2, int)
+    for name in ("validation", "test"):
+        split = ListingPhotos(args.data, name, plain)
+        if not len(split):
+            metrics[name] = None
+            continue
+        probabilities = forward(lambda pixels: torch.from_numpy(served.run(pixels.numpy())[1]), loader_of(split, args)).numpy()
+        by_product, truth = by_listing(probabilities, split.table)
+        guess = by_product.argmax(1)
+        metrics[name] = evaluate(probabilities, split.table) | {
+            "macro_f1": float(f1_score(truth, guess, average="macro", zero_division=0)),
+            "listings": len(truth),
+        }
+        if name == "test":
+            confusion = confusion_matrix(truth, guess, labels=range(len(known.classes)))
+    return metrics, confusion
 
 
 def train_table_models(data_dir: Path, seed: int) -> tuple[table_models.TableModels, dict]:
@@ -393,7 +398,7 @@ def run(args: argparse.Namespace) -> dict:
     for folder in ("tabular", "images", "dataset"):
         storage.read_manifest(args.data / folder)
     settings = storage.read_manifest(args.data / "images")["arguments"]
-    names = (
+    names = [
         "backbone",
         "weights",
         "finetune",
@@ -404,7 +409,7 @@ def run(args: argparse.Namespace) -> dict:
         "seed",
         "workers",
         "device",
-    )
+    ]
     inputs = {
         "training_data.csv": storage.digest(args.data / "dataset" / "training_data.csv"),
         "listings.csv": storage.digest(args.data / "dataset" / "listings.csv"),
@@ -418,17 +423,16 @@ def run(args: argparse.Namespace) -> dict:
         return done
     stage.begin()
     models, table_metrics = train_table_models(args.data, args.seed)
-    photo_network, description, photo_metrics, confusion = train_photo_model(args, settings)
+    photo_network, description, epochs = train_photo_model(args, settings)
     models.save(stage.folder)
-    photo_network = photo_network.cpu().to(memory_format=torch.contiguous_format)
     storage.write_bytes(stage.folder / model.WEIGHTS, safetensors_bytes(photo_network.state_dict()))
-    with storage.atomic_path(stage.folder / model.ONNX) as path, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
+    with storage.atomic_path(stage.folder / model.ONNX) as path:
         network.export_onnx(photo_network, args.image_size, path)
     description.save(stage.folder)
-    storage.write_bytes(stage.folder / "curves.png", draw_curves(photo_metrics["epochs"]))
+    photo_metrics, confusion = measure_photo_model(stage.folder, args)
+    storage.write_bytes(stage.folder / "curves.png", draw_curves(epochs))
     storage.write_bytes(stage.folder / "confusion.png", draw_confusion(confusion, description.classes))
-    storage.write_json(stage.folder / "metrics.json", {"photo": photo_metrics, "table": table_metrics})
+    storage.write_json(stage.folder / "metrics.json", {"photo": photo_metrics | {"epochs": epochs}, "table": table_metrics})
     counts = {
         name: {"photo_accuracy": (photo_metrics[name] or {}).get("accuracy")} | (table_metrics[name] or {})
         for name in ("validation", "test")

@@ -20,15 +20,17 @@ BINS = 8  # a colour channel
 
 
 def read_photos(data_dir: Path) -> pd.DataFrame:
-    """Every photo of the catalogue with its listing, cluster, split, and the name of its label."""
+    """Every photo of the catalogue with its listing's title, its cluster, its split, and the name of its label."""
     table = storage.read_csv(data_dir / "dataset" / "training_data.csv")
-    return table.assign(category=table["label"].map(storage.read_json(data_dir / "tabular" / "labels.json")["decoder"]))
+    titles = storage.read_csv(data_dir / "tabular" / "products.csv").set_index("product_id")["name"]
+    names = storage.read_json(data_dir / "tabular" / "labels.json")["decoder"]
+    return table.assign(category=table["label"].map(names), title=table["product_id"].map(titles))
 
 
-def answer_is_right(client: httpx2.Client, photo_path: Path, photo: pd.Series, own_cluster: set[str]) -> bool:
+def answer_is_right(client: httpx2.Client, photo_path: Path, photo: pd.Series, own_cluster: set[str], text: str) -> bool:
     """Whether the best listing outside the photo's own cluster (its listing and its duplicates) is of the photo's category."""
     files = {"image": photo_path.read_bytes()}
-    response = client.post("/predict/similar_images", files=files, data={"k": str(len(own_cluster) + 1)})
+    response = client.post("/predict/similar_images", files=files, data={"k": str(len(own_cluster) + 1), "text": text})
     response.raise_for_status()
     best = next(result for result in response.json()["results"] if result["product_id"] not in own_cluster)
     # A label is the start of a category's path: as many levels as --category-depth said.
@@ -77,15 +79,25 @@ def main() -> int:
         print(raw_path[tests["image_id"].min()])
         return 0
     listings_of = {cluster: set(part["product_id"]) for cluster, part in table.groupby("cluster")}
+    shares = {}
     with httpx2.Client(base_url=args.url, timeout=60) as client:
-        right = [
-            answer_is_right(client, raw_path[photo["image_id"]], photo, listings_of[photo["cluster"]])
-            for _, photo in tests.iterrows()
-        ]
-    baseline = histogram_accuracy(table, args.data / "images")
-    print(f"test photos whose best answer is of their own category, their own listing left out: {np.mean(right):.3f}", end=" ")
-    print(f"({sum(right)} of {len(right)}, over HTTP)", f"nearest by colour histogram: {baseline:.3f}", sep="\n")
-    print(json.dumps({"top_answer_accuracy": float(np.mean(right)), "histogram_accuracy": baseline, "photos": len(right)}))
+        for name, with_title in (("photo alone", False), ("photo and title", True)):
+            right = [
+                answer_is_right(
+                    client,
+                    raw_path[photo["image_id"]],
+                    photo,
+                    listings_of[photo["cluster"]],
+                    photo["title"] if with_title else "",
+                )
+                for _, photo in tests.iterrows()
+            ]
+            shares[name] = float(np.mean(right))
+    shares["nearest by colour histogram"] = histogram_accuracy(table, args.data / "images")
+    print(f"Of {len(tests)} test photos, those whose best answer is of their own category, their own listing left out:")
+    for name, share in shares.items():
+        print(f"{share:8.3f}  {name}")
+    print(json.dumps({"photos": len(tests)} | {name.replace(" ", "_"): round(share, 4) for name, share in shares.items()}))
     return 0
 
 

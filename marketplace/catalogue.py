@@ -19,6 +19,7 @@ COLUMNS = ("price", "category", "town", "county", "product_of_photo")  # each a 
 WORD_WEIGHTS = (5.0, 1.0, 2.0)  # of name, description, category in BM25: a title says what a thing is
 MAX_WORDS = 32  # of a query; the rest is noise
 RAREST_WORDS = 4  # tried where no listing holds them all
+WORD_SCORES = f"SELECT rowid, -bm25(words, {', '.join(map(str, WORD_WEIGHTS))}) AS score FROM words WHERE words MATCH ?"
 PRODUCT_FIELDS = (
     "product_id", "name", "description", "category", "price", "price_plausible", "town", "county", "posted_on",
 )  # fmt: skip
@@ -157,33 +158,40 @@ class Catalogue:
         query = "SELECT image_id FROM photos WHERE row = ?"
         return [self._database.execute(query, (int(row),)).fetchone()[0] for row in photo_rows]
 
-    def match_words(self, query: str, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of the k products that match a query's words best, and their BM25 scores (positive, higher is better).
+    def match_words(self, query: str, k: int, allowed: np.ndarray | None = None) -> np.ndarray:
+        """Rows of the k products that match a query's words best by BM25.
 
         Listings with all the words come first; when they are fewer than k, those with any of the rarest words follow.
         Whatever the query holds is words, never search syntax.
         """
-        words = list(dict.fromkeys(re.findall(r"\w+", query.casefold())))[:MAX_WORDS]
-        quoted = [f'"{word}"' for word in words]
-        found = self._match(" AND ".join(quoted), k, allowed) if quoted else {}
-        if quoted and len(found) < k:
+        words = self._words(query)
+        if not words:
+            return np.empty(0, np.int64)
+        found = self._match(" AND ".join(words), k, allowed, set())
+        if len(found) < k:
             count = "SELECT count(*) FROM words WHERE words MATCH ?"
-            known = [(n, word) for word in quoted if (n := self._database.execute(count, (word,)).fetchone()[0])]
-            rarest = [word for _, word in sorted(known)[:RAREST_WORDS]]
-            if rarest:
-                found |= self._match(" OR ".join(rarest), k - len(found), allowed, skip=found)
-        return np.array(list(found), np.int64), np.array(list(found.values()), np.float32)
+            known = [(n, word) for word in words if (n := self._database.execute(count, (word,)).fetchone()[0])]
+            if rarest := [word for _, word in sorted(known)[:RAREST_WORDS]]:
+                found += self._match(" OR ".join(rarest), k - len(found), allowed, set(found))
+        return np.array(found, np.int64)
 
-    def _match(
-        self, expression: str, k: int, allowed: np.ndarray | None, skip: dict[int, float] | None = None
-    ) -> dict[int, float]:
-        weights = ", ".join(map(str, WORD_WEIGHTS))
-        query = f"SELECT rowid, -bm25(words, {weights}) AS score FROM words WHERE words MATCH ? ORDER BY score DESC, rowid"
-        matches = self._database.execute(query, (expression,))
-        passing = (
-            (row, score) for row, score in matches if (allowed is None or allowed[row]) and (skip is None or row not in skip)
-        )
-        return dict(itertools.islice(passing, k))
+    def score_words(self, query: str, rows: np.ndarray) -> np.ndarray:
+        """(N,) BM25 scores of the products of `rows` for any of a query's words; 0 for one that holds none of them."""
+        words, scores = self._words(query), dict.fromkeys(rows.tolist(), 0.0)
+        if words:
+            places = ", ".join("?" * len(scores))
+            # The plus keeps SQLite from asking FTS5 once for each row, which would count every word's listings each time.
+            found = self._database.execute(f"{WORD_SCORES} AND +rowid IN ({places})", (" OR ".join(words), *scores))
+            scores.update(found)
+        return np.array([scores[row] for row in rows.tolist()], np.float32)
+
+    def _words(self, query: str) -> list[str]:
+        return [f'"{word}"' for word in dict.fromkeys(re.findall(r"\w+", query.casefold()))][:MAX_WORDS]
+
+    def _match(self, expression: str, k: int, allowed: np.ndarray | None, known: set[int]) -> list[int]:
+        matches = self._database.execute(f"{WORD_SCORES} ORDER BY score DESC, rowid", (expression,))
+        rows = (row for row, _ in matches if (allowed is None or allowed[row]) and row not in known)
+        return list(itertools.islice(rows, k))
 
     def choices(self) -> dict:
         """What the filters can be set to, with the number of listings of each, for a page's menus."""

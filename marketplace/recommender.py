@@ -94,18 +94,18 @@ class Recommender:
             allowed[query.excluded_row] = False
         if allowed is not None and not allowed.any():
             return []
-        rows, word_scores = self._candidates(query, max(CANDIDATES, 5 * k), allowed)
+        rows = self._candidates(query, max(CANDIDATES, 5 * k), allowed)
         if not len(rows):
             return []
-        evidence, best_photos = self.evidence(query, rows, word_scores)
+        evidence, best_photos = self.evidence(query, rows)
         order, scores, parts = self.ranker.rank(evidence)
         return [
             self._result(rows[i], best_photos[i], scores[i], {kind: values[i] for kind, values in parts.items()})
             for i in order[:k]
         ]
 
-    def _candidates(self, query: Query, depth: int, allowed: np.ndarray | None) -> tuple[np.ndarray, dict[int, float]]:
-        """Rows of the products that any evidence finds, ascending, and the BM25 scores of those that words find."""
+    def _candidates(self, query: Query, depth: int, allowed: np.ndarray | None) -> np.ndarray:
+        """Rows of the products that any evidence finds, ascending."""
         found: list[np.ndarray] = []
         if query.photos is not None and self.catalogue.n_photos:
             product_of_photo = self.catalogue.product_of_photo
@@ -114,19 +114,14 @@ class Recommender:
                 found.append(self.photo_index.nearest_groups(vector, depth, product_of_photo, allowed_photos))
         if query.text is not None:
             found.append(self.text_index.nearest(query.text, depth, allowed)[0])
-        word_scores: dict[int, float] = {}
         if query.words:
-            rows, scores = self.catalogue.match_words(query.words, depth, allowed)
-            word_scores = dict(zip(rows.tolist(), scores.tolist(), strict=True))
-            found.append(rows)
-        return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64), word_scores
+            found.append(self.catalogue.match_words(query.words, depth, allowed))
+        return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
 
-    def evidence(
-        self, query: Query, rows: np.ndarray, word_scores: dict[int, float]
-    ) -> tuple[dict[str, np.ndarray], list[int | None]]:
+    def evidence(self, query: Query, rows: np.ndarray) -> tuple[dict[str, np.ndarray], list[int | None]]:
         """What speaks for each product of `rows`: kind -> (N,) in [0, 1], and the row of its photo nearest to the query's.
 
-        photo: its most alike photo; text: dense text similarity; words: BM25 as a share of the best match's.
+        photo: its most alike photo; text: dense text similarity; words: BM25 as a share of the best candidate's.
         """
         evidence: dict[str, np.ndarray] = {}
         photos_of = [self.catalogue.photos_of(row) for row in rows]
@@ -141,9 +136,9 @@ class Recommender:
             evidence["photo"] = self.ranker.similarity("photo", cosines)
         if query.text is not None:
             evidence["text"] = self.ranker.similarity("text", self.text_index.vectors[rows] @ query.text)
-        if query.words and (word_scores or not evidence):
-            best = max(word_scores.values(), default=1.0)
-            evidence["words"] = np.array([word_scores.get(int(row), 0.0) / best for row in rows], np.float32)
+        if query.words:
+            scores = self.catalogue.score_words(query.words, rows)
+            evidence["words"] = scores / max(scores.max(), 1e-9)
         return evidence, best_photos
 
     def _result(self, row: int, photo_row: int | None, score: float, parts: dict[str, float]) -> dict:

@@ -109,7 +109,8 @@ def fit(
         raise StageError("the training listings hold no words: check product_name and product_description") from None
     if len(np.unique(labels)) < 2:
         raise StageError("the training listings have one category only: give listings of at least two, or --category-depth 2")
-    svd = TruncatedSVD(n_components=min(TEXT_DIMENSION, min(matrix.shape) - 1), random_state=seed).fit(matrix)
+    with np.errstate(divide="ignore", invalid="ignore"):  # its share of explained variance, unused, where all texts are the same
+        svd = TruncatedSVD(n_components=min(TEXT_DIMENSION, min(matrix.shape) - 1), random_state=seed).fit(matrix)
     # C and alpha: the usual grid's best on validation listings of a real export, for unit-length rows.
     category = LogisticRegression(C=20, max_iter=200).fit(matrix, labels)
     if not plausible.any():

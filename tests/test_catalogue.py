@@ -105,27 +105,35 @@ def test_a_product_reads_back_as_it_was_written(opened):
 
 
 def test_listings_with_all_the_words_come_before_those_with_some(opened):
-    rows, scores = opened.match_words("double pine bed", 60)
-    all_words = [row for row in range(60) if NAMES[row % len(NAMES)] == "Double pine bed frame"]
-    assert sorted(rows[: len(all_words)]) != [] and set(all_words) >= set(rows[:3].tolist())
-    some = [row for row in range(60) if any(word in NAMES[row % len(NAMES)].casefold() for word in ("double", "pine", "bed"))]
-    assert set(some) <= set(rows.tolist()) and len(set(rows.tolist())) == len(rows)
-    assert (scores > 0).all()
+    rows = opened.match_words("double pine bed", 60).tolist()
+    words = ("double", "pine", "bed")
+    all_words = [row for row in range(60) if all(word in f"{NAMES[row % 7]} {PATHS[row % 5]}".casefold() for word in words)]
+    some = [row for row in range(60) if any(word in f"{NAMES[row % 7]} {PATHS[row % 5]}".casefold() for word in words)]
+    assert set(rows[: len(all_words)]) == set(all_words) and set(rows) == set(some) and len(set(rows)) == len(rows)
 
 
 def test_words_that_all_match_nothing_fall_back_to_the_rarest(opened):
-    rows, _ = opened.match_words("lovely bicycle zeppelin", 5)
+    rows = opened.match_words("lovely bicycle zeppelin", 5)
     assert [PRODUCTS["name"][row] for row in rows] == ["Racing bicycle"] * 5
 
 
 def test_words_match_whatever_their_ending_case_and_accents(opened):
-    assert len(opened.match_words("CAFE lamps", 60)[0]) >= 16
+    assert len(opened.match_words("CAFE lamps", 60)) >= 16
 
 
 def test_filtered_words_give_k_results_whenever_k_match(opened):
     allowed = np.zeros(60, bool)
     allowed[[3, 17, 44]] = True
-    assert sorted(opened.match_words("lovely", 3, allowed)[0]) == [3, 17, 44]
+    assert sorted(opened.match_words("lovely", 3, allowed)) == [3, 17, 44]
+
+
+def test_equal_listings_score_equally_however_they_were_found_and_others_nothing(opened):
+    rows = np.arange(60)
+    scores = opened.score_words("racing", rows)
+    assert ((scores > 0) == [NAMES[row % 7] == "Racing bicycle" for row in rows]).all()
+    twins = rows[rows % 35 == 2]  # the same name and category
+    assert len(twins) > 1 and len({round(float(score), 5) for score in scores[twins]}) == 1
+    np.testing.assert_array_equal(opened.score_words("racing", rows[::-1]), scores[::-1])
 
 
 @settings(max_examples=200, deadline=None)
@@ -134,13 +142,13 @@ def test_filtered_words_give_k_results_whenever_k_match(opened):
     | st.sampled_from(['"', "a OR", "NEAR(", "name:", "*", "-pine", "^", "'; DROP TABLE products; --", "AND"])
 )
 def test_whatever_is_typed_is_words_never_syntax(opened, query):
-    rows, scores = opened.match_words(query, 5)
-    assert len(rows) == len(scores) <= 60
+    rows = opened.match_words(query, 5)
+    assert len(rows) <= 5 and np.isfinite(opened.score_words(query, np.arange(60))).all()
 
 
 def test_many_threads_may_read_at_once(opened):
     answers = []
-    threads = [threading.Thread(target=lambda: answers.append(opened.match_words("pine", 5)[0].tolist())) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: answers.append(opened.match_words("pine", 5).tolist())) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

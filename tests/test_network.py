@@ -108,7 +108,8 @@ def test_where_imagenet_weights_cannot_be_downloaded_the_choices_are_named(tmp_p
         network.build("resnet50", "imagenet", 3, 64)
     assert str(caught.value) == (
         "the ImageNet weights of resnet50 cannot be downloaded (<urlopen error no route>): "
-        "give a checkpoint with --weights FILE, train from scratch with --weights none, or use --backbone efficientnet_lite0, whose weights come with its package"
+        "give a checkpoint with --weights FILE, train from scratch with --weights none, "
+        "or use --backbone efficientnet_lite0, whose weights come with its package"
     )
 
 

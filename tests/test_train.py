@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -65,11 +66,11 @@ def test_torch_and_onnx_give_the_same_vectors_and_probabilities(demo_dir):
 
 
 def test_accuracy_is_by_listing_not_by_photo():
-    import pandas as pd
-
-    logits = torch.tensor([[4.0, 0], [0, 1], [0, 3]])  # two photos of listing a outvote each other by confidence
+    # Of the two photos of listing a, the surer one wins.
+    probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.1, 0.9]])
     table = pd.DataFrame({"product_id": ["a", "a", "b"], "label": [0, 0, 1]})
-    assert train.evaluate(logits, table)["accuracy"] == 1.0
+    measured = train.evaluate(probabilities, table)
+    assert measured["accuracy"] == 1.0 and measured["loss"] == pytest.approx(-np.log([0.9, 0.4, 0.9]).mean())
 
 
 def test_the_best_epoch_is_kept_not_the_last(tmp_path):
