@@ -43,7 +43,7 @@ pipeline: setup
 	$(PY) build_index.py --data $(DATA)
 
 demo: pipeline
-	@PYTHON=$(PY) DATA=$(DATA) PORT=$(PORT) bash benchmarks/demo.sh
+	@PYTHON=$(PY) DATA=$(DATA) PORT=$(PORT) bash benchmarks/answer.sh
 
 serve: pipeline
 	$(PY) api.py --data $(DATA) --port $(PORT)

@@ -1,7 +1,7 @@
 """How often the best answer to a test photo is of its own category, over HTTP, beside a colour histogram's.
 
 Reads   data/demo/raw/images/ (the photos as a user has them), data/demo/dataset/, data/demo/images/, and the API at --url
-Run     python benchmarks/demo_quality.py --data data/demo --url http://127.0.0.1:8080
+Run     python benchmarks/answer_quality.py --data data/demo --url http://127.0.0.1:8080
 """
 
 import argparse

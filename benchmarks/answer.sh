@@ -4,18 +4,22 @@ set -euo pipefail
 url=http://127.0.0.1:$PORT
 log=$DATA/api.log
 
+if (exec 3<>"/dev/tcp/127.0.0.1/$PORT") 2>/dev/null; then
+  echo "error: something listens on port $PORT already: give another one with PORT=" >&2
+  exit 1
+fi
 "$PYTHON" api.py --data "$DATA" --port "$PORT" >"$log" 2>&1 &
 api=$!
 trap 'kill $api 2>/dev/null; wait $api 2>/dev/null || true' EXIT
 until curl --silent --fail "$url/healthcheck" >/dev/null; do
   kill -0 $api 2>/dev/null || { tail -n 5 "$log" >&2; exit 1; }
-  "$PYTHON" -c 'import time; time.sleep(0.2)'
+  sleep 0.2
 done
 
-photo=$("$PYTHON" benchmarks/demo_quality.py --data "$DATA" --example)
+photo=$("$PYTHON" benchmarks/answer_quality.py --data "$DATA" --example)
 echo
 echo "\$ curl -F image=@$photo -F k=5 $url/predict/similar_images"
 curl --silent --show-error --fail -F "image=@$photo" -F k=5 "$url/predict/similar_images" |
-  "$PYTHON" benchmarks/demo_quality.py --show
+  "$PYTHON" benchmarks/answer_quality.py --show
 echo
-"$PYTHON" benchmarks/demo_quality.py --data "$DATA" --url "$url"
+"$PYTHON" benchmarks/answer_quality.py --data "$DATA" --url "$url"
