@@ -97,6 +97,9 @@ class Recommender:
         rows = self._candidates(query, max(CANDIDATES, 5 * k), allowed)
         if not len(rows):
             return []
+        if len(rows) < k:  # what passes the filters without any evidence, such as listings without a photo, comes last
+            passing = np.arange(self.catalogue.n_products) if allowed is None else np.flatnonzero(allowed)
+            rows = np.concatenate([rows, np.setdiff1d(passing, rows)[: k - len(rows)]])
         evidence, best_photos = self.evidence(query, rows)
         order, scores, parts = self.ranker.rank(evidence)
         return [

@@ -101,11 +101,19 @@ def test_filters_hold_for_every_result_and_give_all_that_match(client, demo_dir,
     form = {"k": 100, "category": category.upper(), "min_price": 1, "max_price": 500}
     image = raw_photo(demo_dir, photos_table["image_id"][0])
     results = client.post("/predict/similar_images", files={"image": image}, data=form).json()["results"]
-    # A photo query finds what has a photo.
-    assert {result["product_id"] for result in results} == set(expected.index[expected["photos"] > 0])
+    assert {result["product_id"] for result in results} == set(expected.index)
     town = products["town"].iloc[3]
     found = client.get("/search", params={"q": products["name"].iloc[3], "location": town, "k": 100}).json()["results"]
     assert found and all(result["town"] == town for result in found)
+
+
+def test_listings_without_a_photo_come_last_in_the_answer_to_a_photo(client, demo_dir, photos_table, products):
+    assert (products["photos"] == 0).any()
+    image = raw_photo(demo_dir, photos_table["image_id"][0])
+    results = client.post("/predict/similar_images", files={"image": image}, data={"k": 60}).json()["results"]
+    assert len(results) == len(products) == 60
+    last = results[-int((products["photos"] == 0).sum()) :]
+    assert all(result["image_id"] is None and result["score"] == 0 for result in last)
 
 
 def test_a_title_finds_its_listing(client, products):
