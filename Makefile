@@ -4,8 +4,8 @@
 # make setup  only the virtual environment that all of them use
 
 PYTHON ?= python3
-DATA ?= data/demo
 LISTINGS ?= 390
+DATA ?= data/demo$(if $(filter-out 390,$(LISTINGS)),-$(LISTINGS))
 PORT ?= 8080
 WEIGHTS ?= imagenet
 # From scratch, 64-pixel photos keep ResNet-50 to minutes on two cores.
@@ -15,7 +15,7 @@ PY := .venv/bin/python
 DIGEST := $(shell cat requirements.txt requirements-dev.txt | cksum | cut -d ' ' -f 1)
 READY := .venv/.ready-$(DIGEST)
 
-.PHONY: setup test demo serve pipeline
+.PHONY: setup test demo serve pipeline curl
 setup: $(READY)
 
 $(READY): requirements.txt requirements-dev.txt
@@ -26,6 +26,9 @@ $(READY): requirements.txt requirements-dev.txt
 
 test: setup
 	$(PY) -m pytest
+
+curl:
+	@command -v curl >/dev/null || { echo "make demo asks the service with curl: install it first" >&2; exit 1; }
 
 pipeline: setup
 	$(PY) -m marketplace.sample --out $(DATA)/raw --listings $(LISTINGS)
@@ -42,7 +45,7 @@ pipeline: setup
 	$(PY) extract_embeddings.py --data $(DATA)
 	$(PY) build_index.py --data $(DATA)
 
-demo: pipeline
+demo: curl pipeline
 	@PYTHON=$(PY) DATA=$(DATA) PORT=$(PORT) bash benchmarks/answer.sh
 
 serve: pipeline

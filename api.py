@@ -7,7 +7,9 @@ Run     python api.py                  then open http://127.0.0.1:8080
 
 import argparse
 import contextlib
+import copy
 import math
+import os
 import re
 import socket
 import sys
@@ -27,7 +29,7 @@ from pydantic import BaseModel, Field
 from starlette.formparsers import MultiPartParser
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from marketplace import errors, model, storage
+from marketplace import errors, flags, model, storage
 from marketplace.catalogue import Filters
 from marketplace.errors import StageError
 from marketplace.photos import PhotoRejected
@@ -35,7 +37,7 @@ from marketplace.recommender import Recommender
 
 WEB_DIR = Path(__file__).parent / "web"
 MAX_UPLOAD_BYTES = 20 * 2**20  # a 50-megapixel JPEG from a phone is about 15 MB
-MAX_PENDING = 16  # photo queries in work or waiting; one more is told to come back
+MAX_PENDING = 16  # photo queries in work (one a core) or waiting; one more is told to come back
 RETRY_AFTER_S = 1
 MAX_K = 100
 PHOTO_CACHE_S = 3600
@@ -176,7 +178,7 @@ K = "How many listings to return."
 def filters_of(category: str | None, min_price: float | None, max_price: float | None, location: str | None) -> Filters:
     if min_price is not None and max_price is not None and min_price > max_price:
         raise HTTPException(422, f"min_price {min_price:g} is above max_price {max_price:g}: swap them")
-    return Filters(category or None, min_price, max_price, location or None)
+    return Filters((category or "").strip() or None, min_price, max_price, (location or "").strip() or None)
 
 
 def query_filters(
@@ -220,6 +222,7 @@ def create_app(
     state: dict[str, Recommender] = {}
     meters = Meters()
     slots = threading.BoundedSemaphore(max_pending)
+    cores = threading.BoundedSemaphore(os.cpu_count() or 1)  # a large photo takes half a gigabyte while it is decoded
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI):
@@ -268,14 +271,14 @@ def create_app(
         return JSONResponse({"detail": one_sentence(error)}, 422)
 
     def embed(recommender: Recommender, image: UploadFile):
-        """Vector and category probabilities of an upload, cleaned as the pipeline cleans."""
+        """Vector and category probabilities of an upload, cleaned as the pipeline cleans; raises HTTPException."""
         if not slots.acquire(blocking=False):
             raise HTTPException(503, "too many photos are being looked at: try again in a second", busy)
         try:
-            with meters.step("clean"):
+            with cores, meters.step("clean"):
                 jpeg = recommender.clean(image.file.read())
-            with meters.step("embed"):
-                return recommender.embed_cleaned(jpeg)
+            with cores, meters.step("embed"):
+                return recommender.embed(jpeg)
         except PhotoRejected as error:
             raise HTTPException(400, f"not a usable image ({error.reason}): {error}") from None
         finally:
@@ -299,7 +302,7 @@ def create_app(
             "model": recommender.photo_model.description.backbone,
             "rows": recommender.catalogue.n_photos,
             "listings": recommender.catalogue.n_products,
-            "dimension": recommender.photo_model.description.dimension,
+            "dimension": recommender.dimension,
             "generation": recommender.generation,
         }
 
@@ -316,6 +319,8 @@ def create_app(
     @app.post("/predict/similar_images", response_model=SimilarImages, responses=not_an_image | too_large)
     def similar_images(recommender: Ready, image: Upload, filters: FormFilters, text: Words = None, k: FormK = 10):
         """The listings most like a photo, and the words beside it."""
+        if not recommender.takes_photos:
+            raise HTTPException(503, "the index holds vectors that no photo can be compared with: search by words or by listing")
         vector, _ = embed(recommender, image)
         results = recommend(recommender, recommender.query(vector, text), k, filters)
         return {"similar_index": [result["image_id"] for result in results if result["image_id"]], "results": results}
@@ -327,10 +332,11 @@ def create_app(
         text: Words = None,
     ):
         """The likely categories of a new listing, and a price range."""
-        if image is None and not (text and text.strip()):
-            raise HTTPException(422, "give a photo as `image`, words as `text`, or both")
         probabilities = None if image is None else embed(recommender, image)[1]
-        return recommender.predict(probabilities, text)
+        try:
+            return recommender.predict(probabilities, text)
+        except ValueError:
+            raise HTTPException(422, "give a photo as `image`, words as `text`, or both") from None
 
     @app.get("/search", response_model=Recommendations)
     def search(
@@ -340,6 +346,8 @@ def create_app(
         k: QueryK = 10,
     ):
         """The listings that words describe."""
+        if not q.strip():
+            raise HTTPException(422, "q: give at least one word")
         return {"results": recommend(recommender, recommender.query(text=q), k, filters)}
 
     @app.get("/products/{product_id}", response_model=Product, responses=unknown)
@@ -387,18 +395,18 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="data", type=Path, help="folder of all stages (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: %(default)s)")
-    parser.add_argument("--port", default=8080, type=int, help="port to listen on (default: %(default)s)")
+    parser.add_argument("--port", default=8080, type=flags.not_negative, help="port to listen on (default: %(default)s)")
+    flags.add_runtime(parser, model.RUNTIMES)
     parser.add_argument(
-        "--runtime",
-        default="auto",
-        choices=model.RUNTIMES,
-        help="auto: torch with CUDA, else ONNX Runtime (default: %(default)s)",
+        "--max-upload-bytes",
+        default=MAX_UPLOAD_BYTES,
+        type=flags.positive,
+        help="largest request accepted (default: %(default)s)",
     )
-    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument(
-        "--max-upload-bytes", default=MAX_UPLOAD_BYTES, type=int, help="largest request accepted (default: %(default)s)"
-    )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.port > 65535:
+        parser.error(f"argument --port: {args.port} is above 65535")
+    return args
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -418,8 +426,11 @@ def run(args: argparse.Namespace) -> dict:
         server.should_exit = True
 
     app = create_app(args.data, args.runtime, args.device, args.max_upload_bytes, on_failure=give_up)
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="on"))
+    log_config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+    log_config["handlers"]["access"]["stream"] = "ext://sys.stderr"  # stdout is for the summary
+    server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_config=log_config))
     with listen(args.host, args.port) as connection:
+        print(f"loading, then answering on http://{args.host}:{connection.getsockname()[1]}", file=sys.stderr)
         started_s = time.time()
         server.run(sockets=[connection])
     if failures:

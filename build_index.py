@@ -23,7 +23,7 @@ import pandas as pd
 from marketplace import catalogue, errors, listings, model, ranking, search, storage
 from marketplace.errors import StageError
 
-WEIGHTS = {"photo": 1.0, "text": 0.5, "words": 0.5}  # what two people agree on at sight: a picture counts as much as all words
+WEIGHTS = {"photo": 1.0, "text": 0.5, "words": 0.5}  # set by hand: a picture counts as much as all that is said in words
 TIMED_QUERIES = 100
 
 
@@ -49,20 +49,19 @@ def read_dictionary(path: Path) -> tuple[list[str], np.ndarray]:
     return list(dictionary), vectors / lengths
 
 
-def read_embeddings(data_dir: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Photo ids and (N, D) vectors, and (P, T) text vectors, checked against each other, the models and the table."""
+def read_embeddings(data_dir: Path, product_ids: list[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Photo ids and (N, D) vectors, and (P, T) text vectors in the table's order; StageError when they do not fit."""
     folder = data_dir / "embeddings"
-    manifest = storage.read_manifest(folder)
-    current = {"products.csv": storage.digest(data_dir / "tabular" / "products.csv"), **model.digests(data_dir / "model")}
-    stale = [name for name, value in current.items() if manifest["inputs"].get(name) != value]
-    if stale:
-        raise StageError(f"{folder} was made from another {stale[0]}: run python extract_embeddings.py again")
+    storage.check_inputs(data_dir, "dataset")
+    storage.check_inputs(data_dir, "embeddings")
     image_ids = storage.read_json(folder / "image_ids.json")
     vectors, text_vectors = storage.read_array(folder / "vectors.npy"), storage.read_array(folder / "text_vectors.npy")
     if len(image_ids) != len(vectors):
         raise StageError(
             f"{folder} holds {len(vectors)} vectors and {len(image_ids)} ids: run python extract_embeddings.py again"
         )
+    if storage.read_json(folder / "product_ids.json") != product_ids or len(text_vectors) != len(product_ids):
+        raise StageError(f"{folder} holds other listings than the table: run python extract_embeddings.py again")
     return image_ids, vectors, text_vectors
 
 
@@ -120,27 +119,33 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--kind", default="auto", choices=search.KINDS, help="auto: flat up to 20,000 photos (default: %(default)s)"
     )
     parser.add_argument("--recall", default=0.95, type=float, help="recall@10 that ivf is tuned to (default: %(default)s)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not 0 < args.recall <= 1:
+        parser.error(f"argument --recall: must be above 0 and at most 1, not {args.recall}")
+    return args
 
 
 def run(args: argparse.Namespace) -> dict:
-    image_ids, vectors, text_vectors = read_embeddings(args.data)
-    inputs = {
-        "training_data.csv": storage.digest(args.data / "dataset" / "training_data.csv"),
-        "embeddings": hashlib.sha256(json.dumps(storage.read_manifest(args.data / "embeddings")["inputs"]).encode()).hexdigest(),
-    }
+    products = listings.read_products(args.data / "tabular")
+    image_ids, vectors, text_vectors = read_embeddings(args.data, products["product_id"].tolist())
+    names = ("vectors.npy", "image_ids.json", "text_vectors.npy", "product_ids.json")
+    inputs = storage.digests(
+        args.data,
+        *("tabular/products.csv", "dataset/training_data.csv"),
+        *(f"embeddings/{name}" for name in names),
+        *(f"model/{name}" for name in model.FILES),
+    )
     if args.embeddings:
         image_ids, vectors = read_dictionary(args.embeddings)
-        inputs["dictionary"] = storage.digest(args.embeddings)
+        inputs["--embeddings"] = storage.digest(args.embeddings)
     if not image_ids:
         raise StageError(f"{args.data / 'embeddings'} holds no photo: check that the photos' names are the ids in Images.csv")
-    arguments = {"kind": args.kind, "recall": args.recall, "embeddings": str(args.embeddings) if args.embeddings else None}
+    arguments = {"kind": args.kind, "recall": args.recall, "weights": WEIGHTS}
     name = hashlib.sha256(json.dumps([arguments, inputs, storage.SCHEMA_VERSION]).encode()).hexdigest()[:12]
     stage = storage.Stage(args.data / "index", arguments, inputs)
     if (done := stage.finished()) and done["generation"] == name:
         return done
     stage.begin()
-    products = listings.read_products(args.data / "tabular")
     owners = storage.read_csv(args.data / "dataset" / "training_data.csv").set_index("image_id")["product_id"]
     products, text_vectors, product_of_photo, strangers = match_photos(products, text_vectors, image_ids, owners)
     started_s = time.perf_counter()
@@ -160,9 +165,11 @@ def run(args: argparse.Namespace) -> dict:
             "photos": len(image_ids),
             "listings": len(products),
             "photos_without_listing": strangers,
+            "photos_without_vector": int((~owners.index.isin(image_ids)).sum()),
             "dimension": int(vectors.shape[1]),
         }
-        report = counts | {"models": model.digests(folder), "index": measure(index, vectors, folder / "index.faiss")}
+        report = counts | {"own_embeddings": bool(args.embeddings), "index": measure(index, vectors, folder / "index.faiss")}
+        report["files"] = storage.digests(folder, *sorted(path.name for path in folder.iterdir()))
         storage.write_json(folder / "report.json", report | {"build_seconds": round(time.perf_counter() - started_s, 2)})
     files = sorted(path.name for path in (stage.folder / name).iterdir())
     summary = counts | {"recall_at_10": report["index"]["recall_at_10"]}

@@ -30,7 +30,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 from tqdm import tqdm
 
-from marketplace import errors, photos, storage
+from marketplace import errors, listings, photos, storage
 from marketplace.errors import StageError
 
 IMAGE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")  # a file's stem; the export's are UUIDs
@@ -142,6 +142,12 @@ def _below_common_folder(found: list[Photo]) -> list[Photo]:
     return [Photo("/".join(PurePosixPath(photo.name).parts[shared:]), photo.place, photo.identity, photo.size) for photo in found]
 
 
+def image_id_of(name: str) -> str:
+    """The id that a photo's name stands for: its stem; a UUID in lower case, as the table's ids are."""
+    stem = PurePosixPath(name).stem
+    return stem.lower() if listings.UUID.fullmatch(stem) else stem
+
+
 def rejected_by_name(source: Source) -> dict[int, str]:
     """Position of a photo -> why it is rejected unread: bad_name, duplicate_id (the first in order stays) or too_large."""
     reasons, seen = {}, set()
@@ -171,7 +177,7 @@ def clean_photo(photo: Photo, zip_path: str | None, settings: photos.CleanSettin
         cleaned = photos.clean(data, settings)
     except photos.PhotoRejected as rejection:
         return {"status": "rejected", "reason": rejection.reason}, b""
-    facts = {"width": cleaned.width, "height": cleaned.height, "sha256": cleaned.sha256, "phash": cleaned.phash}
+    facts = {"width": str(cleaned.width), "height": str(cleaned.height), "sha256": cleaned.sha256, "phash": cleaned.phash}
     return {"status": "ok", "reason": ""} | facts, cleaned.jpeg
 
 
@@ -315,7 +321,7 @@ def run(args: argparse.Namespace) -> dict:
     stage.begin()
 
     unread = rejected_by_name(source)
-    readable = {PurePosixPath(p.name).stem: p for position, p in enumerate(source.photos) if position not in unread}
+    readable = {image_id_of(p.name): p for position, p in enumerate(source.photos) if position not in unread}
     keys = {image_id: _record_key(photo, args.settings) for image_id, photo in readable.items()}
     earlier = read_progress(folder / PROGRESS)
     records = {
@@ -329,7 +335,7 @@ def run(args: argparse.Namespace) -> dict:
     results = clean_all(todo, source.zip_path, args.settings, args.workers)
     with open(folder / PROGRESS, "a", encoding="utf-8", buffering=1) as progress, contextlib.closing(results):
         for photo, row, jpeg in tqdm(results, total=len(todo), desc="cleaning", unit="photo", file=sys.stderr, disable=None):
-            image_id = PurePosixPath(photo.name).stem
+            image_id = image_id_of(photo.name)
             if jpeg:
                 _write_jpeg(folder / f"{image_id}.jpg", jpeg)
             digest = hashlib.sha256(jpeg).hexdigest()
@@ -381,7 +387,7 @@ def _write_jpeg(path: Path, jpeg: bytes) -> None:
 
 
 def _row(photo: Photo, unread_reason: str | None, records: Mapping[str, Mapping]) -> dict:
-    image_id = PurePosixPath(photo.name).stem
+    image_id = image_id_of(photo.name)
     row = {"status": "rejected", "reason": unread_reason} if unread_reason else records[image_id]["row"]
     return {"image_id": _printable(image_id), "source": _printable(photo.name)} | row
 

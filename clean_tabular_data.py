@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from marketplace import errors, listings, storage
+from marketplace import errors, flags, listings, storage
 from marketplace.errors import StageError
 
 PRODUCT_COLUMNS = ["id", "product_name", "category", "product_description", "price", "location"]
@@ -31,7 +31,6 @@ CLEAN_PHOTO_COLUMNS = ["image_id", "product_id", "label"]
 REJECT_COLUMNS = ["source", "record", "id", "reason", "raw"]
 OUTPUTS = ["products.csv", "images.csv", "labels.json", "rejected.csv", "report.json"]
 
-UUID = re.compile("[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 MAX_HEADER_CHARS = 65_536  # a longer first line is no header
 MAX_STARTS_IN_FIELD = 50  # lines in one quoted field that look like the start of a record
 MAX_PREFIXES = 20  # line ends at which a record of broken quoting may end
@@ -86,7 +85,7 @@ class Layout:
         before = columns[: columns.index("id")]
         fields = "".join(r'(?:\d+|"\d+"),' if is_unnamed(name) else r'(?:"[^"\n]*"|[^",\n]*),' for name in before)
         # A record starts like `12,1c58d3f9-...,`; one whose id is null or damaged only like `12,`.
-        self.start = re.compile(rf'{fields}"?({UUID.pattern})"?(?:,|$)')
+        self.start = re.compile(rf'{fields}"?({listings.UUID.pattern})"?(?:,|$)')
         self.weak_start = re.compile(fields if before else "[^\n]*,")
         self.left = re.compile(rf'(?:(?:"(?:[^"]|"")*+"|[^",\n]*),){{{self.description}}}')
 
@@ -253,7 +252,7 @@ def clean_product(raw: dict[str, str], extra: dict[str, str]) -> tuple[str, dict
     for column in PRODUCT_COLUMNS:
         if not raw[column].strip():
             return f"null_{column}", {}
-    if not UUID.fullmatch(raw["id"].strip()):
+    if not listings.UUID.fullmatch(raw["id"].strip()):
         return "bad_id", {}
     try:
         price = listings.parse_price(raw["price"])
@@ -287,7 +286,7 @@ def clean_photo(raw: dict[str, str], extra: dict[str, str], labels: dict[str, in
         if not raw[column].strip():
             return f"null_{column}", {}
     image_id, product_id = raw["id"].strip().lower(), raw["product_id"].strip().lower()
-    if not UUID.fullmatch(image_id):
+    if not listings.UUID.fullmatch(image_id):
         return "bad_id", {}
     if product_id not in labels:
         return "no_listing", {}
@@ -334,7 +333,7 @@ def clean_records(
             continue
         start = layout.start.match(text)
         known = raw["id"].strip() if raw else start[1] if start else ""
-        known = known.lower() if UUID.fullmatch(known) else listings.redact(known)
+        known = known.lower() if listings.UUID.fullmatch(known) else listings.redact(known)
         rejects.append({"source": source, "record": number, "id": known, "reason": reason, "raw": clean_text(text)})
     if len(rows) + len(rejects) != number:
         raise AssertionError(f"{number} records of {path}, but {len(rows)} kept and {len(rejects)} rejected")
@@ -384,16 +383,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--category-depth",
         default=1,
-        type=positive,
+        type=flags.positive,
         help="levels of the category path that make the label (default: %(default)s)",
     )
     return parser.parse_args(argv)
-
-
-def positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def run(args: argparse.Namespace) -> dict:

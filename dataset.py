@@ -21,7 +21,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
-from marketplace import errors, photos, storage
+from marketplace import errors, flags, photos, storage
 from marketplace.errors import StageError
 
 SHARES = {"train": 70, "test": 15, "validation": 15}  # percent of the listings of each label; an even choice goes to the first
@@ -344,7 +344,7 @@ def draw_preview(training: pd.DataFrame, classes: list[str], images_dir: Path, s
     drawn = training.assign(order=[_seeded_order(image_id, seed) for image_id in training["image_id"]]).sort_values("order")
     drawn["turn"] = drawn.groupby("label").cumcount()
     drawn = drawn.sort_values(["turn", "label"]).head(PREVIEW_TILES).sort_values(["label", "turn"])
-    tiles = [(read_photo(images_dir, row.image_id), classes[row.label], FRAMES[row.split]) for row in drawn.itertuples()]
+    tiles = [(photos.load(images_dir, row.image_id, bytes), classes[row.label], FRAMES[row.split]) for row in drawn.itertuples()]
     sheet = io.BytesIO()
     photos.contact_sheet(tiles, PREVIEW_COLUMNS, PREVIEW_TILE_PX).save(sheet, "PNG")
     return sheet.getvalue()
@@ -375,7 +375,8 @@ def run(args: argparse.Namespace) -> dict:
     storage.read_manifest(images_dir)
     settings = {"seed": args.seed, "group_column": args.group_column, "split_column": args.split_column}
     read = [tabular_dir / "products.csv", tabular_dir / "images.csv", images_dir / "photos.csv"]
-    stage = storage.Stage(folder, settings, {path.name: storage.digest(path) for path in read})
+    names = ("tabular/products.csv", "tabular/images.csv", "tabular/labels.json", "images/photos.csv")
+    stage = storage.Stage(folder, settings, storage.digests(args.data, *names))
     if done := stage.finished():
         print_split_table(storage.read_json(folder / "report.json")["splits"])
         return done
@@ -417,6 +418,7 @@ def run(args: argparse.Namespace) -> dict:
         "largest_cluster": int(listings["cluster"].value_counts().max()),
         "clusters_spanning_given_splits": moved["spanning"],
         "photos_without_listing": int((~owned).sum()),
+        "photos_without_file": int((~owners["image_id"].isin(kept["image_id"])).sum()),
         "listings_without_photo": int((~listings["product_id"].isin(training["product_id"])).sum()),
         **{split: splits["all"][split]["listings"] for split in SPLITS},
     }
@@ -449,12 +451,12 @@ class ListingPhotos(torch.utils.data.Dataset):
 
     Item i is (transform(JPEG bytes), label, i); the default transform is photo_tensor, and photos.model_input is the one for
     evaluation. table: image_id, product_id, cluster, label (int), split of each item; classes: the name of each label.
-    Raises StageError when the dataset is not finished or a photo's file is gone.
+    Raises StageError when the dataset is not finished, its inputs have changed since, or a photo is gone or damaged.
     """
 
     def __init__(self, data_dir: Path, split: str | None = None, transform: Callable[[bytes], torch.Tensor] | None = None):
         self.images_dir = Path(data_dir) / "images"
-        storage.read_manifest(Path(data_dir) / "dataset")
+        storage.check_inputs(Path(data_dir), "dataset")
         table = storage.read_csv(Path(data_dir) / "dataset" / "training_data.csv").astype({"label": int})
         self.table = table if split is None else table[table["split"] == split].reset_index(drop=True)
         self.classes = read_classes(Path(data_dir) / "tabular")
@@ -466,22 +468,13 @@ class ListingPhotos(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
         image_id, label = self._items[index]
-        return self.transform(read_photo(self.images_dir, image_id)), label, index
-
-
-def read_photo(images_dir: Path, image_id: str) -> bytes:
-    """The cleaned JPEG of a photo; StageError when its file is gone."""
-    path = images_dir / f"{image_id}.jpg"
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise StageError(f"{path} is missing: run python clean_images.py again") from None
+        return photos.load(self.images_dir, image_id, self.transform), label, index
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="data", type=Path, help="folder of all stages (default: %(default)s)")
-    parser.add_argument("--seed", default=0, type=int, help="of the split (default: %(default)s)")
+    parser.add_argument("--seed", default=0, type=flags.not_negative, help="of the split (default: %(default)s)")
     parser.add_argument(
         "--group-column", help="column of products.csv or images.csv: rows with one value are never split (default: none)"
     )

@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 from tqdm import tqdm
 
-from marketplace import errors, listings, model, storage, table_models
+from marketplace import errors, flags, listings, model, photos, storage, table_models
 from marketplace.errors import StageError
 
 TEXT_BATCH = 2_000  # listings
@@ -29,11 +29,7 @@ def photo_batches(
     """(n, 3, S, S) float32 inputs of the photos in order; the next batch is decoded while one is in use."""
 
     def read(image_id: str) -> np.ndarray:
-        path = images_dir / f"{image_id}.jpg"
-        try:
-            return photo_model.input(path.read_bytes())
-        except (OSError, ValueError):
-            raise StageError(f"{path} is missing or damaged: run python clean_images.py again") from None
+        return photos.load(images_dir, image_id, photo_model.input)
 
     batches = [image_ids[start : start + batch_size] for start in range(0, len(image_ids), batch_size)]
     with ThreadPoolExecutor(workers) as pool:
@@ -77,28 +73,21 @@ def write_dictionary(path: Path, image_ids: list[str], vectors: np.ndarray) -> N
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="data", type=Path, help="folder of all stages (default: %(default)s)")
-    parser.add_argument("--batch-size", default=32, type=int, help="photos a forward pass (default: %(default)s)")
-    parser.add_argument("--workers", default=os.cpu_count() or 1, type=int, help="decoding threads (default: %(default)s)")
+    parser.add_argument("--batch-size", default=32, type=flags.positive, help="photos a forward pass (default: %(default)s)")
     parser.add_argument(
-        "--runtime",
-        default="auto",
-        choices=model.RUNTIMES,
-        help="auto: torch with CUDA, else ONNX Runtime (default: %(default)s)",
+        "--workers", default=os.cpu_count() or 1, type=flags.positive, help="decoding threads (default: %(default)s)"
     )
-    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    flags.add_runtime(parser, model.RUNTIMES)
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> dict:
     folders = {name: args.data / name for name in ("tabular", "images", "dataset", "model")}
-    for folder in folders.values():
-        storage.read_manifest(folder)
-    inputs = {
-        "products.csv": storage.digest(folders["tabular"] / "products.csv"),
-        "photos.csv": storage.digest(folders["images"] / "photos.csv"),
-        "training_data.csv": storage.digest(folders["dataset"] / "training_data.csv"),
-        **model.digests(folders["model"]),
-    }
+    storage.check_inputs(args.data, "dataset")
+    # Listings may come and go without a new training; new labels, or a new split, ask for one.
+    storage.check_inputs(args.data, "model", ["tabular/labels.json", "dataset/settings.json"])
+    names = ("tabular/products.csv", "images/photos.csv", "dataset/training_data.csv", *(f"model/{name}" for name in model.FILES))
+    inputs = storage.digests(args.data, *names)
     arguments = {"runtime": args.runtime, "device": args.device, "batch_size": args.batch_size}
     stage = storage.Stage(args.data / "embeddings", arguments, inputs)
     if done := stage.finished():
@@ -113,7 +102,7 @@ def run(args: argparse.Namespace) -> dict:
     stage.begin()
     image_ids = storage.read_csv(folders["dataset"] / "training_data.csv")["image_id"].tolist()
     products = listings.read_products(folders["tabular"])
-    texts = [listings.text(*pair) for pair in zip(products["name"], products["description"], strict=True)]
+    texts = listings.texts(products)
     vectors = embed_photos(photo_model, folders["images"], image_ids, args)
     storage.write_array(stage.folder / "vectors.npy", vectors)
     storage.write_json(stage.folder / "image_ids.json", image_ids, indent=None)

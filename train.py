@@ -29,7 +29,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from dataset import ListingPhotos
-from marketplace import errors, listings, model, network, photos, storage, table_models
+from marketplace import errors, flags, listings, model, network, photos, storage, table_models
 from marketplace.errors import StageError
 
 EPOCHS = {"head": 30, "all": 10}
@@ -86,7 +86,8 @@ class Curves:
         self.epochs.append({"epoch": len(self.epochs) + 1} | {name: round(value, 6) for name, value in values.items()})
         for name, value in values.items():
             self._writer.add_scalar(name, value, len(self.epochs))
-        print("  ".join(f"{name} {value:.4f}" for name, value in self.epochs[-1].items()), file=sys.stderr)
+        measured = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        print(f"epoch {len(self.epochs)}  {measured}", file=sys.stderr)
 
     def close(self) -> None:
         self._writer.close()
@@ -204,18 +205,18 @@ def loader_of(photos_of_split, args: argparse.Namespace, shuffle: bool = False) 
     )
 
 
-def train_photo_model(args: argparse.Namespace, settings: dict) -> tuple[network.PhotoNetwork, model.Description, list[dict]]:
-    """The trained network, its description, and what each epoch measured. settings: how the photos were cleaned."""
+def train_photo_model(
+    photo_network: network.PhotoNetwork, args: argparse.Namespace, settings: dict
+) -> tuple[network.PhotoNetwork, model.Description, list[dict]]:
+    """The network, trained, its description, and what each epoch measured. settings: how the photos were cleaned."""
     mean, std = (list(values) for values in network.normalisation(args.backbone))
     plain = evaluation_transform(args.image_size, mean, std)
     splits = {name: ListingPhotos(args.data, name, plain) for name in ("train", "validation")}
     splits["augmented"] = ListingPhotos(args.data, "train", training_transform(args.image_size, mean, std))
     for name, split in splits.items():
         if not len(split):
-            raise StageError(f"the {name} split has no photos: give three or more listings in a category, or a --split-column")
+            raise StageError(f"the {name} split has no photos: give more listings with photos, or dataset.py a --split-column")
     classes = splits["train"].classes
-    torch.manual_seed(args.seed)
-    photo_network = network.build(args.backbone, args.weights, len(classes), args.image_size)
     photo_network = photo_network.to(args.device, memory_format=torch.channels_last)
     curves = Curves(args.data / "tensorboard")
     if args.finetune == "head":
@@ -265,7 +266,7 @@ def train_table_models(data_dir: Path, seed: int) -> tuple[table_models.TableMod
     products = listings.read_products(data_dir / "tabular")
     split = storage.read_csv(data_dir / "dataset" / "listings.csv").set_index("product_id")["split"]
     products["split"] = products["product_id"].map(split)
-    products["text"] = [listings.text(*pair) for pair in zip(products["name"], products["description"], strict=True)]
+    products["text"] = listings.texts(products)
     labels = storage.read_json(data_dir / "tabular" / "labels.json")["encoder"]
     parts = {name: part for name, part in products.groupby("split")}
     train = parts.get("train", products[:0])
@@ -362,25 +363,34 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--finetune", choices=["head", "all"], help="what is trained (default: all with a GPU or without weights, else head)"
     )
-    parser.add_argument("--image-size", default=224, type=int, help="pixels a side of the model's input (default: %(default)s)")
     parser.add_argument(
-        "--epochs", type=int, help=f"passes over the photos (default: {EPOCHS['head']} for head, {EPOCHS['all']} for all)"
+        "--image-size", default=224, type=flags.positive, help="pixels a side of the model's input (default: %(default)s)"
     )
-    parser.add_argument("--batch-size", default=32, type=int, help="photos a step (default: %(default)s)")
+    parser.add_argument(
+        "--epochs",
+        type=flags.positive,
+        help=f"passes over the photos (default: {EPOCHS['head']} for head, {EPOCHS['all']} for all)",
+    )
+    parser.add_argument("--batch-size", default=32, type=flags.positive, help="photos a step (default: %(default)s)")
     parser.add_argument(
         "--learning-rate", type=float, help=f"AdamW's (default: {LEARNING_RATE['head']} for head, {LEARNING_RATE['all']} for all)"
     )
-    parser.add_argument("--seed", default=0, type=int, help="of everything random (default: %(default)s)")
+    parser.add_argument("--seed", default=0, type=flags.not_negative, help="of everything random (default: %(default)s)")
     parser.add_argument(
-        "--workers", default=min(os.cpu_count() or 1, 8), type=int, help="decoding processes (default: %(default)s)"
+        "--workers",
+        default=min(os.cpu_count() or 1, 8),
+        type=flags.not_negative,
+        help="decoding processes (default: %(default)s)",
     )
-    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    parser.add_argument("--device", type=flags.device, help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument(
         "--check-weights", action="store_true", help="only tell whether the backbone's ImageNet weights can be had; exit 1 if not"
     )
     args = parser.parse_args(argv)
-    if args.image_size < 32 or args.batch_size < 2 or (args.epochs is not None and args.epochs < 1):
-        parser.error("--image-size is at least 32, --batch-size at least 2, --epochs at least 1")
+    if args.image_size < 32 or args.batch_size < 2:
+        parser.error("--image-size is at least 32, --batch-size at least 2")
+    if args.learning_rate is not None and not 0 < args.learning_rate < float("inf"):
+        parser.error("--learning-rate is above 0")
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     args.finetune = args.finetune or ("all" if args.device == "cuda" or args.weights == "none" else "head")
     if args.finetune == "head" and args.weights == "none":
@@ -395,8 +405,9 @@ def run(args: argparse.Namespace) -> dict:
         if not network.imagenet_available(args.backbone):
             raise StageError(f"the ImageNet weights of {args.backbone} are not cached and cannot be downloaded: see --weights")
         return {"backbone": args.backbone, "imagenet_weights": "available"}
-    for folder in ("tabular", "images", "dataset"):
+    for folder in ("tabular", "images"):
         storage.read_manifest(args.data / folder)
+    storage.check_inputs(args.data, "dataset")
     settings = storage.read_manifest(args.data / "images")["arguments"]
     names = [
         "backbone",
@@ -410,20 +421,23 @@ def run(args: argparse.Namespace) -> dict:
         "workers",
         "device",
     ]
-    inputs = {
-        "training_data.csv": storage.digest(args.data / "dataset" / "training_data.csv"),
-        "listings.csv": storage.digest(args.data / "dataset" / "listings.csv"),
-        "products.csv": storage.digest(args.data / "tabular" / "products.csv"),
-        "photos.csv": storage.digest(args.data / "images" / "photos.csv"),
-    }
+    inputs = storage.digests(
+        args.data,
+        *("dataset/training_data.csv", "dataset/listings.csv", "dataset/settings.json"),
+        *("tabular/products.csv", "tabular/labels.json", "images/photos.csv"),
+    )
     if args.weights not in ("imagenet", "none"):
-        inputs["weights"] = storage.digest(Path(args.weights))
+        network.check_file(args.weights)
+        inputs["--weights"] = storage.digest(Path(args.weights))
     stage = storage.Stage(args.data / "model", {name: getattr(args, name) for name in names}, inputs)
     if done := stage.finished():
         return done
+    classes = storage.read_json(args.data / "tabular" / "labels.json")["encoder"]
+    torch.manual_seed(args.seed)
+    photo_network = network.build(args.backbone, args.weights, len(classes), args.image_size)  # may fail: before begin()
     stage.begin()
     models, table_metrics = train_table_models(args.data, args.seed)
-    photo_network, description, epochs = train_photo_model(args, settings)
+    photo_network, description, epochs = train_photo_model(photo_network, args, settings)
     models.save(stage.folder)
     storage.write_bytes(stage.folder / model.WEIGHTS, safetensors_bytes(photo_network.state_dict()))
     with storage.atomic_path(stage.folder / model.ONNX) as path:

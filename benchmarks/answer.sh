@@ -11,10 +11,12 @@ fi
 "$PYTHON" api.py --data "$DATA" --port "$PORT" >"$log" 2>&1 &
 api=$!
 trap 'kill $api 2>/dev/null; wait $api 2>/dev/null || true' EXIT
-until curl --silent --fail "$url/healthcheck" >/dev/null; do
-  kill -0 $api 2>/dev/null || { tail -n 5 "$log" >&2; exit 1; }
+for _ in $(seq 300); do
+  curl --silent --fail "$url/healthcheck" >/dev/null && break
+  kill -0 $api 2>/dev/null || break
   sleep 0.2
 done
+curl --silent --show-error --fail "$url/healthcheck" >/dev/null || { tail -n 5 "$log" >&2; exit 1; }
 
 photo=$("$PYTHON" benchmarks/answer_quality.py --data "$DATA" --example)
 echo

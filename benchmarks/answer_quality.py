@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from marketplace import photos, storage  # noqa: E402
 
 BINS = 8  # a colour channel
+MAX_K = 100  # results the API gives at most
 
 
 def read_photos(data_dir: Path) -> pd.DataFrame:
@@ -30,9 +31,13 @@ def read_photos(data_dir: Path) -> pd.DataFrame:
 def answer_is_right(client: httpx2.Client, photo_path: Path, photo: pd.Series, own_cluster: set[str], text: str) -> bool:
     """Whether the best listing outside the photo's own cluster (its listing and its duplicates) is of the photo's category."""
     files = {"image": photo_path.read_bytes()}
-    response = client.post("/predict/similar_images", files=files, data={"k": str(len(own_cluster) + 1), "text": text})
+    response = client.post(
+        "/predict/similar_images", files=files, data={"k": str(min(len(own_cluster) + 1, MAX_K)), "text": text}
+    )
     response.raise_for_status()
-    best = next(result for result in response.json()["results"] if result["product_id"] not in own_cluster)
+    best = next((result for result in response.json()["results"] if result["product_id"] not in own_cluster), None)
+    if best is None:
+        sys.exit(f"error: the {MAX_K} best answers to {photo_path.name} are all of its own cluster: this cannot be measured")
     # A label is the start of a category's path: as many levels as --category-depth said.
     return f"{best['category']} / ".startswith(f"{photo['category']} / ")
 
@@ -58,8 +63,8 @@ def histogram_accuracy(table: pd.DataFrame, images_dir: Path) -> float:
 def show(results: list[dict]) -> None:
     for place, result in enumerate(results, 1):
         parts = ", ".join(f"{kind} {value:.2f}" for kind, value in result["parts"].items())
-        name, category, price = result["name"], result["category"], result["price"]
-        print(f"{place}. {result['score']:.2f} ({parts})  {name}  £{price:,.2f}  {category}  {result['town']}")
+        price = "no price" if result["price"] is None else f"£{result['price']:,.2f}"
+        print(f"{place}. {result['score']:.2f} ({parts})  {result['name']}  {price}  {result['category']}  {result['town']}")
 
 
 def main() -> int:

@@ -1,9 +1,11 @@
 """Listings and photos for serving: SQLite with full text, memory-mapped filter columns."""
 
+import contextlib
 import itertools
+import queue
 import re
 import sqlite3
-import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from marketplace.listings import category_levels
 DATABASE, FILTERS = "catalogue.sqlite", "filters.json"
 COLUMNS = ("price", "category", "town", "county", "product_of_photo")  # each a .npy of the same name
 WORD_WEIGHTS = (5.0, 1.0, 2.0)  # of name, description, category in BM25: a title says what a thing is
+CONNECTIONS = 8  # to the database, shared by all threads: each query holds one for a millisecond or two
 MAX_WORDS = 32  # of a query; the rest is noise
 RAREST_WORDS = 4  # tried where no listing holds them all
 WORD_SCORES = f"SELECT rowid, -bm25(words, {', '.join(map(str, WORD_WEIGHTS))}) AS score FROM words WHERE words MATCH ?"
@@ -27,8 +30,7 @@ PRODUCT_FIELDS = (
 SCHEMA = """
 CREATE TABLE products (row INTEGER PRIMARY KEY, product_id TEXT NOT NULL UNIQUE, name TEXT NOT NULL, description TEXT NOT NULL,
     category TEXT NOT NULL, price REAL, price_plausible INTEGER, town TEXT, county TEXT, posted_on TEXT);
-CREATE TABLE photos (row INTEGER PRIMARY KEY, image_id TEXT NOT NULL UNIQUE, product_row INTEGER NOT NULL);
-CREATE INDEX photos_of_product ON photos (product_row);
+CREATE TABLE photos (row INTEGER PRIMARY KEY, image_id TEXT NOT NULL UNIQUE);
 CREATE VIRTUAL TABLE words USING fts5 (name, description, category, content='products', content_rowid='row',
     tokenize='porter unicode61 remove_diacritics 2');
 """
@@ -56,8 +58,7 @@ def write(folder: Path, products: pd.DataFrame, image_ids: list[str], product_of
     connection.executescript(SCHEMA)
     rows = products[list(PRODUCT_FIELDS)].astype(object).itertuples()
     connection.executemany(f"INSERT INTO products VALUES ({', '.join('?' * (len(PRODUCT_FIELDS) + 1))})", rows)
-    photos = zip(itertools.count(), image_ids, product_of_photo.tolist())  # noqa: B905
-    connection.executemany("INSERT INTO photos VALUES (?, ?, ?)", photos)
+    connection.executemany("INSERT INTO photos VALUES (?, ?)", enumerate(image_ids))
     connection.execute("INSERT INTO words (words) VALUES ('rebuild')")
     connection.execute("INSERT INTO words (words) VALUES ('optimize')")
     connection.commit()
@@ -87,7 +88,11 @@ class Catalogue:
         self._path = folder / DATABASE
         if not self._path.is_file():
             raise StageError(f"{self._path} is missing: run python build_index.py again")
-        self._local = threading.local()
+        # Opened now, all of them: a generation that is no longer current may lose its files while it is still served.
+        self._connections: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
+        uri = f"{self._path.absolute().as_uri()}?mode=ro&immutable=1"
+        for _ in range(CONNECTIONS):
+            self._connections.put(sqlite3.connect(uri, uri=True, check_same_thread=False))
         self._columns = {name: storage.read_array(folder / f"{name}.npy") for name in COLUMNS}
         self._names: dict[str, list[str]] = storage.read_json(folder / FILTERS)
         self._categories: dict[str, list[int]] = {}
@@ -100,19 +105,24 @@ class Catalogue:
         # Photo rows by product: those of product p are _photos[_starts[p] : _starts[p + 1]].
         self._photos = np.argsort(self.product_of_photo, kind="stable")
         self._starts = np.searchsorted(self.product_of_photo[self._photos], np.arange(self.n_products + 1))
-        counts = [self._database.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("products", "photos")]
+        counts = [self._one(f"SELECT count(*) FROM {table}")[0] for table in ("products", "photos")]
         if counts != [self.n_products, self.n_photos]:
             raise StageError(
                 f"{self._path} and the filter columns beside it do not belong together: run python build_index.py again"
             )
 
-    @property
-    def _database(self) -> sqlite3.Connection:
-        """This thread's own connection."""
-        if not hasattr(self._local, "connection"):
-            uri = f"{self._path.absolute().as_uri()}?mode=ro&immutable=1"
-            self._local.connection = sqlite3.connect(uri, uri=True)
-        return self._local.connection
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """A connection that no other thread uses meanwhile."""
+        connection = self._connections.get()
+        try:
+            yield connection
+        finally:
+            self._connections.put(connection)
+
+    def _one(self, query: str, *values) -> tuple | None:
+        with self._connection() as connection:
+            return connection.execute(query, values).fetchone()
 
     def allowed(self, filters: Filters) -> np.ndarray | None:
         """(P,) bool of the products that pass, or None when everything does."""
@@ -142,21 +152,20 @@ class Catalogue:
         return self._photos[self._starts[product_row] : self._starts[product_row + 1]]
 
     def product_row(self, product_id: str) -> int | None:
-        found = self._database.execute("SELECT row FROM products WHERE product_id = ?", (product_id,)).fetchone()
+        found = self._one("SELECT row FROM products WHERE product_id = ?", product_id)
         return found[0] if found else None
 
     def has_photo(self, image_id: str) -> bool:
-        return self._database.execute("SELECT 1 FROM photos WHERE image_id = ?", (image_id,)).fetchone() is not None
+        return self._one("SELECT 1 FROM photos WHERE image_id = ?", image_id) is not None
 
     def product(self, product_row: int) -> dict:
         """PRODUCT_FIELDS of one product."""
         query = f"SELECT {', '.join(PRODUCT_FIELDS)} FROM products WHERE row = ?"
-        values = self._database.execute(query, (int(product_row),)).fetchone()
+        values = self._one(query, int(product_row))
         return dict(zip(PRODUCT_FIELDS, values, strict=True)) | {"price_plausible": bool(values[5])}
 
     def image_ids(self, photo_rows: np.ndarray) -> list[str]:
-        query = "SELECT image_id FROM photos WHERE row = ?"
-        return [self._database.execute(query, (int(row),)).fetchone()[0] for row in photo_rows]
+        return [self._one("SELECT image_id FROM photos WHERE row = ?", int(row))[0] for row in photo_rows]
 
     def match_words(self, query: str, k: int, allowed: np.ndarray | None = None) -> np.ndarray:
         """Rows of the k products that match a query's words best by BM25.
@@ -164,34 +173,32 @@ class Catalogue:
         Listings with all the words come first; when they are fewer than k, those with any of the rarest words follow.
         Whatever the query holds is words, never search syntax.
         """
-        words = self._words(query)
+        words = search_words(query)
         if not words:
             return np.empty(0, np.int64)
         found = self._match(" AND ".join(words), k, allowed, set())
         if len(found) < k:
             count = "SELECT count(*) FROM words WHERE words MATCH ?"
-            known = [(n, word) for word in words if (n := self._database.execute(count, (word,)).fetchone()[0])]
+            known = [(n, word) for word in words if (n := self._one(count, word)[0])]
             if rarest := [word for _, word in sorted(known)[:RAREST_WORDS]]:
                 found += self._match(" OR ".join(rarest), k - len(found), allowed, set(found))
         return np.array(found, np.int64)
 
     def score_words(self, query: str, rows: np.ndarray) -> np.ndarray:
         """(N,) BM25 scores of the products of `rows` for any of a query's words; 0 for one that holds none of them."""
-        words, scores = self._words(query), dict.fromkeys(rows.tolist(), 0.0)
+        words, scores = search_words(query), dict.fromkeys(rows.tolist(), 0.0)
         if words:
             places = ", ".join("?" * len(scores))
             # The plus keeps SQLite from asking FTS5 once for each row, which would count every word's listings each time.
-            found = self._database.execute(f"{WORD_SCORES} AND +rowid IN ({places})", (" OR ".join(words), *scores))
-            scores.update(found)
+            with self._connection() as connection:
+                scores.update(connection.execute(f"{WORD_SCORES} AND +rowid IN ({places})", (" OR ".join(words), *scores)))
         return np.array([scores[row] for row in rows.tolist()], np.float32)
 
-    def _words(self, query: str) -> list[str]:
-        return [f'"{word}"' for word in dict.fromkeys(re.findall(r"\w+", query.casefold()))][:MAX_WORDS]
-
     def _match(self, expression: str, k: int, allowed: np.ndarray | None, known: set[int]) -> list[int]:
-        matches = self._database.execute(f"{WORD_SCORES} ORDER BY score DESC, rowid", (expression,))
-        rows = (row for row, _ in matches if (allowed is None or allowed[row]) and row not in known)
-        return list(itertools.islice(rows, k))
+        with self._connection() as connection:
+            matches = connection.execute(f"{WORD_SCORES} ORDER BY score DESC, rowid", (expression,))
+            rows = (row for row, _ in matches if (allowed is None or allowed[row]) and row not in known)
+            return list(itertools.islice(rows, k))
 
     def choices(self) -> dict:
         """What the filters can be set to, with the number of listings of each, for a page's menus."""
@@ -203,6 +210,12 @@ class Catalogue:
         prices = self._columns["price"]
         price = {"min": float(np.nanmin(prices)), "max": float(np.nanmax(prices))} if len(prices) else None
         return {"categories": counts["category"], "towns": counts["town"], "counties": counts["county"], "price": price}
+
+
+def search_words(text: str) -> list[str]:
+    """The different words of a text, each quoted as FTS5 wants it, at most MAX_WORDS; FTS5 folds their case itself."""
+    words = {word.casefold(): word for word in re.findall(r"[^\W_]+", text)}
+    return [f'"{word}"' for word in words.values()][:MAX_WORDS]
 
 
 def _by_folded_name(names: list[str]) -> dict[str, list[int]]:

@@ -22,7 +22,9 @@ def exit_code(run: Callable[[argparse.Namespace], dict], args: argparse.Namespac
     try:
         summary = run(args)
     except StageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # A DataLoader's worker puts its traceback before the sentence.
+        sentence = str(error).strip().splitlines()[-1].removeprefix("marketplace.errors.StageError: ")
+        print(f"error: {sentence}", file=sys.stderr)
         return 1
     except OSError as error:
         if error.errno not in NO_PLACE:

@@ -57,7 +57,7 @@ _CALLED_PHONE = re.compile(
     r"(?i:\b(?:call|txt|text|tel|telephone|phone|ring|mob|mobile|whats\s?app|contact)(?:ing|s)?\b)[^0-9\n£]{0,25}?"
     rf"(?P<number>\+?0(?!\.[0-9](?!\.))(?:{_GAP}[0-9]){{8,10}})(?![0-9])"
 )
-_UUID = re.compile("[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")  # its digits can look like a number
+UUID = re.compile("[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")  # its digits can look like a number
 _MAYBE_PHONE = re.compile(f"[0-9](?:{_GAP}[0-9]){{8}}")
 
 _MAIL_HOST = "(?:gmail|googlemail|hotmail|outlook|yahoo|ymail|live|msn|icloud|aol|btinternet|talktalk|virginmedia|proton)"
@@ -115,7 +115,7 @@ def _mark_phones(text: str) -> str:
         plain = text.translate({ord(char): str(unicodedata.decimal(char)) for char in others})
     if not _MAYBE_PHONE.search(plain):
         return text
-    kept = [match.span() for match in _UUID.finditer(plain)]
+    kept = [match.span() for match in UUID.finditer(plain)]
     found = [match.span() for match in _PHONE.finditer(plain)]
     taken = [*kept, *found]
     for match in _CALLED_PHONE.finditer(plain):
@@ -291,6 +291,11 @@ def text(name: str, description: str) -> str:
     name: a title, or a user's own words; description: may be empty. Cleaned fields come through unchanged.
     """
     return f"{redact(single_line(name))}\n{redact(strip_leak(normalise_breaks(description))[0])}".strip()
+
+
+def texts(products: pd.DataFrame) -> list[str]:
+    """text() of every row of read_products()."""
+    return [text(name, description) for name, description in zip(products["name"], products["description"], strict=True)]
 
 
 def read_products(tabular_dir: Path) -> pd.DataFrame:

@@ -16,11 +16,6 @@ DESCRIPTION, WEIGHTS, ONNX = "image_model.json", "image_model.safetensors", "ima
 FILES = (DESCRIPTION, WEIGHTS, ONNX, table_models.DESCRIPTION, table_models.WEIGHTS)  # all that serving needs of data/model/
 
 
-def digests(model_dir: Path) -> dict[str, str]:
-    """The sha256 of each file of the models, by name: two stages that used the same models agree on it."""
-    return {name: storage.digest(model_dir / name) for name in FILES}
-
-
 @dataclass(frozen=True)
 class Description:
     """What a reader of the weights must know; image_model.json."""
@@ -55,7 +50,7 @@ class PhotoModel:
         threads: of ONNX Runtime within one call; default: one a core.
         """
         self.description = Description.load(model_dir)
-        self.settings = photos.CleanSettings(**self.description.photo)
+        self.settings = photos.CleanSettings.from_dict(self.description.photo)
         self.runtime = _choose_runtime(runtime, device)
         self._run = _onnx(model_dir, threads) if self.runtime == "onnx" else _torch(model_dir, self.description, device)
 

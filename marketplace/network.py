@@ -47,10 +47,25 @@ def _classifier(backbone: str, input_size: int) -> nn.Module:
         from efficientnet_lite_pytorch import EfficientNet
 
         return EfficientNet.from_name("efficientnet-lite0", image_size=input_size)
+    return torchvision.models.get_model(backbone, weights=None)
+
+
+def _check_backbone(backbone: str) -> None:
+    if backbone != LITE0 and backbone not in torchvision.models.list_models(module=torchvision.models):
+        raise StageError(f"--backbone {backbone} is unknown: use resnet50, {LITE0} or another torchvision classifier")
+
+
+def _check_output(backbone: str, input_size: int) -> None:
+    """StageError unless the backbone takes such photos and gives one tensor, in training too; tried without data or weights."""
     try:
-        return torchvision.models.get_model(backbone, weights=None)
-    except ValueError:
-        raise StageError(f"--backbone {backbone} is unknown: use resnet50, {LITE0} or another torchvision classifier") from None
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchvision's remarks on its own defaults
+            output = _classifier(backbone, input_size).train()(torch.empty(2, 3, input_size, input_size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise StageError(f"--backbone {backbone} cannot take --image-size {input_size} ({reason}): give another size") from None
+    if not isinstance(output, torch.Tensor):
+        raise StageError(f"--backbone {backbone} gives more than logits in training: use resnet50 or {LITE0}")
 
 
 def _imagenet_weights(backbone: str) -> torchvision.models.WeightsEnum:
@@ -63,6 +78,7 @@ def _cached_path(backbone: str) -> Path:
 
 def imagenet_available(backbone: str, timeout_s: float = 10) -> bool:
     """Whether the backbone's ImageNet weights are in a package or torch's cache, or their server answers."""
+    _check_backbone(backbone)
     if backbone == LITE0 or _cached_path(backbone).is_file():
         return True
     try:
@@ -87,9 +103,14 @@ def _imagenet_state(backbone: str) -> dict[str, torch.Tensor]:
         ) from None
 
 
-def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
+def check_file(path: str | Path) -> None:
+    """StageError unless --weights names a file."""
+    if not Path(path).is_file():
         raise StageError(f"--weights {path} does not exist: give a .pth or .safetensors file, imagenet or none")
+
+
+def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    check_file(path)
     if path.suffix == ".safetensors":
         import safetensors
         import safetensors.torch
@@ -114,6 +135,8 @@ def build(backbone: str, weights: str, n_classes: int, input_size: int) -> Photo
 
     A checkpoint uses torchvision's names and is loaded strictly, its classifier head aside. Raises StageError.
     """
+    _check_backbone(backbone)
+    _check_output(backbone, input_size)
     classifier = _classifier(backbone, input_size)
     linear = [name for name, module in classifier.named_modules() if isinstance(module, nn.Linear)]
     if not linear:

@@ -8,12 +8,15 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import imagehash
 import numpy as np
 from PIL import ExifTags, Image, ImageChops, ImageCms, ImageDraw, ImageFont, UnidentifiedImageError
+
+from marketplace.errors import StageError
 
 # Still raster formats that Pillow decodes by itself. Left out on purpose: EPS and WMF (run other programs), PDF and SVG
 # (documents), ICO, PSD, TGA and other formats that no camera or shop writes (more decoders, more to attack). JPEG includes MPO.
@@ -300,6 +303,15 @@ def model_input(jpeg: bytes, size: int, mean: Sequence[float], std: Sequence[flo
     channels *= scale[:, None, None]
     channels -= shift[:, None, None]
     return channels
+
+
+def load(images_dir: Path, image_id: str, transform: Callable[[bytes], object]) -> object:
+    """What `transform` makes of a cleaned photo's JPEG bytes; StageError when its file is gone or does not decode."""
+    path = images_dir / f"{image_id}.jpg"
+    try:
+        return transform(path.read_bytes())
+    except (OSError, ValueError):
+        raise StageError(f"{path} is missing or damaged: run python clean_images.py again") from None
 
 
 def contact_sheet(tiles: Sequence[tuple[bytes, str, str | None]], columns: int = 8, tile: int = 128) -> Image.Image:

@@ -7,7 +7,6 @@ import numpy as np
 
 from marketplace import storage
 
-EVIDENCE = ("photo", "text", "words")
 BACKGROUND_PAIRS = 10_000  # random pairs whose mean cosine is what unrelated listings have
 
 

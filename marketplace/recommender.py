@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from marketplace import listings, model, photos, storage, table_models
-from marketplace.catalogue import Catalogue, Filters
+from marketplace.catalogue import Catalogue, Filters, search_words
 from marketplace.errors import StageError
 from marketplace.ranking import Ranker
 from marketplace.search import VectorIndex
@@ -31,20 +31,27 @@ class Recommender:
         """Raises StageError when files are missing or do not belong together."""
         self.generation = generation_dir.name
         self.report = storage.read_json(generation_dir / "report.json")
-        if self.report["models"] != model.digests(generation_dir):
-            raise StageError(f"the models in {generation_dir} are not those of its vectors: run python build_index.py again")
+        recorded = self.report["files"]
+        if storage.digests(generation_dir, *recorded) != recorded:
+            raise StageError(
+                f"the files in {generation_dir} are not those it was published with: run python build_index.py again"
+            )
         self.catalogue = Catalogue(generation_dir)
         self.photo_index = VectorIndex.open(generation_dir / "index.faiss", generation_dir / "vectors.npy")
         self.text_index = VectorIndex.open(generation_dir / "text.faiss", generation_dir / "text_vectors.npy")
         self.ranker = Ranker.load(generation_dir / "ranker.json")
         self.photo_model = model.PhotoModel(generation_dir, runtime, device, threads)
         self.table_models = table_models.TableModels.load(generation_dir)
-        pairs = (
+        self.dimension = self.photo_index.index.d
+        # Vectors of one's own (build_index.py --embeddings) answer for listings; no photo can be compared with them.
+        self.takes_photos = not self.report["own_embeddings"]
+        pairs = [
             ("photos", self.photo_index.index.ntotal, self.catalogue.n_photos),
             ("listings", self.text_index.index.ntotal, self.catalogue.n_products),
-            ("dimensions", self.photo_index.index.d, self.photo_model.description.dimension),
             ("classes", len(self.photo_model.description.classes), self.table_models.n_classes),
-        )
+        ]
+        if self.takes_photos:
+            pairs.append(("dimensions", self.dimension, self.photo_model.description.dimension))
         for what, left, right in pairs:
             if left != right:
                 raise StageError(
@@ -52,29 +59,24 @@ class Recommender:
                     "run python build_index.py again"
                 )
 
-    def embed_photo(self, data: bytes) -> tuple[np.ndarray, np.ndarray]:
-        """(D,) unit vector and (C,) category probabilities of one raw photo; photos.PhotoRejected when it is none."""
-        return self.embed_cleaned(self.clean(data))
-
     def clean(self, data: bytes) -> bytes:
-        """A raw photo as clean_images.py would store it."""
+        """A raw photo as clean_images.py would store it; photos.PhotoRejected when it is none."""
         return photos.clean(data, self.photo_model.settings).jpeg
 
-    def embed_cleaned(self, jpeg: bytes) -> tuple[np.ndarray, np.ndarray]:
+    def embed(self, jpeg: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """(D,) unit vector and (C,) category probabilities of one cleaned photo."""
         features, probabilities = self.photo_model.run(self.photo_model.input(jpeg)[None])
         return features[0], probabilities[0]
 
     def query(self, vector: np.ndarray | None = None, text: str | None = None) -> Query:
         """A query from a photo's vector, a person's words, or both."""
-        encoded = None
-        if text:
-            text = listings.redact(text)
-            encoded = self.table_models.encode([listings.text(text, "")])[0]
-        return Query(
-            photos=None if vector is None else vector[None],
-            text=encoded if encoded is not None and encoded.any() else None,
-            words=text or None,
-        )
+        query = Query(photos=None if vector is None else vector[None])
+        text = listings.text(text or "", "").strip()
+        if search_words(text):  # blanks and punctuation are no evidence
+            query.words = text
+            encoded = self.table_models.encode([text])[0]
+            query.text = encoded if encoded.any() else None
+        return query
 
     def query_of(self, product_row: int) -> Query:
         """A query for listings like one of the catalogue's own."""
@@ -156,9 +158,14 @@ class Recommender:
         }
 
     def predict(self, probabilities: np.ndarray | None, text: str | None) -> dict:
-        """Category probabilities, best first, and a price range, from a photo's (C,) probabilities, words, or both."""
+        """Category probabilities, best first, and a price range, from a photo's (C,) probabilities, words, or both.
+
+        Raises ValueError when there is neither.
+        """
         kinds = [] if probabilities is None else [probabilities]
-        text = listings.text(text, "") if text else ""
+        text = listings.text(text or "", "").strip()
+        if not text and not kinds:
+            raise ValueError("neither a photo nor words")
         if text:
             kinds.append(self.table_models.category_probabilities([text])[0])
         # The product of experts (Hinton 2002): a class that either of them rules out stays out.

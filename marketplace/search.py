@@ -89,15 +89,21 @@ class VectorIndex:
             scores = self.vectors[rows] @ query
             best = np.lexsort((rows, -scores))[: min(k, count)]
             return rows[best], scores[best]
-        parameters = None
-        if allowed is not None:
-            bitmap = np.packbits(allowed, bitorder="little")
-            selector = faiss.IDSelectorBitmap(bitmap)
-            if isinstance(self.index, faiss.IndexIVF):
-                parameters = faiss.SearchParametersIVF(sel=selector, nprobe=self.index.nprobe)
-            else:
-                parameters = faiss.SearchParameters(sel=selector)
-        scores, rows = self.index.search(query[None], min(k, self.index.ntotal), params=parameters)
+        wanted = min(k, self.index.ntotal if allowed is None else count)
+        # FAISS keeps a pointer into the bitmap only: it must live as long as the search.
+        bitmap = None if allowed is None else np.packbits(allowed, bitorder="little")
+        selector = None if bitmap is None else faiss.IDSelectorBitmap(bitmap)
+        if not isinstance(self.index, faiss.IndexIVF):
+            return self._search(query, wanted, faiss.SearchParameters(sel=selector))
+        nprobe = self.index.nprobe
+        while True:
+            rows, scores = self._search(query, wanted, faiss.SearchParametersIVF(sel=selector, nprobe=nprobe))
+            if len(rows) == wanted or nprobe == self.index.nlist:
+                return rows, scores
+            nprobe = min(4 * nprobe, self.index.nlist)  # the lists probed hold too few rows
+
+    def _search(self, query: np.ndarray, k: int, parameters: faiss.SearchParameters) -> tuple[np.ndarray, np.ndarray]:
+        scores, rows = self.index.search(query[None], k, params=parameters)
         found = rows[0] >= 0
         return rows[0][found], scores[0][found]
 

@@ -153,7 +153,10 @@ class Stage:
 
     def begin(self) -> None:
         """Make the folder, take its manifest away and remove what a killed run left half-written."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (FileNotFoundError, FileExistsError, NotADirectoryError):
+            raise StageError(f"the folder {self.folder} cannot be made: give another --data") from None
         (self.folder / MANIFEST).unlink(missing_ok=True)
         _remove_leftovers(self.folder)
 
@@ -204,6 +207,23 @@ def read_manifest(folder: Path) -> dict:
     if manifest["schema"] != SCHEMA_VERSION:
         raise StageError(f"{folder} was written by another version of this program: run python {SCRIPTS[folder.name]} again")
     return manifest
+
+
+def check_inputs(data_dir: Path, stage: str, names: Iterable[str] | None = None) -> dict:
+    """The manifest of a finished stage whose inputs below `data_dir` (all, or those of `names`) are still what it read.
+
+    StageError names the command to run when one of them has changed since. Inputs from elsewhere are named --<flag>.
+    """
+    manifest = read_manifest(data_dir / stage)
+    for name, recorded in manifest["inputs"].items():
+        if (name in names if names is not None else not name.startswith("--")) and digest(data_dir / name) != recorded:
+            raise StageError(f"{data_dir / stage} was made from another {name}: run python {SCRIPTS[stage]} again")
+    return manifest
+
+
+def digests(data_dir: Path, *names: str) -> dict[str, str]:
+    """Inputs for a Stage: path below `data_dir` -> digest."""
+    return {name: digest(data_dir / name) for name in names}
 
 
 # S3: credentials and endpoint (AWS_ENDPOINT_URL) from boto3's usual chain.

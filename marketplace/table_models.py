@@ -18,20 +18,20 @@ from marketplace.errors import StageError
 DESCRIPTION, WEIGHTS = "table_models.json", "table_models.safetensors"
 MAX_WORDS, MAX_CHARACTERS = 20_000, 30_000  # vocabulary: bounds the encoder's file to about 50 MB
 TEXT_DIMENSION = 256
-RANGE_QUANTILES = (0.1, 0.9)
+RANGE_QUANTILES = (0.1, 0.5, 0.9)
 
 
 @dataclass
 class TableModels:
     """encoder: text -> tfidf, svd, unit; category: tfidf -> label; price: tfidf and category -> log10 pounds.
 
-    residuals: the 10% and 90% quantiles of log10(price / predicted) on listings that no model was fitted on.
+    residuals: the 10%, 50% and 90% quantiles of log10(price / predicted) on listings that no model was fitted on.
     """
 
     encoder: Pipeline
     category: LogisticRegression
     price: Ridge
-    residuals: tuple[float, float]
+    residuals: tuple[float, float, float]
     n_classes: int
 
     def tfidf(self, texts: list[str]) -> scipy.sparse.csr_matrix:
@@ -54,8 +54,8 @@ class TableModels:
     def price_range(self, text: str, categories: np.ndarray) -> dict[str, float]:
         """Pounds: the median guess, and the bounds between which 80% of prices lie."""
         middle = float(self.log_price([text], categories[None])[0])
-        low, high = (10 ** (middle + residual) for residual in self.residuals)
-        return {"low": round(low, 2), "median": round(10**middle, 2), "high": round(high, 2)}
+        low, median, high = (round(10 ** (middle + residual), 2) for residual in self.residuals)
+        return {"low": low, "median": median, "high": high}
 
     def save(self, model_dir: Path) -> None:
         """Write the arrays as safetensors and the vocabularies as JSON: equal models give equal bytes."""
@@ -119,7 +119,7 @@ def fit(
     price = Ridge(alpha=1.0, solver="sparse_cg", random_state=seed).fit(
         _price_features(matrix[plausible], one_hot[plausible]), np.log10(prices[plausible])
     )
-    return TableModels(_encoder(tfidf, svd), category, price, (0.0, 0.0), n_classes)
+    return TableModels(_encoder(tfidf, svd), category, price, (0.0, 0.0, 0.0), n_classes)
 
 
 def calibrate(models: TableModels, texts: list[str], labels: np.ndarray, prices: np.ndarray, plausible: np.ndarray) -> None:

@@ -123,6 +123,27 @@ def test_a_title_finds_its_listing(client, products):
         assert same_name & {result["product_id"] for result in results}
 
 
+def test_blanks_and_punctuation_beside_a_photo_are_no_evidence(client, demo_dir, photos_table):
+    image = raw_photo(demo_dir, photos_table["image_id"][0])
+    plain = client.post("/predict/similar_images", files={"image": image}).json()
+    for text in ("  ", "_", "!!!", "\u2028", "\0"):
+        assert client.post("/predict/similar_images", files={"image": image}, data={"text": text}).json() == plain
+
+
+def test_a_generation_that_was_removed_is_served_on(demo_dir, tmp_path):
+    generation = copy_index(demo_dir, tmp_path)
+    with TestClient(api.create_app(tmp_path)) as client:
+        shutil.rmtree(generation)
+        statuses = []
+        ask = lambda: statuses.append(client.get("/search", params={"q": "guitar"}).status_code)  # noqa: E731
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert statuses == [200] * 8
+
+
 @pytest.mark.parametrize("q", ['"', "a* OR NEAR(b)", "name:x AND", "'; DROP TABLE products; --", "é" * 500, "zzzzqqqq", "!!!"])
 def test_hostile_search_words_are_words(client, q):
     assert client.get("/search", params={"q": q}).status_code == 200
@@ -211,6 +232,7 @@ def test_unknown_ids_are_404(client, path):
         ({"q": "bed", "min_price": "nan"}, "min_price: Input should be a finite number"),
         ({"q": "bed", "min_price": 9, "max_price": 3}, "min_price 9 is above max_price 3: swap them"),
         ({"q": ""}, "q: String should have at least 1 character"),
+        ({"q": "  "}, "q: give at least one word"),
         ({}, "q: Field required"),
     ],
 )
@@ -221,8 +243,9 @@ def test_bad_values_are_422_with_one_sentence(client, params, detail):
 
 def test_a_form_without_a_photo_is_422(client):
     assert client.post("/predict/similar_images", data={"k": 3}).json() == {"detail": "image: Field required"}
-    response = client.post("/predict/listing", data={"text": "  "})
-    assert (response.status_code, response.json()["detail"]) == (422, "give a photo as `image`, words as `text`, or both")
+    for text in ("  ", "\0"):
+        response = client.post("/predict/listing", data={"text": text})
+        assert (response.status_code, response.json()["detail"]) == (422, "give a photo as `image`, words as `text`, or both")
 
 
 def test_an_upload_over_the_limit_is_413_declared_or_streamed(demo_dir):
@@ -298,11 +321,18 @@ def test_artefacts_that_do_not_belong_together_are_refused(demo_dir, tmp_path):
     def lose_the_texts(folder):
         (folder / "text.faiss").unlink()
 
-    for position, damage in enumerate((exchange_model, drop_a_vector, lose_the_texts)):
+    def turn_the_vectors_round(folder):  # of the right shape, but another photo's
+        storage.write_array(folder / "vectors.npy", np.load(folder / "vectors.npy")[::-1])
+
+    def spoil_the_catalogue(folder):
+        (folder / "catalogue.sqlite").write_bytes(b"no database")
+
+    damages = (exchange_model, drop_a_vector, lose_the_texts, turn_the_vectors_round, spoil_the_catalogue)
+    for position, damage in enumerate(damages):
         generation = copy_index(demo_dir, tmp_path / str(position))
         damage(generation)
         client = TestClient(api.create_app(tmp_path / str(position)))
-        with pytest.raises(storage.StageError, match="run python build_index.py again$"), client:
+        with pytest.raises(storage.StageError, match="run python build_index.py (again|first)$"), client:
             pass
 
 
@@ -312,6 +342,12 @@ def test_a_port_in_use_is_one_sentence(capsys, served, demo_dir):
     assert capsys.readouterr().err == (
         f"error: cannot listen on 127.0.0.1 port {port} (Address already in use): give another --port or --host\n"
     )
+
+
+def test_a_port_that_cannot_be_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        api.parse_args(["--port", "99999"])
+    assert capsys.readouterr().err.endswith("error: argument --port: 99999 is above 65535\n")
 
 
 def test_the_service_on_a_cpu_imports_no_torch(demo_dir):

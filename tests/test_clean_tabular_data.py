@@ -458,7 +458,7 @@ FRAGMENTS = st.sampled_from(
 TYPED = st.lists(
     FRAGMENTS | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8), max_size=12
 ).map("".join)
-IMITATION = re.compile(f'(?:\\d|"\\d+"),"?{clean_tabular_data.UUID.pattern}')
+IMITATION = re.compile(f'(?:\\d|"\\d+"),"?{listings.UUID.pattern}')
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -481,7 +481,7 @@ def test_any_text_a_person_can_type_comes_back_and_never_touches_its_neighbours(
     assert {(row["price"], row["town"], row["county"]) for row in rows} == {(20.0, "Leeds", "West Yorkshire")}
     if make_id(2) in found:
         assert (found[make_id(2)]["name"], found[make_id(2)]["description"]) == (expected_name, expected)
-    elif not (IMITATION if numbered else clean_tabular_data.UUID).search(name + description):
+    elif not (IMITATION if numbered else listings.UUID).search(name + description):
         assert {reject["reason"] for reject in rejects} & {"null_product_name", "null_product_description"}
         assert not (expected_name and expected)
 

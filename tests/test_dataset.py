@@ -384,6 +384,7 @@ def test_the_stage_writes_the_split_of_every_photo_and_listing(tmp_path, capsys)
         "largest_cluster": 1,
         "clusters_spanning_given_splits": 0,
         "photos_without_listing": 2,
+        "photos_without_file": 1,
         "listings_without_photo": 1,
         **{split: int(sizes[split]) for split in ("train", "validation", "test")},
     }
@@ -620,7 +621,7 @@ def test_listing_photos_refuse_an_unfinished_dataset_and_a_lost_photo(finished):
     path.unlink()
     with pytest.raises(dataset.StageError) as caught:
         part[0]
-    assert str(caught.value) == f"{path} is missing: run python clean_images.py again"
+    assert str(caught.value) == f"{path} is missing or damaged: run python clean_images.py again"
     (finished / "dataset" / "manifest.json").unlink()
     with pytest.raises(dataset.StageError) as caught:
         dataset.ListingPhotos(finished)

@@ -3,10 +3,16 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
+from starlette.testclient import TestClient
 
+import api
 import build_index
+import dataset
 import extract_embeddings
+import train
 from marketplace import model, storage
+from tests.conftest import TRAIN_FLAGS, run_stages
 
 
 @pytest.fixture
@@ -54,7 +60,10 @@ def test_the_published_generation_holds_all_that_serving_needs(demo_dir):
     generation = storage.current_generation(demo_dir / "index")
     report = storage.read_json(generation / "report.json")
     assert report["index"]["recall_at_10"] == 1.0 and report["index"]["kind"] == "IndexFlatIP"
-    assert report["models"] == model.digests(demo_dir / "model")
+    assert {name: report["files"][name] for name in model.FILES} == storage.digests(demo_dir / "model", *model.FILES)
+    assert report["files"] == storage.digests(
+        generation, *(path.name for path in generation.iterdir() if path.name != "report.json")
+    )
     assert report["index"]["bytes_per_vector"] == pytest.approx(4 * 1280, rel=0.01)
     names = {"index.faiss", "vectors.npy", "text.faiss", "catalogue.sqlite", "ranker.json", *model.FILES}
     assert names <= {path.name for path in generation.iterdir()}
@@ -107,6 +116,65 @@ def test_a_dictionary_cut_short_is_one_sentence(copied, tmp_path, capsys):
     assert error.startswith(f"error: --embeddings {tmp_path / 'own.json'} is not valid JSON (") and error.count("\n") == 1
 
 
+def test_an_index_of_vectors_of_your_own_answers_for_listings_but_not_for_photos(copied, tmp_path):
+    ids = storage.read_json(copied / "embeddings" / "image_ids.json")
+    vectors = np.random.default_rng(0).normal(size=(len(ids), 13))
+    (tmp_path / "own.json").write_text(json.dumps(dict(zip(ids, vectors.tolist(), strict=True))))
+    assert build_index.main(["--data", str(copied), "--embeddings", str(tmp_path / "own.json")]) == 0
+    product_id = storage.read_csv(copied / "dataset" / "training_data.csv")["product_id"][0]
+    with TestClient(api.create_app(copied)) as client:
+        assert client.get("/healthcheck").json()["dimension"] == 13
+        assert len(client.get(f"/products/{product_id}/similar").json()["results"]) == 10
+        photo = (copied / "images" / f"{ids[0]}.jpg").read_bytes()
+        refused = client.post("/predict/similar_images", files={"image": photo})
+        assert (refused.status_code, refused.json()["detail"]) == (
+            503,
+            "the index holds vectors that no photo can be compared with: search by words or by listing",
+        )
+
+
+def test_new_vectors_make_a_new_generation(copied, capsys):
+    before = storage.current_generation(copied / "index").name
+    vectors = np.load(copied / "embeddings" / "vectors.npy")
+    storage.write_array(copied / "embeddings" / "vectors.npy", np.roll(vectors, 1, axis=1))
+    assert build_index.main(["--data", str(copied)]) == 0
+    assert storage.current_generation(copied / "index").name != before
+
+
+@pytest.mark.parametrize("main", [extract_embeddings.main, build_index.main, lambda a: train.main([*a, *TRAIN_FLAGS])])
+def test_a_table_cleaned_anew_asks_for_the_dataset_before_anything_is_made_of_it(copied, capsys, main):
+    labels = copied / "tabular" / "labels.json"
+    labels.write_text(labels.read_text().replace("Appliances", "Machines"))
+    expected = f"error: {copied / 'dataset'} was made from another tabular/labels.json: run python dataset.py again\n"
+    assert fails(main, ["--data", str(copied)], capsys) == expected
+
+
+def test_another_split_asks_for_another_training(copied, capsys):
+    assert dataset.main(["--data", str(copied), "--seed", "5"]) == 0
+    expected = f"error: {copied / 'model'} was made from another dataset/settings.json: run python train.py again\n"
+    assert fails(extract_embeddings.main, ["--data", str(copied)], capsys) == expected
+
+
+def test_a_listing_and_a_photo_more_need_no_new_training(copied, demo_dir, tmp_path):
+    shutil.copytree(demo_dir / "raw", copied / "raw")
+    new_product, new_image = "00000000-0000-4000-8000-000000000001", "00000000-0000-4000-8000-00000000000A"
+    with open(copied / "raw" / "Products.csv", "a") as file:
+        file.write(
+            f'9999,{new_product},Brass trumpet,"Musical Instruments & DJ Equipment",A trumpet,£80.00,"Hove, East Sussex"\n'
+        )
+    with open(copied / "raw" / "Images.csv", "a") as file:
+        file.write(f"9999,{new_image},{new_product}\n")
+    Image.effect_noise((90, 60), 60).save(copied / "raw" / "images" / f"{new_image}.jpg", "JPEG")
+    model_before = storage.digests(copied / "model", *model.FILES)
+    run_stages(copied, ["tabular", "images", "dataset", "embeddings", "index"])
+    assert storage.digests(copied / "model", *model.FILES) == model_before
+    with TestClient(api.create_app(copied)) as client:
+        assert client.get(f"/products/{new_product}").json()["photos"] == [
+            {"image_id": new_image.lower(), "photo_url": f"/images/{new_image.lower()}.jpg"}
+        ]
+        assert client.get("/search", params={"q": "trumpet", "k": 1}).json()["results"][0]["product_id"] == new_product
+
+
 def test_a_missing_dictionary_is_one_sentence(copied, capsys):
     expected = "error: --embeddings nowhere.json does not exist: give a JSON file of the form {image id: [floats]}\n"
     assert fails(build_index.main, ["--data", str(copied), "--embeddings", "nowhere.json"], capsys) == expected
@@ -115,7 +183,9 @@ def test_a_missing_dictionary_is_one_sentence(copied, capsys):
 def test_embeddings_of_another_model_are_refused(copied, capsys):
     with open(copied / "model" / "image_model.onnx", "ab") as file:
         file.write(b"retrained")
-    expected = f"error: {copied / 'embeddings'} was made from another image_model.onnx: run python extract_embeddings.py again\n"
+    expected = (
+        f"error: {copied / 'embeddings'} was made from another model/image_model.onnx: run python extract_embeddings.py again\n"
+    )
     assert fails(build_index.main, ["--data", str(copied)], capsys) == expected
 
 
@@ -147,8 +217,22 @@ def test_a_lost_photo_is_one_sentence(copied, capsys):
     assert fails(extract_embeddings.main, ["--data", str(copied)], capsys) == expected
 
 
-@pytest.mark.parametrize(("main", "folder"), [(extract_embeddings.main, "tabular"), (build_index.main, "embeddings")])
-def test_without_the_earlier_stages_each_says_what_to_run(tmp_path, capsys, main, folder):
-    script = storage.SCRIPTS[folder]
-    expected = f"error: {tmp_path / folder} is not finished: run python {script} first\n"
-    assert fails(main, ["--data", str(tmp_path)], capsys) == expected
+def test_without_the_earlier_stages_each_says_what_to_run(tmp_path, capsys):
+    expected = f"error: {tmp_path / 'dataset'} is not finished: run python dataset.py first\n"
+    assert fails(extract_embeddings.main, ["--data", str(tmp_path)], capsys) == expected
+    expected = f"error: {tmp_path / 'tabular' / 'products.csv'} is missing: run python clean_tabular_data.py first\n"
+    assert fails(build_index.main, ["--data", str(tmp_path)], capsys) == expected
+
+
+@pytest.mark.parametrize(
+    ("main", "flags", "message"),
+    [
+        (extract_embeddings.main, ["--batch-size", "0"], "argument --batch-size: '0' is not a whole number above 0"),
+        (extract_embeddings.main, ["--device", "abacus"], "argument --device: 'abacus' is neither cpu nor cuda"),
+        (build_index.main, ["--recall", "2"], "argument --recall: must be above 0 and at most 1, not 2.0"),
+    ],
+)
+def test_values_that_make_no_sense_are_usage_errors(main, flags, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(flags)
+    assert capsys.readouterr().err.endswith(f"error: {message}\n")

@@ -96,6 +96,17 @@ def test_a_filtered_ivf_search_keeps_to_the_filter():
     assert len(rows) == 50 and allowed[rows].all()
 
 
+@pytest.mark.parametrize("filtered", [False, True])
+def test_an_ivf_search_probes_on_until_it_has_k_groups(filtered):
+    vectors = np.repeat(unit_rows(80, seed=5), 50, axis=0) + 0.02 * unit_rows(4000, seed=6)
+    ivf = search.VectorIndex(search.build(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), "ivf", recall=0.5), vectors)
+    ivf.index.nprobe = 1
+    allowed = np.arange(4000) % 3 == 0 if filtered else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "EXACT_ROWS", 0)
+        assert len(ivf.nearest_groups(vectors[0], 900, np.arange(4000), allowed)) == 900
+
+
 def test_an_exact_index_has_recall_one():
     assert search.measure_recall(search.build(VECTORS, "flat"), VECTORS) == 1.0
 

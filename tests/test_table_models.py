@@ -37,6 +37,7 @@ def test_prices_of_new_listings_are_predicted_within_the_range(models):
     ranges = [models.price_range(text, np.eye(4)[label]) for text, label in zip(texts, labels, strict=True)]
     inside = [low["low"] <= price <= low["high"] for low, price in zip(ranges, prices, strict=True)]
     assert 0.7 < np.mean(inside) < 0.9
+    assert all(each["low"] <= each["median"] <= each["high"] for each in ranges)
     medians = np.array([each["median"] for each in ranges])
     assert np.median(np.abs(medians - prices)) < 0.5 * np.median(np.abs(np.median(prices) - prices))
 

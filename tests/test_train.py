@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -103,8 +104,6 @@ def test_only_training_photos_are_ever_changed_at_random(prepared):
 
 def test_garbage_in_test_listings_changes_no_fitted_file(prepared, tmp_path):
     """What is learned depends on training and validation listings alone."""
-    import shutil
-
     kept = {}
     for name in ("clean", "garbage"):
         data_dir = tmp_path / name
@@ -116,6 +115,7 @@ def test_garbage_in_test_listings_changes_no_fitted_file(prepared, tmp_path):
             assert rows.any()
             products.loc[rows, ["name", "description", "price"]] = ["garbage", "zzz " * 50, "9999"]
             storage.write_csv(data_dir / "tabular" / "products.csv", products)
+            assert dataset.main(["--data", str(data_dir)]) == 0  # the splits stay
             table = dataset.ListingPhotos(data_dir, "test").table
             for image_id in table["image_id"]:
                 (data_dir / "images" / f"{image_id}.jpg").write_bytes(photos.clean(_noise()).jpeg)
@@ -147,13 +147,51 @@ def test_before_the_earlier_stages_training_says_what_to_run(tmp_path, capsys):
             ["--finetune", "head", "--weights", "none"],
             "--finetune head needs a pretrained trunk: give --weights, or --finetune all",
         ),
-        (["--epochs", "0"], "--image-size is at least 32, --batch-size at least 2, --epochs at least 1"),
+        (["--epochs", "0"], "argument --epochs: '0' is not a whole number above 0"),
+        (["--batch-size", "1"], "--image-size is at least 32, --batch-size at least 2"),
+        (["--learning-rate", "-1"], "--learning-rate is above 0"),
+        (["--seed", "-1"], "argument --seed: '-1' is not a whole number from 0 to 4294967295"),
     ],
 )
 def test_flags_that_make_no_sense_are_usage_errors(flags, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         train.parse_args(flags)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--backbone", "nonsense"],
+            "--backbone nonsense is unknown: use resnet50, efficientnet_lite0 or another torchvision classifier",
+        ),
+        (["--backbone", "fasterrcnn_resnet50_fpn", "--weights", "none"], "--backbone fasterrcnn_resnet50_fpn is unknown: use"),
+        (
+            ["--backbone", "vit_b_16", "--image-size", "64", "--weights", "none"],
+            "--backbone vit_b_16 cannot take --image-size 64 (",
+        ),
+        (
+            ["--backbone", "googlenet", "--weights", "none"],
+            "--backbone googlenet gives more than logits in training: use resnet50",
+        ),
+        (["--weights", "."], "--weights . does not exist: give a .pth or .safetensors file, imagenet or none"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_sentence_and_leaves_the_finished_model_alone(demo_dir, flags, message, capsys):
+    assert train.main(["--data", str(demo_dir), "--device", "cpu", *flags]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}") and error.count("\n") == 1
+    assert (demo_dir / "model" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_photo_that_got_lost_is_one_sentence_with_and_without_workers(prepared, tmp_path, workers, capsys):
+    shutil.copytree(prepared, tmp_path / "data", ignore=shutil.ignore_patterns("model", "tensorboard", "raw"))
+    lost = tmp_path / "data" / "images" / f"{dataset.ListingPhotos(tmp_path / 'data', 'train').table['image_id'][0]}.jpg"
+    lost.write_bytes(lost.read_bytes()[:200])
+    assert train.main(["--data", str(tmp_path / "data"), *FAST, "--workers", workers]) == 1
+    assert f"error: {lost} is missing or damaged: run python clean_images.py again" in capsys.readouterr().err.splitlines()
 
 
 def test_the_weights_check_answers_by_its_exit_code(monkeypatch, capsys):
