@@ -159,16 +159,29 @@ def parse_anchored(text: str, layout: Layout) -> list[str] | None:
 
 
 def read_pieces(lines: Iterable[str], layout: Layout) -> Iterator[tuple[str, bool]]:
-    """The text cut before every line that may start a record, and whether a row number and a UUID say that it does."""
+    """The text cut before every line that may start a record, and whether a row number and a UUID say that it does.
+
+    It is cut after a whole record too: what a tool appended, such as a line of totals, is none of the last listing's.
+    """
     piece, is_start = [], False
     for line in lines:
-        if layout.weak_start.match(line):
+        # With a comma: what goes on in the last, unquoted field has none.
+        if layout.weak_start.match(line) or (piece and "," in line and is_whole("".join(piece), layout)):
             if piece:
                 yield "".join(piece), is_start
             piece, is_start = [], layout.start.match(line) is not None
         piece.append(line)
     if piece:
         yield "".join(piece), is_start
+
+
+def is_whole(text: str, layout: Layout) -> bool:
+    """Whether the text is a record with every column, a price among them."""
+    width = len(layout.columns)
+    if layout.price is None or text.count(",") < width - 1 or text.count('"') % 2:
+        return False
+    fields = parse_fields(text)
+    return fields is not None and len(fields) == width and bool(fields[layout.price].strip()) and layout.has_price(fields)
 
 
 def read_records(lines: Iterable[str], layout: Layout) -> Iterator[tuple[list[str] | None, str]]:
@@ -319,7 +332,8 @@ def clean_records(
     layout = read_layout(path, lines, required)
     extra = extra_columns(layout.columns, required, taken)
     rows, rejects, seen, number = [], [], set(), 0
-    for number, (fields, text) in enumerate(tqdm(read_records(lines, layout), desc=source, unit=" records"), start=1):  # noqa: B007
+    records = tqdm(read_records(lines, layout), desc=source, unit=" records", disable=None)
+    for number, (fields, text) in enumerate(records, start=1):  # noqa: B007
         reason, row = "bad_record", {}
         raw = dict(zip(reversed(layout.columns), reversed(fields), strict=True)) if fields else {}
         if raw:

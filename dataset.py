@@ -103,7 +103,8 @@ def near_duplicate_groups(hashes: np.ndarray) -> np.ndarray:
     order = np.argsort(words)
     words = words[order]  # distances stay what they are under any order of the bits
     group = np.arange(len(words))
-    for chosen in tqdm(list(itertools.combinations(range(BANDS), BANDS - NEAR_BITS)), desc="near duplicates", file=sys.stderr):
+    keys = list(itertools.combinations(range(BANDS), BANDS - NEAR_BITS))
+    for chosen in tqdm(keys, desc="near duplicates", file=sys.stderr, disable=None):
         others = [band for band in range(BANDS) if band not in chosen]
         moves, target, found_before = [], 0, []
         for band in [*others, *chosen]:

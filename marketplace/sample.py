@@ -1668,7 +1668,7 @@ def _write_all(out_dir: Path, tables: dict[str, bytes], photos: list[Photo]) -> 
     if images_dir.exists() and (others := {path.name for path in images_dir.iterdir()} - names):
         raise errors.StageError(f"{images_dir} holds {len(others)} other files: give an empty folder with --out")
     images_dir.mkdir(parents=True, exist_ok=True)
-    for photo in tqdm(photos, desc="photos", unit="photo", file=sys.stderr):
+    for photo in tqdm(photos, desc="photos", unit="photo", file=sys.stderr, disable=None):
         _write_file(out_dir, images_dir / f"{photo.image_id}.jpg", encode(photo))
     for name, data in tables.items():
         _write_file(out_dir, out_dir / name, data)

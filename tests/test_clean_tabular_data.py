@@ -411,6 +411,18 @@ def test_text_before_the_first_record_is_rejected_and_blank_lines_are_not_record
     ]
 
 
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("footer", ["Total,3 rows,,,,,", "-,-,-", ",,,,,,", "exported on Monday, by a tool"])
+def test_a_line_that_a_tool_appended_costs_no_listing(stage, tmp_path, state, footer):
+    rows = [listing(number, product_description=f"Solid oak\rno {number}, as new") for number in range(3)]
+    text = STATES[state](rows)
+    code, _, _ = stage(text + footer + text[-1], [photo(0, 0)])
+    products = storage.read_csv(tmp_path / "data" / "tabular" / "products.csv")
+    rejected = storage.read_csv(tmp_path / "data" / "tabular" / "rejected.csv")
+    assert code == 0 and products["product_id"].tolist() == [make_id(number) for number in range(3)]
+    assert rejected["raw"].tolist() == [footer]
+
+
 def test_two_halves_of_a_quote_that_could_hold_records_are_rejected_not_merged(tmp_path):
     plain = {"product_name": "Chair", "category": "Home", "location": "Leeds"}
     texts = ["one", '"two, open', "three", 'four, close"', "five"]
