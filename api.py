@@ -175,32 +175,24 @@ LOCATION = "A town, a county, or 'Town, County'."
 K = "How many listings to return."
 
 
-def filters_of(category: str | None, min_price: float | None, max_price: float | None, location: str | None) -> Filters:
-    if min_price is not None and max_price is not None and min_price > max_price:
-        raise HTTPException(422, f"min_price {min_price:g} is above max_price {max_price:g}: swap them")
-    return Filters((category or "").strip() or None, min_price, max_price, (location or "").strip() or None)
+def filters_from(source):
+    """A dependency that reads the filters from `source`: Query or Form."""
+
+    def read(
+        category: Annotated[str | None, source(description=CATEGORY, max_length=200)] = None,
+        min_price: Annotated[float | None, source(description="Pounds.", ge=0, allow_inf_nan=False)] = None,
+        max_price: Annotated[float | None, source(description="Pounds.", ge=0, allow_inf_nan=False)] = None,
+        location: Annotated[str | None, source(description=LOCATION, max_length=200)] = None,
+    ) -> Filters:
+        if min_price is not None and max_price is not None and min_price > max_price:
+            raise HTTPException(422, f"min_price {min_price:g} is above max_price {max_price:g}: swap them")
+        return Filters((category or "").strip() or None, min_price, max_price, (location or "").strip() or None)
+
+    return read
 
 
-def query_filters(
-    category: Annotated[str | None, Query(description=CATEGORY, max_length=200)] = None,
-    min_price: Annotated[float | None, Query(description="Pounds.", ge=0, allow_inf_nan=False)] = None,
-    max_price: Annotated[float | None, Query(description="Pounds.", ge=0, allow_inf_nan=False)] = None,
-    location: Annotated[str | None, Query(description=LOCATION, max_length=200)] = None,
-) -> Filters:
-    return filters_of(category, min_price, max_price, location)
-
-
-def form_filters(
-    category: Annotated[str | None, Form(description=CATEGORY, max_length=200)] = None,
-    min_price: Annotated[float | None, Form(description="Pounds.", ge=0, allow_inf_nan=False)] = None,
-    max_price: Annotated[float | None, Form(description="Pounds.", ge=0, allow_inf_nan=False)] = None,
-    location: Annotated[str | None, Form(description=LOCATION, max_length=200)] = None,
-) -> Filters:
-    return filters_of(category, min_price, max_price, location)
-
-
-QueryFilters = Annotated[Filters, Depends(query_filters)]
-FormFilters = Annotated[Filters, Depends(form_filters)]
+QueryFilters = Annotated[Filters, Depends(filters_from(Query))]
+FormFilters = Annotated[Filters, Depends(filters_from(Form))]
 QueryK = Annotated[int, Query(ge=1, le=MAX_K, description=K)]
 FormK = Annotated[int, Form(ge=1, le=MAX_K, description=K)]
 Upload = Annotated[UploadFile, File(description="A photo: JPEG, PNG, WebP, GIF, TIFF or BMP.")]

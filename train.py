@@ -5,7 +5,7 @@ Writes  data/model/       (image_model.safetensors, .json, .onnx; table_models.*
         data/tensorboard/ (the same curves for TensorBoard)
 Run     python train.py                                  ImageNet weights, downloaded once
         python train.py --weights resnet50.pth           your own checkpoint
-        python train.py --backbone efficientnet_lite0    ten times lighter on a CPU, weights from a Python package
+        python train.py --backbone efficientnet_lite0    lighter on a CPU, weights from a Python package
 """
 
 import argparse
@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from dataset import ListingPhotos
+from dataset import ListingPhotos, photo_tensor
 from marketplace import errors, flags, listings, model, network, photos, storage, table_models
 from marketplace.errors import StageError
 
@@ -41,8 +41,9 @@ PRICE_BOUNDS = (1.0, 20_000.0)  # pounds; outside them listings are gifts, jokes
 
 def training_transform(input_size: int, mean: list[float], std: list[float]) -> Callable[[bytes], torch.Tensor]:
     """JPEG bytes -> a randomly cropped, mirrored and tinted (3, S, S) tensor; only training sees it."""
-    augment = v2.Compose(
+    return v2.Compose(
         [
+            photo_tensor,
             v2.RandomResizedCrop(input_size, scale=(0.6, 1.0), antialias=True),
             v2.RandomHorizontalFlip(),
             v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05),
@@ -50,19 +51,11 @@ def training_transform(input_size: int, mean: list[float], std: list[float]) -> 
             v2.Normalize(mean, std),
         ]
     )
-    return functools.partial(_augmented, augment)
-
-
-def _augmented(augment: v2.Compose, jpeg: bytes) -> torch.Tensor:
-    return augment(torch.from_numpy(photos.pixels(jpeg).copy()).permute(2, 0, 1))
 
 
 def evaluation_transform(input_size: int, mean: list[float], std: list[float]) -> Callable[[bytes], torch.Tensor]:
-    return functools.partial(_plain, input_size, mean, std)
-
-
-def _plain(input_size: int, mean: list[float], std: list[float], jpeg: bytes) -> torch.Tensor:
-    return torch.from_numpy(photos.model_input(jpeg, input_size, mean, std))
+    """JPEG bytes -> (3, S, S) tensor, as the batch and the API see it."""
+    return v2.Compose([functools.partial(photos.model_input, size=input_size, mean=mean, std=std), torch.from_numpy])
 
 
 def by_listing(probabilities: np.ndarray, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -409,18 +402,7 @@ def run(args: argparse.Namespace) -> dict:
         storage.read_manifest(args.data / folder)
     storage.check_inputs(args.data, "dataset")
     settings = storage.read_manifest(args.data / "images")["arguments"]
-    names = [
-        "backbone",
-        "weights",
-        "finetune",
-        "image_size",
-        "epochs",
-        "batch_size",
-        "learning_rate",
-        "seed",
-        "workers",
-        "device",
-    ]
+    arguments = {name: value for name, value in vars(args).items() if name not in ("data", "check_weights")}
     inputs = storage.digests(
         args.data,
         *("dataset/training_data.csv", "dataset/listings.csv", "dataset/settings.json"),
@@ -429,7 +411,7 @@ def run(args: argparse.Namespace) -> dict:
     if args.weights not in ("imagenet", "none"):
         network.check_file(args.weights)
         inputs["--weights"] = storage.digest(Path(args.weights))
-    stage = storage.Stage(args.data / "model", {name: getattr(args, name) for name in names}, inputs)
+    stage = storage.Stage(args.data / "model", arguments, inputs)
     if done := stage.finished():
         return done
     classes = storage.read_json(args.data / "tabular" / "labels.json")["encoder"]

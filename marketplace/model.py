@@ -44,15 +44,12 @@ class PhotoModel:
     description: its Description; runtime: "onnx" or "torch".
     """
 
-    def __init__(self, model_dir: Path, runtime: str = "auto", device: str | None = None, threads: int | None = None):
-        """Load from `model_dir`: torch where CUDA is there, ONNX Runtime on a CPU, or as asked for.
-
-        threads: of ONNX Runtime within one call; default: one a core.
-        """
+    def __init__(self, model_dir: Path, runtime: str = "auto", device: str | None = None):
+        """Load from `model_dir`: torch where CUDA is there, ONNX Runtime on a CPU, or as asked for."""
         self.description = Description.load(model_dir)
         self.settings = photos.CleanSettings.from_dict(self.description.photo)
         self.runtime = _choose_runtime(runtime, device)
-        self._run = _onnx(model_dir, threads) if self.runtime == "onnx" else _torch(model_dir, self.description, device)
+        self._run = _onnx(model_dir) if self.runtime == "onnx" else _torch(model_dir, self.description, device)
 
     def input(self, jpeg: bytes) -> np.ndarray:
         """(3, S, S) float32 of one cleaned photo."""
@@ -80,11 +77,10 @@ def _choose_runtime(runtime: str, device: str | None) -> str:
     return "onnx"
 
 
-def _onnx(model_dir: Path, threads: int | None):
+def _onnx(model_dir: Path):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0  # 0: one a physical core
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not hold the cores
     path = model_dir / ONNX
     if not path.is_file():

@@ -27,7 +27,7 @@ class Query:
 class Recommender:
     """The models, vectors, catalogue and ranker of one generation; safe to use from many threads."""
 
-    def __init__(self, generation_dir: Path, runtime: str = "auto", device: str | None = None, threads: int | None = None):
+    def __init__(self, generation_dir: Path, runtime: str = "auto", device: str | None = None):
         """Raises StageError when files are missing or do not belong together."""
         self.generation = generation_dir.name
         self.report = storage.read_json(generation_dir / "report.json")
@@ -40,7 +40,7 @@ class Recommender:
         self.photo_index = VectorIndex.open(generation_dir / "index.faiss", generation_dir / "vectors.npy")
         self.text_index = VectorIndex.open(generation_dir / "text.faiss", generation_dir / "text_vectors.npy")
         self.ranker = Ranker.load(generation_dir / "ranker.json")
-        self.photo_model = model.PhotoModel(generation_dir, runtime, device, threads)
+        self.photo_model = model.PhotoModel(generation_dir, runtime, device)
         self.table_models = table_models.TableModels.load(generation_dir)
         self.dimension = self.photo_index.index.d
         # Vectors of one's own (build_index.py --embeddings) answer for listings; no photo can be compared with them.

@@ -1,6 +1,5 @@
 """Vector search: build and open an index, the nearest rows, filtered, grouped by product."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import faiss
@@ -10,7 +9,7 @@ from marketplace import storage
 from marketplace.errors import StageError
 
 KINDS = ("auto", "flat", "ivf")
-FLAT_ROWS = 20_000  # up to here an exact scan takes about a millisecond
+FLAT_ROWS = 20_000  # up to here an exact scan takes a few milliseconds
 EXACT_ROWS = 20_000  # filters that leave at most so many rows are answered exactly, from the vectors
 RECALL_QUERIES = 200  # of the catalogue's own vectors
 RECALL_K = 10
@@ -112,25 +111,13 @@ class VectorIndex:
     ) -> np.ndarray:
         """The k different groups whose best rows are nearest to the query, best first; fewer only when fewer exist."""
 
-        def groups_of(depth: int) -> tuple[np.ndarray, int]:
+        depth = 2 * k
+        while True:
             rows, _ = self.nearest(query, depth, allowed)
             groups, first = np.unique(group_of_row[rows], return_index=True)
-            return groups[np.argsort(first)], len(rows)
-
-        return deepen(groups_of, k, len(self.vectors))
-
-
-def deepen(search: Callable[[int], tuple[np.ndarray, int]], k: int, total: int) -> np.ndarray:
-    """Search deeper until k results stand after grouping, or nothing more is to be found.
-
-    search(depth) gives the grouped results and the number of rows they came from.
-    """
-    depth = 2 * k
-    while True:
-        results, rows = search(min(depth, total))
-        if len(results) >= k or rows < depth or depth >= total:
-            return results[:k]
-        depth *= 4
+            if len(groups) >= k or len(rows) < depth:  # enough, or nothing more is to be found
+                return groups[np.argsort(first)][:k]
+            depth *= 4
 
 
 def unit(query: np.ndarray, dimension: int) -> np.ndarray:

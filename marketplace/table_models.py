@@ -111,7 +111,7 @@ def fit(
         raise StageError("the training listings have one category only: give listings of at least two, or --category-depth 2")
     with np.errstate(divide="ignore", invalid="ignore"):  # its share of explained variance, unused, where all texts are the same
         svd = TruncatedSVD(n_components=min(TEXT_DIMENSION, min(matrix.shape) - 1), random_state=seed).fit(matrix)
-    # C and alpha: the usual grid's best on validation listings of a real export, for unit-length rows.
+    # C and alpha are round numbers for rows of unit length, not tuned.
     category = LogisticRegression(C=20, max_iter=200).fit(matrix, labels)
     if not plausible.any():
         raise StageError("no training listing has a plausible price: check the price column of Products.csv")
