@@ -1,7 +1,8 @@
 """Build everything that the API serves, and publish it as a new generation.
 
-Reads   data/embeddings/, data/model/, data/tabular/products.csv, data/dataset/training_data.csv
-Writes  data/index/ (current.json; <generation>/ with index.faiss, vectors.npy, text.faiss, catalogue.sqlite, models, report.json)
+Reads   data/embeddings/, data/model/, data/tabular/products.csv, data/dataset/ (training_data.csv, listings.csv)
+Writes  data/index/ (current.json; <generation>/ with index.faiss, vectors.npy, text.faiss, catalogue.sqlite, ranker.json, models,
+        report.json)
 Run     python build_index.py
         python build_index.py --embeddings image_embeddings.json   vectors of your own, {"<image id>": [floats], ...}
 """
@@ -19,12 +20,15 @@ import faiss
 import numpy as np
 import orjson
 import pandas as pd
+from tqdm import tqdm
 
-from marketplace import catalogue, errors, listings, model, ranking, search, storage
+from marketplace import catalogue, errors, flags, listings, model, ranking, search, storage
 from marketplace.errors import StageError
+from marketplace.recommender import Recommender
 
-WEIGHTS = {"photo": 1.0, "text": 0.5, "words": 0.5}  # set by hand: a picture counts as much as all that is said in words
-TIMED_QUERIES = 100
+JUDGED_LISTINGS = 400  # of the validation split, asked about to fit the ranker
+JUDGED_DEPTH = 50  # candidates of each kind of evidence, for each of those questions
+LEAST_JUDGED = 20  # listings; with fewer the weights set by hand stay
 
 
 def read_dictionary(path: Path) -> tuple[list[str], np.ndarray]:
@@ -85,6 +89,66 @@ def match_photos(
     return products, text_vectors, row_of.loc[owners].to_numpy(), int(strangers.sum())
 
 
+def judge(
+    recommender: Recommender, products: pd.DataFrame, splits: pd.Series, photos: dict, seed: int = 0
+) -> list[ranking.Judged]:
+    """Questions about validation listings, their answers among the training listings, and how relevant those are.
+
+    Each listing is asked for by photo, by title, by title and description, by photo and title, and by all that is known of it;
+    never by its own category. An answer of the same full category path is of grade 2, of the same main category 1.
+    products: rows of the catalogue; splits: by product_id; photos: "vectors" (N, D) and "probabilities" (N, C) by row.
+    """
+    split = products["product_id"].map(splits).to_numpy()
+    allowed = split == "train"
+    asked = np.flatnonzero(split == "validation")
+    asked = np.random.default_rng(seed).permutation(asked)[:JUDGED_LISTINGS]
+    paths = [listings.category_levels(path) for path in products["category"]]
+    mains, leaves = (
+        pd.factorize(pd.Series(names))[0] for names in ([path[0] for path in paths], [tuple(path) for path in paths])
+    )
+    texts = listings.texts(products.iloc[asked])
+    judged = []
+    for row, text in zip(tqdm(asked, desc="ranker", file=sys.stderr, disable=None), texts, strict=True):
+        title = text.partition("\n")[0]
+        questions: list[tuple] = [(None, title), (None, text)]
+        photo_rows = recommender.catalogue.photos_of(row)
+        if len(photo_rows):
+            photo = photo_rows[0]
+            questions += [(photo, None), (photo, title), (photo, text)]
+        for photo, words in questions:
+            seen = () if photo is None else (photos["vectors"][photo], words, photos["probabilities"][photo])
+            query = recommender.query(*(seen or (None, words)))
+            if words == text:  # as one listing is compared with another
+                query.price = products["price"].iloc[row] if products["price"].iloc[row] > 0 else None
+                query.place = recommender.place_of(row)
+            rows = recommender.candidates(query, JUDGED_DEPTH, allowed)
+            if len(rows):
+                relevance = np.where(leaves[rows] == leaves[row], 2, np.where(mains[rows] == mains[row], 1, 0))
+                judged.append(ranking.Judged(recommender.evidence(query, rows)[0], relevance, int(row)))
+    return judged
+
+
+def fit_ranker(folder: Path, products: pd.DataFrame, splits: pd.Series, photos: dict | None, background: dict) -> dict:
+    """Write ranker.json, fitted on validation listings where there are enough of them; returns what it was chosen by."""
+    ranking.Ranker(ranking.BY_HAND, dict.fromkeys(ranking.KINDS, 0.0), background).save(folder / "ranker.json")
+    if photos is None or splits.eq("validation").sum() < LEAST_JUDGED:
+        return {"chosen": "by_hand"}
+    ranker, chosen = ranking.fit(judge(Recommender.unpublished(folder), products, splits, photos), background)
+    ranker.save(folder / "ranker.json")
+    return chosen
+
+
+def kept_ranker(index_dir: Path, model_digests: dict) -> Path | None:
+    """The ranker of the generation published now, when it was fitted with the same models: an update of the listings keeps it."""
+    try:
+        folder = storage.current_generation(index_dir)
+        report = storage.read_json(folder / "report.json")
+    except StageError:
+        return None
+    same = all(report["files"].get(name.removeprefix("model/")) == digest for name, digest in model_digests.items())
+    return folder / "ranker.json" if same and not report["own_embeddings"] else None
+
+
 def link(source: Path, target: Path) -> None:
     """Hard-link, or copy where the file system cannot: a generation's models must outlive a retraining."""
     try:
@@ -93,30 +157,17 @@ def link(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def measure(index: faiss.Index, vectors: np.ndarray, index_path: Path) -> dict:
-    """Recall against exact search, milliseconds of one query at a time, bytes a vector."""
-    queries = np.ascontiguousarray(vectors[np.linspace(0, len(vectors) - 1, min(TIMED_QUERIES, len(vectors))).astype(int)])
-    times_ms = []
-    for query in queries:
-        start = time.perf_counter()
-        index.search(query[None], min(search.RECALL_K, len(vectors)))
-        times_ms.append(1000 * (time.perf_counter() - start))
-    return {
-        "kind": type(index).__name__,
-        "nprobe": getattr(index, "nprobe", None),
-        "recall_at_10": round(search.measure_recall(index, vectors), 4),
-        "p50_ms": round(float(np.percentile(times_ms, 50)), 3),
-        "p99_ms": round(float(np.percentile(times_ms, 99)), 3),
-        "bytes_per_vector": round(index_path.stat().st_size / len(vectors), 1),
-    }
-
-
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="data", type=Path, help="folder of all stages (default: %(default)s)")
     parser.add_argument("--embeddings", type=Path, help="JSON of photo vectors to use (default: those of extract_embeddings.py)")
     parser.add_argument(
         "--kind", default="auto", choices=search.KINDS, help="auto: flat up to 20,000 photos (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-memory",
+        type=flags.positive,
+        help="bytes the photo index may take: 8 bits a dimension, else 4 (default: no limit)",
     )
     parser.add_argument("--recall", default=0.95, type=float, help="recall@10 that ivf is tuned to (default: %(default)s)")
     args = parser.parse_args(argv)
@@ -128,38 +179,50 @@ def parse_args(argv=None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> dict:
     products = listings.read_products(args.data / "tabular")
     image_ids, vectors, text_vectors = read_embeddings(args.data, products["product_id"].tolist())
-    names = ("vectors.npy", "image_ids.json", "text_vectors.npy", "product_ids.json")
+    names = ("vectors.npy", "probabilities.npy", "image_ids.json", "text_vectors.npy", "product_ids.json")
     inputs = storage.digests(
         args.data,
-        *("tabular/products.csv", "dataset/training_data.csv"),
+        *("tabular/products.csv", "dataset/training_data.csv", "dataset/listings.csv"),
         *(f"embeddings/{name}" for name in names),
-        *(f"model/{name}" for name in model.FILES),
     )
+    models = storage.digests(args.data, *(f"model/{name}" for name in model.FILES))
+    inputs |= models
     if args.embeddings:
         image_ids, vectors = read_dictionary(args.embeddings)
         inputs["--embeddings"] = storage.digest(args.embeddings)
     if not image_ids:
         raise StageError(f"{args.data / 'embeddings'} holds no photo: check that the photos' names are the ids in Images.csv")
-    arguments = {"kind": args.kind, "recall": args.recall, "weights": WEIGHTS}
+    arguments = {"kind": args.kind, "recall": args.recall, "max_memory": args.max_memory}
     name = hashlib.sha256(json.dumps([arguments, inputs, storage.SCHEMA_VERSION]).encode()).hexdigest()[:12]
     stage = storage.Stage(args.data / "index", arguments, inputs)
     if (done := stage.finished()) and done["generation"] == name:
         return done
     stage.begin()
     owners = storage.read_csv(args.data / "dataset" / "training_data.csv").set_index("image_id")["product_id"]
+    known = storage.read_csv(args.data / "dataset" / "listings.csv").set_index("product_id")
     products, text_vectors, product_of_photo, strangers = match_photos(products, text_vectors, image_ids, owners)
     started_s = time.perf_counter()
     with storage.new_generation(stage.folder, name) as folder:
-        index = search.build(vectors, args.kind, args.recall)
+        index = search.build(vectors, args.kind, args.recall, args.max_memory)
         faiss.write_index(index, str(folder / "index.faiss"))
-        faiss.write_index(search.build(text_vectors, "flat"), str(folder / "text.faiss"))
+        faiss.write_index(search.build(text_vectors, recall=args.recall), str(folder / "text.faiss"))
         storage.write_array(folder / "vectors.npy", vectors)
         storage.write_array(folder / "text_vectors.npy", text_vectors)
-        catalogue.write(folder, products, image_ids, product_of_photo)
-        background = {"photo": ranking.background_cosine(vectors), "text": ranking.background_cosine(text_vectors), "words": 0.0}
-        ranking.Ranker(WEIGHTS, background).save(folder / "ranker.json")
+        # A photo that no listing claims is its own only duplicate.
+        duplicates = pd.factorize(products["product_id"].map(known["duplicates"]).fillna(products["product_id"]))[0]
+        catalogue.write(folder, products, image_ids, product_of_photo, duplicates)
         for file_name in model.FILES:
             link(args.data / "model" / file_name, folder / file_name)
+        if not args.embeddings and (ranker := kept_ranker(stage.folder, models)):
+            shutil.copy2(ranker, folder / "ranker.json")
+            fitted = "kept"
+        else:
+            background = {"photo": ranking.background_cosine(vectors), "text": ranking.background_cosine(text_vectors)}
+            judged_photos = {
+                "vectors": vectors,
+                "probabilities": storage.read_array(args.data / "embeddings" / "probabilities.npy"),
+            }
+            fitted = fit_ranker(folder, products, known["split"], None if args.embeddings else judged_photos, background)
         counts = {
             "generation": name,
             "photos": len(image_ids),
@@ -168,7 +231,9 @@ def run(args: argparse.Namespace) -> dict:
             "photos_without_vector": int((~owners.index.isin(image_ids)).sum()),
             "dimension": int(vectors.shape[1]),
         }
-        report = counts | {"own_embeddings": bool(args.embeddings), "index": measure(index, vectors, folder / "index.faiss")}
+        report = counts | {"own_embeddings": bool(args.embeddings), "ranker": fitted}
+        bytes_per_vector = round((folder / "index.faiss").stat().st_size / len(vectors), 1)
+        report["index"] = search.measure(index, vectors) | {"bytes_per_vector": bytes_per_vector}
         report["files"] = storage.digests(folder, *sorted(path.name for path in folder.iterdir()))
         storage.write_json(folder / "report.json", report | {"build_seconds": round(time.perf_counter() - started_s, 2)})
     files = sorted(path.name for path in (stage.folder / name).iterdir())

@@ -399,12 +399,15 @@ def run(args: argparse.Namespace) -> dict:
     used = used.iloc[np.argsort(row_of_photo, kind="stable")].reset_index(drop=True)
 
     stage.begin()
-    listings["cluster"] = find_clusters(listings, used, groups)
+    # What shows or says the same thing is one thing offered twice; the values of --group-column make no duplicates.
+    listings["duplicates"] = find_clusters(listings, used, groups[:0])
+    listings["cluster"] = find_clusters(listings, used, groups) if len(groups) else listings["duplicates"]
     previous = _previous_splits(folder, settings)
     listings["split"], moved = assign_splits(listings, args.seed, given, previous)
     assert (listings.groupby("cluster")["split"].nunique() == 1).all(), "a cluster is in two splits"
-    listings = listings[["product_id", "cluster", "label", "split"]]
-    training = used[["image_id", "product_id"]].merge(listings, on="product_id", how="left", validate="many_to_one")
+    listings = listings[["product_id", "cluster", "duplicates", "label", "split"]]
+    owners_of = listings.drop(columns="duplicates")
+    training = used[["image_id", "product_id"]].merge(owners_of, on="product_id", how="left", validate="many_to_one")
     assert len(training) + (~owned).sum() == len(kept), "photos were lost"
     if moved["joined"]:
         # Not in the report: after a kill the rerun finds them in train already.

@@ -1,7 +1,8 @@
 """Turn every photo and every listing's text into a vector, with the trained models.
 
 Reads   data/model/, data/images/, data/dataset/training_data.csv, data/tabular/products.csv
-Writes  data/embeddings/ (image_embeddings.json; vectors.npy with image_ids.json; text_vectors.npy with product_ids.json)
+Writes  data/embeddings/ (image_embeddings.json; vectors.npy and probabilities.npy with image_ids.json;
+                          text_vectors.npy with product_ids.json)
 Run     python extract_embeddings.py
 """
 
@@ -20,7 +21,9 @@ from marketplace import errors, flags, listings, model, photos, storage, table_m
 from marketplace.errors import StageError
 
 TEXT_BATCH = 2_000  # listings
-OUTPUTS = ("image_embeddings.json", "vectors.npy", "image_ids.json", "text_vectors.npy", "product_ids.json")
+OUTPUTS = (
+    "image_embeddings.json", "vectors.npy", "probabilities.npy", "image_ids.json", "text_vectors.npy", "product_ids.json",
+)  # fmt: skip
 
 
 def photo_batches(
@@ -41,17 +44,21 @@ def photo_batches(
             yield np.stack([future.result() for future in current])
 
 
-def embed_photos(photo_model: model.PhotoModel, images_dir: Path, image_ids: list[str], args: argparse.Namespace) -> np.ndarray:
-    """(N, D) float32 unit rows, in the order of image_ids."""
+def embed_photos(
+    photo_model: model.PhotoModel, images_dir: Path, image_ids: list[str], args: argparse.Namespace
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N, D) float32 unit rows and (N, C) float32 category probabilities, in the order of image_ids."""
     vectors = np.empty((len(image_ids), photo_model.description.dimension), np.float32)
+    probabilities = np.empty((len(image_ids), len(photo_model.description.classes)), np.float32)
     start = 0
     batches = photo_batches(photo_model, images_dir, image_ids, args.batch_size, args.workers)
     with tqdm(total=len(image_ids), desc="embed", unit="photo", file=sys.stderr, disable=None) as progress:
         for pixels in batches:
-            vectors[start : start + len(pixels)], _ = photo_model.run(pixels)
-            start += len(pixels)
+            rows = slice(start, start + len(pixels))
+            vectors[rows], probabilities[rows] = photo_model.run(pixels)
+            start = rows.stop
             progress.update(len(pixels))
-    return vectors
+    return vectors, probabilities
 
 
 def embed_texts(models: table_models.TableModels, texts: list[str]) -> np.ndarray:
@@ -103,8 +110,9 @@ def run(args: argparse.Namespace) -> dict:
     image_ids = storage.read_csv(folders["dataset"] / "training_data.csv")["image_id"].tolist()
     products = listings.read_products(folders["tabular"])
     texts = listings.texts(products)
-    vectors = embed_photos(photo_model, folders["images"], image_ids, args)
+    vectors, probabilities = embed_photos(photo_model, folders["images"], image_ids, args)
     storage.write_array(stage.folder / "vectors.npy", vectors)
+    storage.write_array(stage.folder / "probabilities.npy", probabilities)
     storage.write_json(stage.folder / "image_ids.json", image_ids, indent=None)
     write_dictionary(stage.folder / "image_embeddings.json", image_ids, vectors)
     storage.write_array(stage.folder / "text_vectors.npy", embed_texts(models, texts))

@@ -1,54 +1,61 @@
 """Train the photo model (ResNet-50 transfer learning) and the models of the table.
 
 Reads   data/dataset/, data/images/, data/tabular/
-Writes  data/model/       (image_model.safetensors, .json, .onnx; table_models.*; metrics.json, curves.png, confusion.png)
-        data/tensorboard/ (the same curves for TensorBoard)
+Writes  data/model/       (image_model.safetensors, .json, .onnx; table_models.*, price_model.*; metrics.json and pictures of it)
+        data/features/    (the starting trunk's features of every photo: computed once, trained on, compared with)
+        data/tensorboard/ (the curves for TensorBoard)
 Run     python train.py                                  ImageNet weights, downloaded once
         python train.py --weights resnet50.pth           your own checkpoint
         python train.py --backbone efficientnet_lite0    lighter on a CPU, weights from a Python package
+        python train.py --finetune all                   the whole network; the default with a GPU
+        torchrun --nproc_per_node 2 train.py --finetune all
 """
 
 import argparse
-import copy
 import functools
+import hashlib
+import io
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import save as safetensors_bytes
-from sklearn.metrics import confusion_matrix, f1_score, r2_score
+from sklearn.metrics import classification_report, confusion_matrix, r2_score
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from dataset import ListingPhotos, photo_tensor
-from marketplace import errors, flags, listings, model, network, photos, storage, table_models
+from dataset import ListingPhotos, photo_tensor, read_classes
+from marketplace import errors, flags, listings, model, network, photos, price_model, storage, table_models, training
 from marketplace.errors import StageError
+from marketplace.metrics import PRICE_BOUNDS
 
-EPOCHS = {"head": 30, "all": 10}
-LEARNING_RATE = {"head": 1e-3, "all": 3e-4}  # AdamW's; trunks that start from weights move at a tenth of it
-WEIGHT_DECAY = 1e-4
-HEAD_BATCH = 256  # cached feature vectors a step
-PRICE_BOUNDS = (1.0, 20_000.0)  # pounds; outside them listings are gifts, jokes and houses, which no median error should hang on
+EPOCHS = {"head": 30, "last": 6, "all": 6}
+SCRATCH_EPOCHS = 40
+LEARNING_RATE = {"adamw": 1e-3, "sgd": 0.05}
+TRUNK_SHARE = 0.3  # of the learning rate, for a trunk that starts from weights
+HARDEST_TILES, HARDEST_COLUMNS, HARDEST_TILE_PX = 24, 6, 200
+CHECKPOINT = "checkpoint.pt"  # of the last whole epoch, while --finetune all or last is at work
 
 
 def training_transform(input_size: int, mean: list[float], std: list[float]) -> Callable[[bytes], torch.Tensor]:
-    """JPEG bytes -> a randomly cropped, mirrored and tinted (3, S, S) tensor; only training sees it."""
+    """JPEG bytes -> a randomly cropped, mirrored, tinted and partly erased (3, S, S) tensor; only training sees it."""
     return v2.Compose(
         [
             photo_tensor,
-            v2.RandomResizedCrop(input_size, scale=(0.6, 1.0), antialias=True),
+            v2.RandomResizedCrop(input_size, scale=(0.4, 1.0), antialias=True),
             v2.RandomHorizontalFlip(),
             v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(mean, std),
+            v2.RandomErasing(p=0.25),
         ]
     )
 
@@ -58,32 +65,29 @@ def evaluation_transform(input_size: int, mean: list[float], std: list[float]) -
     return v2.Compose([functools.partial(photos.model_input, size=input_size, mean=mean, std=std), torch.from_numpy])
 
 
-def by_listing(probabilities: np.ndarray, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """The mean of each listing's photos: (N, C) rows of photos -> (P, C) rows of listings, and their labels (P,)."""
-    products = table["product_id"].to_numpy()
-    means = pd.DataFrame(probabilities).groupby(products).mean()
-    return means.to_numpy(), table.groupby(products)["label"].first().to_numpy()
-
-
 class Curves:
-    """What each epoch measured, kept for metrics.json and curves.png and shown in TensorBoard."""
+    """What each epoch measured, kept for metrics.json and curves.png and shown in TensorBoard; silent on other ranks than 0."""
 
-    def __init__(self, folder: Path):
-        from torch.utils.tensorboard import SummaryWriter
-
-        shutil.rmtree(folder, ignore_errors=True)
-        self._writer = SummaryWriter(folder)
+    def __init__(self, folder: Path, ranks: training.Ranks):
         self.epochs: list[dict[str, float]] = []
+        self._writer = None
+        if ranks.rank == 0:
+            from torch.utils.tensorboard import SummaryWriter
+
+            shutil.rmtree(folder, ignore_errors=True)
+            self._writer = SummaryWriter(folder)
 
     def add(self, **values: float) -> None:
         self.epochs.append({"epoch": len(self.epochs) + 1} | {name: round(value, 6) for name, value in values.items()})
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, len(self.epochs))
-        measured = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-        print(f"epoch {len(self.epochs)}  {measured}", file=sys.stderr)
+        if self._writer:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, len(self.epochs))
+            measured = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+            print(f"epoch {len(self.epochs)}  {measured}", file=sys.stderr)
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer:
+            self._writer.close()
 
 
 def forward(run: Callable[[torch.Tensor], torch.Tensor], loader: DataLoader) -> torch.Tensor:
@@ -91,13 +95,6 @@ def forward(run: Callable[[torch.Tensor], torch.Tensor], loader: DataLoader) -> 
     with torch.inference_mode():
         batches = tqdm(loader, desc="forward", unit="batch", file=sys.stderr, disable=None)
         return torch.cat([run(pixels) for pixels, _, _ in batches])
-
-
-def evaluate(probabilities: np.ndarray, table: pd.DataFrame) -> dict[str, float]:
-    """Mean cross-entropy by photo, and accuracy by listing, of (N, C) probabilities."""
-    own = probabilities[np.arange(len(table)), table["label"]]
-    by_product, truth = by_listing(probabilities, table)
-    return {"loss": float(-np.log(np.clip(own, 1e-12, 1)).mean()), "accuracy": float((by_product.argmax(1) == truth).mean())}
 
 
 class _Mirrored(torch.utils.data.Dataset):
@@ -114,109 +111,125 @@ class _Mirrored(torch.utils.data.Dataset):
         return pixels.flip(2), label, index
 
 
-def train_head(photo_network, splits, args, curves: Curves) -> dict[str, torch.Tensor]:
-    """Train the head on the frozen trunk's features, computed once per photo and view; the best epoch's head weights."""
-    plain, validation = splits["train"], splits["validation"]
+def loader_of(photos_of_split, args: argparse.Namespace) -> DataLoader:
+    return DataLoader(photos_of_split, args.batch_size, num_workers=args.workers)
+
+
+def trunk_features(photo_network: network.PhotoNetwork, views: list, args: argparse.Namespace) -> list[np.ndarray]:
+    """(N, D) pooled features of each of `views` (datasets of photos) by the network's trunk as it is."""
     trunk = network.frozen_trunk(photo_network, args.image_size, args.device)
-    views = [forward(trunk, loader_of(view, args)) for view in (plain, _Mirrored(plain))]
-    features = torch.cat(views).to(args.device)
-    labels = torch.tensor(plain.table["label"].to_numpy()).repeat(len(views)).to(args.device)
-    held_out = forward(trunk, loader_of(validation, args)).to(args.device)
-    head = photo_network.head.to(args.device)
-    optimiser = torch.optim.AdamW(head.parameters(), lr=args.learning_rate, weight_decay=WEIGHT_DECAY)
-
-    def epoch() -> Iterator[torch.Tensor]:
-        for rows in torch.randperm(len(features)).to(args.device).split(HEAD_BATCH):
-            yield nn.functional.cross_entropy(head(features[rows]), labels[rows])
-
-    def validate() -> dict[str, float]:
-        with torch.inference_mode():
-            return evaluate(head(held_out).softmax(1).cpu().numpy(), validation.table)
-
-    return _train(head, optimiser, epoch, validate, args.epochs, curves)
+    return [forward(trunk, loader_of(view, args)).numpy() for view in views]
 
 
-def train_all(photo_network, splits, args, curves: Curves) -> dict[str, torch.Tensor]:
-    """Train trunk and head end to end on augmented photos; the best epoch's weights."""
+def starting_features(
+    photo_network: network.PhotoNetwork, every: ListingPhotos, args: argparse.Namespace
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The untrained trunk's features of every photo, and of the mirrored ones when only a head is trained: (N, D) each.
 
-    def on_device(pixels: torch.Tensor) -> torch.Tensor:
-        return pixels.to(args.device, memory_format=torch.channels_last)
-
-    train = loader_of(splits["augmented"], args, shuffle=True)
-    validation = loader_of(splits["validation"], args)
-    trunk_rate = args.learning_rate * (1 if args.weights == "none" else 0.1)
-    groups = [
-        {"params": photo_network.trunk.parameters(), "lr": trunk_rate},
-        {"params": photo_network.head.parameters(), "lr": args.learning_rate},
-    ]
-    optimiser = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=[group["lr"] for group in groups], total_steps=args.epochs * len(train)
-    )
-
-    def epoch() -> Iterator[torch.Tensor]:
-        photo_network.train()
-        for pixels, labels, _ in tqdm(train, desc="train", unit="batch", file=sys.stderr, disable=None):
-            _, logits = photo_network(on_device(pixels))
-            yield nn.functional.cross_entropy(logits, labels.to(args.device))
-
-    def validate() -> dict[str, float]:
-        photo_network.eval()
-        logits = forward(lambda pixels: photo_network(on_device(pixels))[1].cpu(), validation)
-        return evaluate(logits.softmax(1).numpy(), splits["validation"].table)
-
-    return _train(photo_network, optimiser, epoch, validate, args.epochs, curves, schedule)
+    They stay in data/features/ until photos or weights change, whatever the split: another training of the head takes seconds.
+    """
+    arguments = {"backbone": args.backbone, "weights": args.weights, "seed": args.seed if args.weights == "none" else None}
+    arguments |= {"image_size": args.image_size, "mirrored": args.finetune == "head"}
+    image_ids = every.table["image_id"].tolist()
+    arguments["image_ids"] = hashlib.sha256(json.dumps(image_ids).encode()).hexdigest()
+    inputs = storage.digests(args.data, "images/photos.csv")
+    if args.weights not in ("imagenet", "none"):
+        inputs["--weights"] = storage.digest(Path(args.weights))
+    stage = storage.Stage(args.data / "features", arguments, inputs)
+    names = ["plain.npy", "mirrored.npy"][: 1 + arguments["mirrored"]]
+    if not stage.finished():
+        stage.begin()
+        views = [every, _Mirrored(every)][: len(names)]
+        for name, features in zip(names, trunk_features(photo_network, views, args), strict=True):
+            storage.write_array(stage.folder / name, features)
+        storage.write_json(stage.folder / "image_ids.json", image_ids, indent=None)
+        stage.finish({"photos": len(every), "dimension": photo_network.head.in_features}, [*names, "image_ids.json"])
+    arrays = [np.array(storage.read_array(stage.folder / name)) for name in names]
+    return arrays[0], arrays[1] if arguments["mirrored"] else None
 
 
-def _train(module, optimiser, epoch, validate, epochs: int, curves: Curves, schedule=None) -> dict[str, torch.Tensor]:
-    best, best_state = None, None
-    for _ in range(epochs):
-        losses = []
-        for loss in epoch():
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            if schedule:
-                schedule.step()
-            losses.append(loss.item())
-        if not np.isfinite(losses).all():
-            raise StageError(f"training diverged in epoch {len(curves.epochs) + 1}: give a smaller --learning-rate")
-        validation = validate()
-        curves.add(train_loss=float(np.mean(losses)), **{f"validation_{name}": value for name, value in validation.items()})
-        key = (validation["accuracy"], -validation["loss"])
-        if best is None or key > best:
-            best, best_state = key, copy.deepcopy(module.state_dict())
-    return best_state
-
-
-def loader_of(photos_of_split, args: argparse.Namespace, shuffle: bool = False) -> DataLoader:
-    generator = torch.Generator().manual_seed(args.seed)
-    # A last batch of one photo would break batch normalisation in training.
-    drop_last = shuffle and len(photos_of_split) % args.batch_size == 1 and len(photos_of_split) > 1
-    return DataLoader(
-        photos_of_split, args.batch_size, shuffle, num_workers=args.workers, generator=generator, drop_last=drop_last
-    )
+def coded_photos(
+    data_dir: Path, table: pd.DataFrame, features: np.ndarray, mirrored: np.ndarray | None = None
+) -> training.Photos:
+    """training.Photos of the rows of a ListingPhotos table."""
+    pixels = table["image_id"].map(storage.read_csv(data_dir / "images" / "photos.csv").set_index("image_id")["sha256"])
+    codes = [pd.factorize(column)[0] for column in (table["product_id"], table["cluster"], pixels)]
+    return training.Photos(features, table["label"].to_numpy(), *codes, mirrored)
 
 
 def train_photo_model(
-    photo_network: network.PhotoNetwork, args: argparse.Namespace, settings: dict
-) -> tuple[network.PhotoNetwork, model.Description, list[dict]]:
-    """The network, trained, its description, and what each epoch measured. settings: how the photos were cleaned."""
+    photo_network: network.PhotoNetwork, args: argparse.Namespace, settings: dict, ranks: training.Ranks, key: str
+) -> tuple[model.Description, dict, list[dict], np.ndarray] | None:
+    """Train the network in place: its head or all of it, then the embedding that retrieves best on validation.
+
+    settings: how the photos were cleaned; key: names the run for its checkpoint.
+    Returns the description, the embeddings' figures, what each epoch measured, and (N, D) features of every photo; None on
+    other ranks than 0.
+    """
     mean, std = (list(values) for values in network.normalisation(args.backbone))
     plain = evaluation_transform(args.image_size, mean, std)
+    every = ListingPhotos(args.data, None, plain)
     splits = {name: ListingPhotos(args.data, name, plain) for name in ("train", "validation")}
-    splits["augmented"] = ListingPhotos(args.data, "train", training_transform(args.image_size, mean, std))
     for name, split in splits.items():
         if not len(split):
             raise StageError(f"the {name} split has no photos: give more listings with photos, or dataset.py a --split-column")
-    classes = splits["train"].classes
-    photo_network = photo_network.to(args.device, memory_format=torch.channels_last)
-    curves = Curves(args.data / "tensorboard")
+    rows = {name: np.flatnonzero(every.table["split"] == name) for name in ("train", "validation")}
+    known = np.sort(np.concatenate([rows["train"], rows["validation"]]))  # test photos take no part in any choice
+    queries = np.flatnonzero(every.table["split"].to_numpy()[known] == "validation")
+    classes = every.classes
+    photo_network.to(args.device, memory_format=torch.channels_last)
+    features = mirrored = None
+    if ranks.rank == 0:
+        features, mirrored = starting_features(photo_network, every, args)
+        of_train = None if mirrored is None else mirrored[rows["train"]]
+        train = coded_photos(args.data, every.table.iloc[rows["train"]], features[rows["train"]], of_train)
+        validation = coded_photos(args.data, every.table.iloc[rows["validation"]], features[rows["validation"]])
+        started = coded_photos(args.data, every.table.iloc[known], features[known])
+        frozen = {
+            "frozen trunk": nn.Identity(),
+            "frozen trunk, whitened": training.whitening(train.features, args.embedding_size, power=False),
+        }
+    curves = Curves(args.data / "tensorboard", ranks)
+    torch.manual_seed(args.seed)  # whether the features were there already must not matter
     if args.finetune == "head":
-        photo_network.head.load_state_dict(train_head(photo_network, splits, args, curves))
+        training.train_head(photo_network.head, train, validation, args, curves.add)
+        candidates = dict(frozen)
+        for weight in training.CATEGORY_WEIGHTS:
+            candidates[f"projection, category weight {weight:g}"] = training.train_projection(
+                train, args.embedding_size, weight, len(classes), args.seed
+            )
+        chosen, figures = training.choose_embedder(candidates, started, queries)
     else:
-        photo_network.load_state_dict(train_all(photo_network, splits, args, curves))
+        photo_network.embedder = network.Projection(photo_network.head.in_features, args.embedding_size, power=True).to(
+            args.device
+        )
+        augmented = ListingPhotos(args.data, "train", training_transform(args.image_size, mean, std))
+        table = augmented.table
+        validate = functools.partial(_validate, loader=loader_of(splits["validation"], args), table=splits["validation"].table)
+        training.fine_tune(
+            photo_network,
+            augmented,
+            pd.factorize(table["product_id"])[0],
+            table["label"].to_numpy(),
+            functools.partial(validate, device=args.device),
+            args,
+            ranks,
+            args.data / "model" / CHECKPOINT,
+            key,
+            curves.add,
+        )
+        if ranks.rank:
+            return None
+        compared = training.choose_embedder(frozen, started, queries)[1]
+        (features,) = trunk_features(photo_network, [every], args)
+        whitened = training.whitening(features[rows["train"]], args.embedding_size, power=False)
+        candidates = {"projection": photo_network.embedder, "trunk": nn.Identity(), "trunk, whitened": whitened}
+        tuned = coded_photos(args.data, every.table.iloc[known], features[known])
+        chosen, figures = training.choose_embedder(candidates, tuned, queries)
+        figures = compared | figures
     curves.close()
+    photo_network.embedder = embedder = candidates[chosen]
+    linear = isinstance(embedder, network.Projection)
     description = model.Description(
         backbone=args.backbone,
         weights=args.weights if args.weights in ("imagenet", "none") else Path(args.weights).name,
@@ -224,83 +237,170 @@ def train_photo_model(
         input_size=args.image_size,
         mean=mean,
         std=std,
-        dimension=photo_network.head.in_features,
-        embedding="pooled features of the trunk, unit length",
+        dimension=embedder.linear.out_features if linear else photo_network.head.in_features,
+        embedding=chosen,
+        pooling=args.pooling,
+        projection="none" if not linear else "power" if embedder.power else "linear",
         photo=settings,
     )
-    return photo_network.cpu().to(memory_format=torch.contiguous_format), description, curves.epochs
+    photo_network.cpu().to(memory_format=torch.contiguous_format)
+    return description, {"chosen": chosen, "validation": figures}, curves.epochs, features
 
 
-def measure_photo_model(model_dir: Path, args: argparse.Namespace) -> tuple[dict, np.ndarray]:
-    """Metrics by listing of the saved model, run as the API runs it, and the test listings' confusion matrix (rows: truth)."""
+def _validate(photo_network: network.PhotoNetwork, loader: DataLoader, table: pd.DataFrame, device: str) -> tuple[float, float]:
+    """Accuracy by listing and cross-entropy by photo."""
+    photo_network.eval()
+    logits = forward(lambda pixels: photo_network(pixels.to(device, memory_format=torch.channels_last))[1].float().cpu(), loader)
+    probabilities, labels = logits.softmax(1).numpy(), table["label"].to_numpy()
+    accuracy = training.accuracy_by_listing(probabilities, labels, pd.factorize(table["product_id"])[0])
+    return accuracy, training.cross_entropy(probabilities, labels)
+
+
+def measure_photo_model(model_dir: Path, args: argparse.Namespace) -> tuple[dict, dict[str, pd.DataFrame]]:
+    """Metrics by listing of the saved model, run as the API runs it, on validation and test.
+
+    Also, by split, a table of its photos with the model's probability of each class in columns 0 to C - 1.
+    """
     served = model.PhotoModel(model_dir, device=args.device)
     known = served.description
     plain = evaluation_transform(known.input_size, known.mean, known.std)
-    metrics, confusion = {}, np.zeros((len(known.classes),) * 2, int)
+    metrics, tables = {}, {}
     for name in ("validation", "test"):
         split = ListingPhotos(args.data, name, plain)
         if not len(split):
             metrics[name] = None
             continue
         probabilities = forward(lambda pixels: torch.from_numpy(served.run(pixels.numpy())[1]), loader_of(split, args)).numpy()
-        by_product, truth = by_listing(probabilities, split.table)
-        guess = by_product.argmax(1)
-        metrics[name] = evaluate(probabilities, split.table) | {
-            "macro_f1": float(f1_score(truth, guess, average="macro", zero_division=0)),
-            "listings": len(truth),
+        tables[name] = split.table.join(pd.DataFrame(probabilities))
+        by_product, truth = by_listing(tables[name], len(known.classes))
+        metrics[name] = {
+            "loss": training.cross_entropy(probabilities, split.table["label"].to_numpy()),
+            **report_of(by_product.argmax(1), truth, known.classes),
         }
-        if name == "test":
-            confusion = confusion_matrix(truth, guess, labels=range(len(known.classes)))
-    return metrics, confusion
+    return metrics, tables
 
 
-def train_table_models(data_dir: Path, seed: int) -> tuple[table_models.TableModels, dict]:
-    """The models of the table, fitted on training listings, calibrated on validation ones; and their metrics."""
+def by_listing(table: pd.DataFrame, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of each listing's photos: (P, C) probabilities and (P,) labels, listings in the order of their ids."""
+    groups = table.groupby("product_id")
+    return groups[list(range(n_classes))].mean().to_numpy(), groups["label"].first().to_numpy()
+
+
+def report_of(guess: np.ndarray, truth: np.ndarray, classes: list[str]) -> dict:
+    """Accuracy, macro-F1 over the classes that occur, and each class's precision, recall, F1 and number of listings."""
+    report = classification_report(
+        truth, guess, labels=range(len(classes)), target_names=classes, output_dict=True, zero_division=0
+    )
+    per_class = {name: report[name] for name in classes}
+    occurring = [row["f1-score"] for label, row in enumerate(per_class.values()) if row["support"] or (guess == label).any()]
+    return {
+        "accuracy": float((guess == truth).mean()),
+        "macro_f1": float(np.mean(occurring)),
+        "listings": len(truth),
+        "per_class": per_class,
+    }
+
+
+def train_table_models(
+    data_dir: Path, vectors: np.ndarray, photo_tables: dict[str, pd.DataFrame], classes: list[str], seed: int
+) -> tuple[table_models.TableModels, price_model.PriceModel, dict]:
+    """The models of the table, fitted on training listings, calibrated on validation ones; and their metrics.
+
+    vectors: (N, D) of the photos of training_data.csv; photo_tables: of measure_photo_model().
+    """
     products = listings.read_products(data_dir / "tabular")
     split = storage.read_csv(data_dir / "dataset" / "listings.csv").set_index("product_id")["split"]
     products["split"] = products["product_id"].map(split)
     products["text"] = listings.texts(products)
-    labels = storage.read_json(data_dir / "tabular" / "labels.json")["encoder"]
-    parts = {name: part for name, part in products.groupby("split")}
-    train = parts.get("train", products[:0])
+    products["usable"] = products["price_plausible"] & (products["price"] > 0)
+    owners = storage.read_csv(data_dir / "dataset" / "training_data.csv")["product_id"].to_numpy()
+    by_product = pd.DataFrame(vectors).groupby(owners).mean().reindex(products["product_id"]).to_numpy(np.float32)
+    rows = {name: np.flatnonzero(products["split"] == name) for name in ("train", "validation", "test")}
 
-    def usable(part: pd.DataFrame) -> np.ndarray:
-        return part["price_plausible"].to_numpy(bool) & (part["price"] > 0).to_numpy(bool)
+    def evidence(name: str) -> tuple:
+        part = products.iloc[rows[name]]
+        return part["text"].tolist(), part["category"].tolist(), part["county"].tolist(), by_product[rows[name]]
 
-    def columns(part: pd.DataFrame) -> tuple:
-        return part["text"].tolist(), part["label"].to_numpy(), part["price"].to_numpy(), usable(part)
+    def prices(name: str) -> tuple[np.ndarray, np.ndarray]:
+        part = products.iloc[rows[name]]
+        return part["price"].to_numpy(), part["usable"].to_numpy(bool)
 
-    models = table_models.fit(*columns(train), n_classes=len(labels), seed=seed)
-    if "validation" in parts:
-        table_models.calibrate(models, *columns(parts["validation"]))
-    median_price = float(train["price"][usable(train)].median())
-    metrics = {"median_price_pounds": median_price}
+    def photo_probabilities(name: str) -> np.ndarray:
+        """(P, C) of the split's listings, NaN for one without a photo."""
+        if name not in photo_tables:
+            return np.full((len(rows[name]), len(classes)), np.nan, np.float32)
+        means = photo_tables[name].groupby("product_id")[list(range(len(classes)))].mean()
+        return means.reindex(products["product_id"].iloc[rows[name]]).to_numpy(np.float32)
+
+    labels = products["label"].to_numpy()
+    texts, paths, _, _ = evidence("train")
+    models = table_models.fit(texts, labels[rows["train"]], paths, len(classes), seed)
+    if len(rows["validation"]):
+        held_out = evidence("validation")[0]
+        models.calibrate(held_out, labels[rows["validation"]])
+        by_text = models.category_probabilities(held_out)
+        models.fit_fusion(photo_probabilities("validation"), by_text, labels[rows["validation"]])
+    pricing = price_model.fit(models, *evidence("train"), *prices("train"), seed)
+    if len(rows["validation"]):
+        pricing.calibrate(*evidence("validation"), *prices("validation"))
+
+    train_prices, usable = prices("train")
+    metrics = {"median_price_pounds": float(np.median(train_prices[usable]))}
     for name in ("validation", "test"):
-        metrics[name] = evaluate_table(models, parts[name], median_price) if name in parts else None
-    return models, metrics
+        metrics[name] = None
+        if not len(rows[name]):
+            continue
+        truth, by_text = labels[rows[name]], models.category_probabilities(evidence(name)[0])
+        fused = models.fuse(photo_probabilities(name), by_text)
+        quantiles, price = pricing.quantiles(*evidence(name)), prices(name)[0]
+        priced = (price >= PRICE_BOUNDS[0]) & (price <= PRICE_BOUNDS[1])
+        metrics[name] = {
+            "text": report_of(by_text.argmax(1), truth, classes),
+            "fused": report_of(fused.argmax(1), truth, classes),
+            "price": evaluate_price(price[priced], quantiles[priced], metrics["median_price_pounds"]),
+        }
+    return models, pricing, metrics
 
 
-def evaluate_table(models: table_models.TableModels, part: pd.DataFrame, median_price: float) -> dict:
-    """Category accuracy and macro-F1; price R2 on log pounds and median absolute error beside the median price's."""
-    truth = part["label"].to_numpy()
-    guess = models.category_probabilities(part["text"].tolist()).argmax(1)
-    metrics = {
-        "listings": len(part),
-        "text_accuracy": float((guess == truth).mean()),
-        "text_macro_f1": float(f1_score(truth, guess, average="macro", zero_division=0)),
+def evaluate_price(price: np.ndarray, quantiles: np.ndarray, median_price: float) -> dict:
+    """R2 of log price, median absolute error beside the median price's, and coverage, of (N, 3) log10 pounds."""
+    if len(price) < 2:
+        return {"listings": len(price)}
+    low, middle, high = quantiles.T
+    return {
+        "listings": len(price),
+        "log_r2": float(r2_score(np.log10(price), middle)),
+        "median_error_pounds": float(np.median(np.abs(price - 10**middle))),
+        "median_error_of_median_pounds": float(np.median(np.abs(price - median_price))),
+        "share_within_range": float(((low <= np.log10(price)) & (np.log10(price) <= high)).mean()),
     }
-    priced = part[part["price"].between(*PRICE_BOUNDS)]
-    if len(priced) < 2:
-        return metrics | {"priced_listings": len(priced)}
-    price = priced["price"].to_numpy()
-    one_hot = np.eye(models.n_classes, dtype=np.float32)[priced["label"].to_numpy()]
-    log_price = models.log_price(priced["text"].tolist(), one_hot)
-    return metrics | {
-        "priced_listings": len(priced),
-        "price_log_r2": float(r2_score(np.log10(price), log_price)),
-        "price_median_error_pounds": float(np.median(np.abs(price - 10**log_price))),
-        "price_median_error_of_median_pounds": float(np.median(np.abs(price - median_price))),
+
+
+def main_figures(photo: dict, table: dict) -> dict:
+    """The few figures of a split that are printed."""
+    figures = {"photo": photo} | {name: table.get(name, {}) for name in ("text", "fused")}
+    return {f"{name}_accuracy": figure.get("accuracy") for name, figure in figures.items()} | {
+        f"price_{name}": value for name, value in table.get("price", {}).items()
     }
+
+
+def draw_hardest(table: pd.DataFrame, classes: list[str], images_dir: Path) -> bytes:
+    """A contact sheet (PNG) of the test photos that the model is surest about, and wrong; below, its guess and the truth."""
+    probabilities = table[list(range(len(classes)))].to_numpy()
+    guess = probabilities.argmax(1)
+    wrong = np.flatnonzero(guess != table["label"])
+    hardest = wrong[np.argsort(-probabilities[wrong, guess[wrong]], kind="stable")][:HARDEST_TILES]
+    tiles = [
+        (
+            photos.load(images_dir, table["image_id"].iloc[row], bytes),
+            f"{classes[guess[row]]} {probabilities[row, guess[row]]:.0%}, is {classes[table['label'].iloc[row]]}",
+            "#c0392b",
+        )
+        for row in hardest
+    ]
+    sheet = io.BytesIO()
+    photos.contact_sheet(tiles, HARDEST_COLUMNS, HARDEST_TILE_PX).save(sheet, "PNG")
+    return sheet.getvalue()
 
 
 def draw_curves(epochs: list[dict]) -> bytes:
@@ -337,8 +437,6 @@ def _figure(rows: int, columns: int, size_inches: tuple[float, float]):
 
 
 def _png(figure) -> bytes:
-    import io
-
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
@@ -354,7 +452,16 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--weights", default="imagenet", help="imagenet, none, or a .pth or .safetensors file (default: %(default)s)"
     )
     parser.add_argument(
-        "--finetune", choices=["head", "all"], help="what is trained (default: all with a GPU or without weights, else head)"
+        "--finetune",
+        choices=["head", "last", "all"],
+        help="what is trained: a head on the frozen trunk, its last quarter too, or all (default: all with a GPU or without "
+        "weights, else head)",
+    )
+    parser.add_argument(
+        "--embedding-size", default=256, type=flags.positive, help="numbers in a photo's vector (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--pooling", default="average", choices=["average", "gem"], help="of the trunk's last maps (default: %(default)s)"
     )
     parser.add_argument(
         "--image-size", default=224, type=flags.positive, help="pixels a side of the model's input (default: %(default)s)"
@@ -362,12 +469,23 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--epochs",
         type=flags.positive,
-        help=f"passes over the photos (default: {EPOCHS['head']} for head, {EPOCHS['all']} for all)",
+        help=f"passes over the photos (default: head {EPOCHS['head']}, else {EPOCHS['all']}; without weights {SCRATCH_EPOCHS})",
     )
     parser.add_argument("--batch-size", default=32, type=flags.positive, help="photos a step (default: %(default)s)")
+    parser.add_argument("--optimizer", default="adamw", choices=["adamw", "sgd"], help="(default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, help="of the head (default: 0.001; 0.05 with sgd)")
     parser.add_argument(
-        "--learning-rate", type=float, help=f"AdamW's (default: {LEARNING_RATE['head']} for head, {LEARNING_RATE['all']} for all)"
+        "--trunk-learning-rate",
+        type=float,
+        help=f"(default: {TRUNK_SHARE:g} of the head's for a trunk that starts from weights, else the same)",
     )
+    parser.add_argument(
+        "--patience",
+        default=5,
+        type=flags.positive,
+        help="epochs without a better validation before it ends (default: %(default)s)",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on after the last whole epoch of a killed run (last, all)")
     parser.add_argument("--seed", default=0, type=flags.not_negative, help="of everything random (default: %(default)s)")
     parser.add_argument(
         "--workers",
@@ -380,16 +498,25 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--check-weights", action="store_true", help="only tell whether the backbone's ImageNet weights can be had; exit 1 if not"
     )
     args = parser.parse_args(argv)
+    ranks = training.Ranks()
     if args.image_size < 32 or args.batch_size < 2:
         parser.error("--image-size is at least 32, --batch-size at least 2")
-    if args.learning_rate is not None and not 0 < args.learning_rate < float("inf"):
-        parser.error("--learning-rate is above 0")
+    for rate in (args.learning_rate, args.trunk_learning_rate):
+        if rate is not None and not 0 < rate < float("inf"):
+            parser.error("--learning-rate and --trunk-learning-rate are above 0")
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    args.finetune = args.finetune or ("all" if args.device == "cuda" or args.weights == "none" else "head")
-    if args.finetune == "head" and args.weights == "none":
-        parser.error("--finetune head needs a pretrained trunk: give --weights, or --finetune all")
-    args.epochs = args.epochs or EPOCHS[args.finetune]
-    args.learning_rate = args.learning_rate or LEARNING_RATE[args.finetune]
+    args.finetune = args.finetune or ("all" if args.device.startswith("cuda") or args.weights == "none" else "head")
+    if args.finetune != "all" and args.weights == "none":
+        parser.error(f"--finetune {args.finetune} needs a pretrained trunk: give --weights, or --finetune all")
+    if args.finetune == "head" and (args.resume or args.pooling == "gem"):
+        parser.error("--resume and --pooling gem are for --finetune all or last")
+    if args.batch_size % ranks.world:
+        parser.error(f"--batch-size {args.batch_size} cannot be shared by {ranks.world} processes: give a multiple")
+    args.epochs = args.epochs or (SCRATCH_EPOCHS if args.weights == "none" else EPOCHS[args.finetune])
+    args.learning_rate = args.learning_rate or LEARNING_RATE[args.optimizer]
+    args.trunk_learning_rate = args.trunk_learning_rate or args.learning_rate * (1 if args.weights == "none" else TRUNK_SHARE)
+    if ranks.world > 1 and args.device.startswith("cuda"):
+        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     return args
 
 
@@ -402,7 +529,8 @@ def run(args: argparse.Namespace) -> dict:
         storage.read_manifest(args.data / folder)
     storage.check_inputs(args.data, "dataset")
     settings = storage.read_manifest(args.data / "images")["arguments"]
-    arguments = {name: value for name, value in vars(args).items() if name not in ("data", "check_weights")}
+    left_out = ("data", "check_weights", "resume", "device", "workers")
+    arguments = {name: value for name, value in vars(args).items() if name not in left_out}
     inputs = storage.digests(
         args.data,
         *("dataset/training_data.csv", "dataset/listings.csv", "dataset/settings.json"),
@@ -411,32 +539,55 @@ def run(args: argparse.Namespace) -> dict:
     if args.weights not in ("imagenet", "none"):
         network.check_file(args.weights)
         inputs["--weights"] = storage.digest(Path(args.weights))
+    ranks = training.Ranks()
+    if args.finetune == "head" and ranks.rank:
+        return {"stage": "model", "rank": ranks.rank, "left_to_rank_0": True}  # the cached features need one process
+    if args.finetune != "head":
+        ranks.start(args.device)
     stage = storage.Stage(args.data / "model", arguments, inputs)
-    if done := stage.finished():
+    if done := ranks.share(stage.finished()) if args.finetune != "head" else stage.finished():
         return done
-    classes = storage.read_json(args.data / "tabular" / "labels.json")["encoder"]
+    classes = read_classes(args.data / "tabular")
     torch.manual_seed(args.seed)
     photo_network = network.build(args.backbone, args.weights, len(classes), args.image_size)  # may fail: before begin()
-    stage.begin()
-    models, table_metrics = train_table_models(args.data, args.seed)
-    photo_network, description, epochs = train_photo_model(photo_network, args, settings)
-    models.save(stage.folder)
+    if args.pooling == "gem":
+        network.use_gem(photo_network)
+    if ranks.rank == 0:
+        stage.begin()
+        if not args.resume:
+            (stage.folder / CHECKPOINT).unlink(missing_ok=True)
+    key = hashlib.sha256(json.dumps([arguments, inputs]).encode()).hexdigest()
+    trained = train_photo_model(photo_network, args, settings, ranks, key)
+    if trained is None:
+        return {"stage": "model", "rank": ranks.rank, "epochs": args.epochs}
+    description, embedding, epochs, features = trained
     storage.write_bytes(stage.folder / model.WEIGHTS, safetensors_bytes(photo_network.state_dict()))
     with storage.atomic_path(stage.folder / model.ONNX) as path:
         network.export_onnx(photo_network, args.image_size, path)
     description.save(stage.folder)
-    photo_metrics, confusion = measure_photo_model(stage.folder, args)
+    photo_metrics, photo_tables = measure_photo_model(stage.folder, args)
+    with torch.inference_mode():
+        vectors = photo_network.of_features(torch.from_numpy(features))[0].numpy()
+    texts, prices, table_metrics = train_table_models(args.data, vectors, photo_tables, classes, args.seed)
+    texts.save(stage.folder)
+    prices.save(stage.folder)
+    test = photo_tables.get("test", pd.DataFrame(columns=["product_id", "label", "image_id", *range(len(classes))]))
+    probabilities, truth = by_listing(test, len(classes))
+    confusion = (
+        confusion_matrix(truth, probabilities.argmax(1), labels=range(len(classes))) if len(test) else np.zeros((1, 1), int)
+    )
     storage.write_bytes(stage.folder / "curves.png", draw_curves(epochs))
     storage.write_bytes(stage.folder / "confusion.png", draw_confusion(confusion, description.classes))
-    storage.write_json(stage.folder / "metrics.json", {"photo": photo_metrics | {"epochs": epochs}, "table": table_metrics})
-    counts = {
-        name: {"photo_accuracy": (photo_metrics[name] or {}).get("accuracy")} | (table_metrics[name] or {})
-        for name in ("validation", "test")
-    }
-    print(json.dumps(counts, indent=2), file=sys.stderr)
-    table_files = (table_models.DESCRIPTION, table_models.WEIGHTS)
-    outputs = (model.WEIGHTS, model.DESCRIPTION, model.ONNX, *table_files, "metrics.json", "curves.png", "confusion.png")
-    return stage.finish(counts, outputs)
+    storage.write_bytes(stage.folder / "hardest.png", draw_hardest(test, description.classes, args.data / "images"))
+    storage.write_json(
+        stage.folder / "metrics.json",
+        {"photo": photo_metrics | {"epochs": epochs}, "embedding": embedding, "table": table_metrics},
+    )
+    (stage.folder / CHECKPOINT).unlink(missing_ok=True)
+    counts = {name: main_figures(photo_metrics[name] or {}, table_metrics[name] or {}) for name in ("validation", "test")}
+    print(json.dumps(counts | {"embedding": embedding}, indent=2), file=sys.stderr)
+    pictures = ("curves.png", "confusion.png", "hardest.png")
+    return stage.finish(counts | {"embedding": description.embedding}, [*model.FILES, "metrics.json", *pictures])
 
 
 def main(argv=None) -> int:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from marketplace import photos, storage, table_models
+from marketplace import photos, price_model, storage, table_models
 from marketplace.errors import StageError
 
 RUNTIMES = ("auto", "onnx", "torch")
 DESCRIPTION, WEIGHTS, ONNX = "image_model.json", "image_model.safetensors", "image_model.onnx"
 
 
-FILES = (DESCRIPTION, WEIGHTS, ONNX, table_models.DESCRIPTION, table_models.WEIGHTS)  # all that serving needs of data/model/
+FILES = (DESCRIPTION, WEIGHTS, ONNX, *table_models.FILES, *price_model.FILES)  # all that serving needs of data/model/
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Description:
     std: list[float]
     dimension: int  # of the embedding
     embedding: str  # how it is made
+    pooling: str  # of the trunk's last maps: average or gem
+    projection: str  # of the pooled features: none, linear, or power (linear after a signed square root)
     photo: dict  # photos.CleanSettings of the training photos: an upload is cleaned the same way
 
     def save(self, model_dir: Path) -> None:
@@ -95,6 +97,6 @@ def _torch(model_dir: Path, description: Description, device: str | None):
 
     from marketplace import network
 
-    photo_network = network.build(description.backbone, "none", len(description.classes), description.input_size)
+    photo_network = network.of_description(description)
     photo_network.load_state_dict(safetensors.torch.load_file(model_dir / WEIGHTS))
     return network.as_function(photo_network, device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -1,5 +1,6 @@
 """The photo network in torch: pretrained trunk, new head, files of weights, ONNX export. Training and CUDA serving import it."""
 
+import struct
 import tempfile
 import urllib.request
 import warnings
@@ -22,18 +23,56 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LITE0 = "efficientnet_lite0"
 
 
+class Projection(nn.Module):
+    """Pooled features (N, D) -> (N, E), linear; first their signed square root when `power`.
+
+    The root evens out features that fire seldom and strongly (power normalisation: Perronnin et al., "Improving the Fisher
+    kernel", ECCV 2010, section 3.2); SOFTENING keeps its slope finite at 0.
+    """
+
+    SOFTENING = 1e-3
+
+    def __init__(self, dimension: int, size: int, power: bool):
+        super().__init__()
+        self.power = power
+        self.linear = nn.Linear(dimension, size)
+
+    def root(self, features: torch.Tensor) -> torch.Tensor:
+        if not self.power:
+            return features
+        return features.sign() * ((features.abs() + self.SOFTENING).sqrt() - self.SOFTENING**0.5)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.root(features))
+
+
+class GeM(nn.Module):
+    """Generalised-mean pooling, (N, D, H, W) -> (N, D, 1, 1), its exponent trained (Radenovic et al., TPAMI 2018, equation 4)."""
+
+    def __init__(self):
+        super().__init__()
+        self.exponent = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps.clamp(min=1e-6).pow(self.exponent).mean((2, 3), keepdim=True).pow(1 / self.exponent)
+
+
 class PhotoNetwork(nn.Module):
-    """A trunk whose pooled features serve as the embedding, and a linear head of logits on them."""
+    """A trunk; on its pooled features a linear head of category logits, and an embedder: none, or a Projection."""
 
     def __init__(self, trunk: nn.Module, dimension: int, n_classes: int):
         super().__init__()
         self.trunk = trunk
         self.head = nn.Linear(dimension, n_classes)
+        self.embedder: nn.Module = nn.Identity()
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, 3, S, S) normalised pixels -> (N, D) unit features, (N, C) logits."""
-        features = self.trunk(pixels)
-        return nn.functional.normalize(features, dim=1), self.head(features)
+        """(N, 3, S, S) normalised pixels -> (N, E) unit vectors, (N, C) logits."""
+        return self.of_features(self.trunk(pixels))
+
+    def of_features(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, D) pooled features -> the same."""
+        return nn.functional.normalize(self.embedder(features), dim=1), self.head(features)
 
 
 def normalisation(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -121,7 +160,7 @@ def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
             raise StageError(f"--weights {path} is not a safetensors file ({error}): save it again") from None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (UnpicklingError, struct.error, RuntimeError, EOFError, KeyError, IndexError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise StageError(f"--weights {path} is not a checkpoint of plain tensors ({reason}): save model.state_dict()") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else None
@@ -154,6 +193,24 @@ def build(backbone: str, weights: str, n_classes: int, input_size: int) -> Photo
     dimension = classifier.get_submodule(head_name).in_features
     classifier.set_submodule(head_name, nn.Identity())
     return PhotoNetwork(classifier, dimension, n_classes)
+
+
+def use_gem(network: PhotoNetwork) -> None:
+    """Replace the trunk's average pooling by GeM; StageError when it has none."""
+    pooling = [name for name, module in network.trunk.named_modules() if isinstance(module, nn.AdaptiveAvgPool2d)]
+    if not pooling:
+        raise StageError(f"--pooling gem needs a backbone with average pooling: use resnet50, {LITE0} or --pooling average")
+    network.trunk.set_submodule(pooling[-1], GeM())
+
+
+def of_description(description) -> PhotoNetwork:
+    """The network that a model.Description tells of, its weights still random."""
+    network = build(description.backbone, "none", len(description.classes), description.input_size)
+    if description.pooling == "gem":
+        use_gem(network)
+    if description.projection != "none":
+        network.embedder = Projection(network.head.in_features, description.dimension, description.projection == "power")
+    return network
 
 
 def export_onnx(module: nn.Module, input_size: int, path: Path, outputs: tuple[str, ...] = ("features", "logits")) -> None:

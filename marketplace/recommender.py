@@ -1,27 +1,49 @@
 """One generation of the index, opened: queries of photos, words and listings in, ranked and explained listings out."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from marketplace import listings, model, photos, storage, table_models
+from marketplace import listings, model, photos, price_model, storage, table_models
 from marketplace.catalogue import Catalogue, Filters, search_words
+from marketplace.categories import CategoryTree
 from marketplace.errors import StageError
-from marketplace.ranking import Ranker
+from marketplace.ranking import KINDS, Ranker
 from marketplace.search import VectorIndex
 
-CANDIDATES = 100  # of each kind of evidence, and at least 5 for each result wanted
+WINDOW = 100  # results are ranked this many at a time, then ten times as many: a later page never changes an earlier one
+CANDIDATES = 2  # of each kind of evidence, for each result of the window
 
 
 @dataclass
 class Query:
-    """Evidence to look for: any of photo vectors (n, D), a text vector (T,), and words."""
+    """Evidence to look for; any of it may be missing.
+
+    photos: (n, D) vectors; text: (T,) vector; words: as typed; category: (codes,) probabilities of CategoryTree;
+    price: pounds; place: codes of town and county; excluded_row: the listing that asks.
+    """
 
     photos: np.ndarray | None = None
     text: np.ndarray | None = None
     words: str | None = None
-    excluded_row: int | None = None  # the listing that asks
+    category: np.ndarray | None = None
+    price: float | None = None
+    place: tuple[int, int] | None = None
+    excluded_row: int | None = None
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A listing found: its row, the row of its photo nearest to the query's, its score, the parts of that, and how many other
+    listings with the same photo or text it stands for."""
+
+    row: int
+    photo_row: int | None
+    score: float
+    parts: dict[str, float]
+    duplicates: int
 
 
 class Recommender:
@@ -29,20 +51,14 @@ class Recommender:
 
     def __init__(self, generation_dir: Path, runtime: str = "auto", device: str | None = None):
         """Raises StageError when files are missing or do not belong together."""
-        self.generation = generation_dir.name
         self.report = storage.read_json(generation_dir / "report.json")
         recorded = self.report["files"]
         if storage.digests(generation_dir, *recorded) != recorded:
             raise StageError(
                 f"the files in {generation_dir} are not those it was published with: run python build_index.py again"
             )
-        self.catalogue = Catalogue(generation_dir)
-        self.photo_index = VectorIndex.open(generation_dir / "index.faiss", generation_dir / "vectors.npy")
-        self.text_index = VectorIndex.open(generation_dir / "text.faiss", generation_dir / "text_vectors.npy")
-        self.ranker = Ranker.load(generation_dir / "ranker.json")
+        self._open(generation_dir)
         self.photo_model = model.PhotoModel(generation_dir, runtime, device)
-        self.table_models = table_models.TableModels.load(generation_dir)
-        self.dimension = self.photo_index.index.d
         # Vectors of one's own (build_index.py --embeddings) answer for listings; no photo can be compared with them.
         self.takes_photos = not self.report["own_embeddings"]
         pairs = [
@@ -59,6 +75,26 @@ class Recommender:
                     "run python build_index.py again"
                 )
 
+    @classmethod
+    def unpublished(cls, folder: Path) -> "Recommender":
+        """A generation that is still being built, without its photo model: for queries whose vectors are known."""
+        recommender = cls.__new__(cls)
+        recommender._open(folder)
+        return recommender
+
+    def _open(self, folder: Path) -> None:
+        self.generation = folder.name
+        self.catalogue = Catalogue(folder)
+        self.photo_index = VectorIndex.open(folder / "index.faiss", folder / "vectors.npy")
+        self.text_index = VectorIndex.open(folder / "text.faiss", folder / "text_vectors.npy")
+        self.dimension = self.photo_index.index.d
+        self.ranker = Ranker.load(folder / "ranker.json")
+        self.table_models = table_models.TableModels.load(folder)
+        self.price_model = price_model.PriceModel.load(folder, self.table_models)
+        self.classes = model.Description.load(folder).classes
+        columns, names = self.catalogue.columns, self.catalogue.names
+        self.tree = CategoryTree(columns["category"], names["category"], self.classes, self.table_models.paths)
+
     def clean(self, data: bytes) -> bytes:
         """A raw photo as clean_images.py would store it; photos.PhotoRejected when it is none."""
         return photos.clean(data, self.photo_model.settings).jpeg
@@ -68,49 +104,98 @@ class Recommender:
         features, probabilities = self.photo_model.run(self.photo_model.input(jpeg)[None])
         return features[0], probabilities[0]
 
-    def query(self, vector: np.ndarray | None = None, text: str | None = None) -> Query:
-        """A query from a photo's vector, a person's words, or both."""
+    def query(self, vector: np.ndarray | None = None, text: str | None = None, probabilities: np.ndarray | None = None) -> Query:
+        """A query from a photo's vector and its (C,) category probabilities, a person's words, or all of them."""
         query = Query(photos=None if vector is None else vector[None])
-        text = listings.text(text or "", "").strip()
+        text = listings.text(*(text or "").partition("\n")[::2]).strip()
+        by_text = paths = None
         if search_words(text):  # blanks and punctuation are no evidence
             query.words = text
-            encoded = self.table_models.encode([text])[0]
-            query.text = encoded if encoded.any() else None
+            encoded = self.table_models.encode([text])
+            if encoded.any():
+                query.text = encoded[0]
+                by_text = self.table_models.category_probabilities([text])
+                paths = self.table_models.path_probabilities(encoded)[0]
+        if by_text is not None or probabilities is not None:
+            by_photo = None if probabilities is None else probabilities[None]
+            query.category = self.tree.predicted(self.table_models.fuse(by_photo, by_text)[0], paths)
         return query
 
     def query_of(self, product_row: int) -> Query:
         """A query for listings like one of the catalogue's own."""
         vector = np.asarray(self.text_index.vectors[product_row])
         rows = self.catalogue.photos_of(product_row)
+        known = self.tree.known(product_row)
+        price = float(self.catalogue.columns["price"][product_row])
         return Query(
             photos=self.photo_index.vectors[rows] if len(rows) else None,
             text=vector if vector.any() else None,
+            category=known if known.any() else None,
+            price=price if price > 0 else None,
+            place=self.place_of(product_row),
             excluded_row=product_row,
         )
 
-    def recommend(self, query: Query, k: int, filters: Filters = Filters()) -> list[dict]:  # noqa: B008
-        """The k listings that the evidence speaks for most, best first: fields for a client, the score and its parts."""
+    def place_of(self, product_row: int) -> tuple[int, int]:
+        return tuple(int(self.catalogue.columns[kind][product_row]) for kind in ("town", "county"))
+
+    def recommend(
+        self,
+        query: Query,
+        k: int,
+        filters: Filters = Filters(),  # noqa: B008
+        offset: int = 0,
+        min_score: float = 0.0,
+    ) -> list[dict]:
+        """Listings that the evidence speaks for most, best first, from place `offset` on, at most k, none below min_score:
+        fields for a client, the score and its parts."""
         allowed = self.catalogue.allowed(filters)
         if query.excluded_row is not None:
             allowed = np.ones(self.catalogue.n_products, bool) if allowed is None else allowed.copy()
             allowed[query.excluded_row] = False
-        if allowed is not None and not allowed.any():
-            return []
-        rows = self._candidates(query, max(CANDIDATES, 5 * k), allowed)
-        if not len(rows):
-            return []
-        if len(rows) < k:  # what passes the filters without any evidence, such as listings without a photo, comes last
-            passing = np.arange(self.catalogue.n_products) if allowed is None else np.flatnonzero(allowed)
-            rows = np.concatenate([rows, np.setdiff1d(passing, rows)[: k - len(rows)]])
-        evidence, best_photos = self.evidence(query, rows)
-        order, scores, parts = self.ranker.rank(evidence)
-        return [
-            self._result(rows[i], best_photos[i], scores[i], {kind: values[i] for kind, values in parts.items()})
-            for i in order[:k]
-        ]
+        hits = self._hits(query, offset + k, allowed)[offset : offset + k]
+        return [self._result(hit) for hit in hits if round(hit.score, 6) >= min_score]
 
-    def _candidates(self, query: Query, depth: int, allowed: np.ndarray | None) -> np.ndarray:
+    def ranked(self, query: Query, k: int, excluded: np.ndarray, kinds: Collection[str] = KINDS) -> np.ndarray:
+        """Rows of the k listings that recommend() would give were the `excluded` rows not there, by the given evidence only."""
+        allowed = np.ones(self.catalogue.n_products, bool)
+        allowed[excluded] = False
+        return np.array([hit.row for hit in self._hits(query, k, allowed, kinds)[:k]], int)
+
+    def _hits(self, query: Query, count: int, allowed: np.ndarray | None, kinds: Collection[str] = KINDS) -> list[Hit]:
+        """At least `count` hits when there are as many, duplicates folded; the first `count` are the same for any count."""
+        hits: list[Hit] = []
+        seen: set[int] = set()
+        window = WINDOW
+        while True:
+            rows = self.candidates(query, CANDIDATES * window, allowed)
+            if not len(rows):
+                return hits
+            if exhausted := len(rows) < window:
+                # What passes the filters without any evidence, such as listings without a photo, comes last.
+                passing = np.arange(self.catalogue.n_products) if allowed is None else np.flatnonzero(allowed)
+                rows = np.concatenate([rows, np.setdiff1d(passing, rows)[: window - len(rows)]])
+                exhausted = len(rows) < window
+            evidence, best_photos = self.evidence(query, rows)
+            order, scores, parts = self.ranker.rank({kind: values for kind, values in evidence.items() if kind in kinds})
+            for i in order:
+                copies = self.catalogue.duplicates_of(rows[i])
+                if copies[0] in seen:
+                    continue
+                seen.add(copies[0])
+                folded = len(copies) if allowed is None else int(allowed[copies].sum())
+                own_parts = {kind: float(values[i]) for kind, values in parts.items()}
+                hits.append(Hit(int(rows[i]), best_photos[i], float(scores[i]), own_parts, folded - 1))
+                if len(hits) == window:
+                    break
+            if len(hits) >= count or exhausted:
+                return hits
+            window *= 10
+
+    def candidates(self, query: Query, depth: int, allowed: np.ndarray | None) -> np.ndarray:
         """Rows of the products that any evidence finds, ascending."""
+        if allowed is not None and not allowed.any():
+            return np.empty(0, np.int64)
         found: list[np.ndarray] = []
         if query.photos is not None and self.catalogue.n_photos:
             product_of_photo = self.catalogue.product_of_photo
@@ -126,55 +211,66 @@ class Recommender:
     def evidence(self, query: Query, rows: np.ndarray) -> tuple[dict[str, np.ndarray], list[int | None]]:
         """What speaks for each product of `rows`: kind -> (N,) in [0, 1], and the row of its photo nearest to the query's.
 
-        photo: its most alike photo; text: dense text similarity; words: BM25 as a share of the best candidate's.
+        photo: its most alike photo; text: dense text similarity; words: BM25 as a share of the best candidate's; category: how
+        probable the levels of its path are; price: the smaller price as a share of the larger; place: 1 the same town, 0.5 the
+        same county. NaN where a product has no photo, path or price.
         """
+        columns = self.catalogue.columns
         evidence: dict[str, np.ndarray] = {}
         photos_of = [self.catalogue.photos_of(row) for row in rows]
         best_photos: list[int | None] = [int(of_product[0]) if len(of_product) else None for of_product in photos_of]
         if query.photos is not None:
-            cosines = np.zeros(len(rows), np.float32)
-            for position, of_product in enumerate(photos_of):
-                if len(of_product):
-                    alike = (self.photo_index.vectors[of_product] @ query.photos.T).max(axis=1)
-                    best_photos[position] = int(of_product[alike.argmax()])
-                    cosines[position] = alike.max()
+            cosines = np.full(len(rows), np.nan, np.float32)
+            counts = np.array([len(of_product) for of_product in photos_of])
+            with_photo = np.flatnonzero(counts)
+            if len(with_photo):
+                flat = np.concatenate([photos_of[position] for position in with_photo])
+                alike = (self.photo_index.vectors[flat] @ query.photos.T).max(axis=1)
+                starts = np.concatenate([[0], np.cumsum(counts[with_photo])])
+                for position, start, stop in zip(with_photo, starts[:-1], starts[1:], strict=True):
+                    best = start + int(alike[start:stop].argmax())
+                    best_photos[position], cosines[position] = int(flat[best]), alike[best]
             evidence["photo"] = self.ranker.similarity("photo", cosines)
         if query.text is not None:
             evidence["text"] = self.ranker.similarity("text", self.text_index.vectors[rows] @ query.text)
         if query.words:
             scores = self.catalogue.score_words(query.words, rows)
             evidence["words"] = scores / max(scores.max(), 1e-9)
+        if query.category is not None:
+            evidence["category"] = self.tree.agreement(query.category, rows)
+        if query.price is not None:
+            prices = np.where(columns["price"][rows] > 0, columns["price"][rows], np.nan)
+            evidence["price"] = np.minimum(prices, query.price) / np.maximum(prices, query.price)
+        if query.place is not None:
+            town, county = (columns[kind][rows] == code for kind, code in zip(("town", "county"), query.place, strict=True))
+            evidence["place"] = np.where(town & county, 1.0, np.where(county, 0.5, 0.0))
         return evidence, best_photos
 
-    def _result(self, row: int, photo_row: int | None, score: float, parts: dict[str, float]) -> dict:
-        product = self.catalogue.product(row)
-        image_id = None if photo_row is None else self.catalogue.image_ids(np.array([photo_row]))[0]
+    def _result(self, hit: Hit) -> dict:
+        product = self.catalogue.product(hit.row)
+        image_id = None if hit.photo_row is None else self.catalogue.image_ids(np.array([hit.photo_row]))[0]
         return {
             **{key: product[key] for key in ("product_id", "name", "category", "price", "price_plausible", "town", "county")},
             "image_id": image_id,
             "photo_url": image_id and f"/images/{image_id}.jpg",
-            "score": round(float(score), 6),
-            "parts": {kind: round(float(value), 6) for kind, value in parts.items()},
+            "duplicates": hit.duplicates,
+            "score": round(hit.score, 6),
+            "parts": {kind: round(value, 6) for kind, value in hit.parts.items()},
         }
 
-    def predict(self, probabilities: np.ndarray | None, text: str | None) -> dict:
-        """Category probabilities, best first, and a price range, from a photo's (C,) probabilities, words, or both.
+    def predict(self, vector: np.ndarray | None, probabilities: np.ndarray | None, text: str | None) -> dict:
+        """Category probabilities, best first, and a price range, from a photo's vector and (C,) probabilities, words, or both.
 
         Raises ValueError when there is neither.
         """
-        kinds = [] if probabilities is None else [probabilities]
         text = listings.text(text or "", "").strip()
-        if not text and not kinds:
+        if not text and probabilities is None:
             raise ValueError("neither a photo nor words")
-        if text:
-            kinds.append(self.table_models.category_probabilities([text])[0])
-        # The product of experts (Hinton 2002): a class that either of them rules out stays out.
-        fused = np.exp(np.mean(np.log(np.clip(kinds, 1e-6, 1)), axis=0))
-        fused /= fused.sum()
-        classes = self.photo_model.description.classes
+        by_text = self.table_models.category_probabilities([text]) if text else None
+        fused = self.table_models.fuse(None if probabilities is None else probabilities[None], by_text)[0]
         return {
             "categories": [
-                {"category": classes[label], "probability": round(float(fused[label]), 6)} for label in np.argsort(-fused)
+                {"category": self.classes[label], "probability": round(float(fused[label]), 6)} for label in np.argsort(-fused)
             ],
-            "price": self.table_models.price_range(text, fused) | {"currency": "GBP"},
+            "price": self.price_model.price_range(text, vector=vector) | {"currency": "GBP"},
         }

@@ -20,7 +20,7 @@ import pandas as pd
 
 from marketplace.errors import StageError
 
-SCHEMA_VERSION = 1  # of every manifest; raised when a stage's files change their meaning
+SCHEMA_VERSION = 2  # of every manifest; raised when a stage's files change their meaning
 MANIFEST = "manifest.json"
 TEMPORARY_SUFFIX = ".tmp"
 GENERATIONS_KEPT = 2  # the one being served, and the one before it for readers that still have it open
@@ -30,9 +30,11 @@ SCRIPTS = {  # stage folder -> the script that fills it
     "tabular": "clean_tabular_data.py",
     "images": "clean_images.py",
     "dataset": "dataset.py",
+    "features": "train.py",
     "model": "train.py",
     "embeddings": "extract_embeddings.py",
     "index": "build_index.py",
+    "evaluation": "evaluate.py",
 }
 
 

@@ -1,152 +1,249 @@
-"""Models of the table: text encoder, category from words, price; fitted, saved, loaded and run."""
+"""Models of the table's words: text encoder, category, path, and the fusion with the photo's category; fitted, saved, run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
 import scipy.sparse
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import FeatureUnion, Pipeline
-from sklearn.preprocessing import Normalizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.naive_bayes import ComplementNB
+from sklearn.preprocessing import normalize
+from sklearn.svm import LinearSVC
 
 from marketplace import storage
 from marketplace.errors import StageError
 
 DESCRIPTION, WEIGHTS = "table_models.json", "table_models.safetensors"
-MAX_WORDS, MAX_CHARACTERS = 20_000, 30_000  # vocabulary: bounds the encoder's file to about 50 MB
+FILES = (DESCRIPTION, WEIGHTS)
+MAX_WORDS, MAX_CHARACTERS = 20_000, 30_000  # vocabularies, of the text and of the title: the encoder's file stays near 60 MB
+WHOLE, TITLE = ("words", "characters"), ("title_words", "title_characters")  # vectorisers of the text, and of its first line
 TEXT_DIMENSION = 256
-RANGE_QUANTILES = (0.1, 0.5, 0.9)
+MAX_PATH_LISTINGS = 20_000  # training listings of the path model: bounds its fitting to about half a minute
+MIN_VALIDATION = 20  # listings: with fewer, the weights below stay as they are
+CATEGORY_WEIGHTS = (1.5, 0.7, 0.4)  # of margins, margins standardised, naive Bayes standardised; near what real listings gave
+SMALLEST = 1e-6  # probability, before its logarithm is taken
 
 
 @dataclass
 class TableModels:
-    """encoder: text -> tfidf, svd, unit; category: tfidf -> label; price: tfidf and category -> log10 pounds.
+    """F: TF-IDF features of the text, G: those of its title, W <= F: words; K <= C: classes that training saw; L: paths.
 
-    residuals: the 10%, 50% and 90% quantiles of log10(price / predicted) on listings that no model was fitted on.
+    Arrays are float32, (inputs, outputs): a sparse row then reads whole rows of them.
     """
 
-    encoder: Pipeline
-    category: LogisticRegression
-    price: Ridge
-    residuals: tuple[float, float, float]
-    n_classes: int
+    vectorisers: dict[str, TfidfVectorizer]  # of WHOLE and TITLE, in this order
+    svd: np.ndarray  # (F, T)
+    classes: np.ndarray  # (K,) int, ascending
+    n_classes: int  # C
+    margin: np.ndarray  # (F + G, K) linear SVM, one against the rest
+    margin_bias: np.ndarray  # (K,)
+    naive_bayes: np.ndarray  # (W, K)
+    path: np.ndarray  # (T, L) multinomial logistic regression
+    path_bias: np.ndarray  # (L,)
+    paths: list[str]  # of the training listings, "A / B / C", ascending
+    category_weights: np.ndarray = field(default_factory=lambda: np.array(CATEGORY_WEIGHTS))
+    photo_weight: float = 1.0  # one over the temperature of a photo's probabilities where there are no words
+    fusion_weights: np.ndarray = field(default_factory=lambda: np.array([0.5, 0.5]))  # of photo, of text
 
-    def tfidf(self, texts: list[str]) -> scipy.sparse.csr_matrix:
-        return self.encoder["tfidf"].transform(texts).tocsr()
+    def features(self, texts: list[str]) -> scipy.sparse.csr_matrix:
+        """(N, F + G) float32: TF-IDF of the text, then of its title, which is all before the first newline."""
+        return self._tfidf(texts, WHOLE + TITLE)
 
     def encode(self, texts: list[str]) -> np.ndarray:
         """(N, T) float32 unit rows; a text without a known word gives a row of zeros."""
-        return self.encoder.transform(texts).astype(np.float32)
+        return normalize(self._tfidf(texts, WHOLE) @ self.svd)
 
     def category_probabilities(self, texts: list[str]) -> np.ndarray:
-        """(N, C) rows that sum to 1; classes that training never saw get 0."""
+        """(N, C) float32 rows that sum to 1, calibrated by calibrate(); classes that training never saw get 0."""
         probabilities = np.zeros((len(texts), self.n_classes), np.float32)
-        probabilities[:, self.category.classes_] = self.category.predict_proba(self.tfidf(texts))
+        probabilities[:, self.classes] = softmax(np.tensordot(self.category_weights, self._scores(texts), 1), axis=1)
         return probabilities
 
-    def log_price(self, texts: list[str], categories: np.ndarray) -> np.ndarray:
-        """(N,) log10 pounds, from texts and (N, C) category probabilities (one-hot where the category is known)."""
-        return self.price.predict(_price_features(self.tfidf(texts), categories))
+    def path_probabilities(self, text_vectors: np.ndarray) -> np.ndarray:
+        """(N, L) float32 rows that sum to 1, of `paths`, from encode()'s (N, T); a level's is the sum over the paths below."""
+        return softmax(text_vectors @ self.path + self.path_bias, axis=1)
 
-    def price_range(self, text: str, categories: np.ndarray) -> dict[str, float]:
-        """Pounds: the median guess, and the bounds between which 80% of prices lie."""
-        middle = float(self.log_price([text], categories[None])[0])
-        low, median, high = (round(10 ** (middle + residual), 2) for residual in self.residuals)
-        return {"low": low, "median": median, "high": high}
+    def calibrate(self, texts: list[str], labels: np.ndarray) -> None:
+        """Set the category's weights from listings that fit() did not see; fewer than MIN_VALIDATION change nothing."""
+        known = np.flatnonzero(np.isin(labels, self.classes))
+        if len(known) >= MIN_VALIDATION:
+            scores = self._scores([texts[row] for row in known])
+            positions = np.searchsorted(self.classes, np.asarray(labels)[known])
+            self.category_weights = _likeliest_weights(scores, positions, np.array(CATEGORY_WEIGHTS))
+
+    def fit_fusion(self, photo: np.ndarray, text: np.ndarray, labels: np.ndarray) -> None:
+        """Set fuse()'s weights from listings that no model was fitted on; fewer than MIN_VALIDATION photos change nothing.
+
+        photo: (N, C) probabilities, rows of NaN where there is no photo; text: (N, C) of category_probabilities(); labels: (N,).
+        """
+        has_photo = ~np.isnan(photo).any(axis=1)
+        if has_photo.sum() >= MIN_VALIDATION:
+            logs, labels = _log(np.stack([photo[has_photo], text[has_photo]])), np.asarray(labels)[has_photo]
+            self.photo_weight = float(_likeliest_weights(logs[:1], labels, np.ones(1))[0])
+            self.fusion_weights = _likeliest_weights(logs, labels, np.array([0.5, 0.5]))
+
+    def fuse(self, photo: np.ndarray | None, text: np.ndarray | None) -> np.ndarray:
+        """(N, C) rows that sum to 1, from a photo's probabilities and category_probabilities(), either of them None.
+
+        A row of NaN in `photo` is a listing without one. Raises ValueError when both are None.
+        Source: logarithmic opinion pool with fitted weights (Heskes, "Selecting weighting factors", NIPS 1997).
+        """
+        if photo is None and text is None:
+            raise ValueError("neither a photo nor words")
+        if photo is None:
+            return text
+        if text is None:
+            return softmax(self.photo_weight * _log(photo), axis=1)
+        pooled = softmax(np.tensordot(self.fusion_weights, _log(np.stack([photo, text])), 1), axis=1).astype(np.float32)
+        return np.where(np.isnan(photo).any(axis=1, keepdims=True), text, pooled)
+
+    def _tfidf(self, texts: list[str], names: tuple[str, ...]) -> scipy.sparse.csr_matrix:
+        # Not a FeatureUnion: its joblib takes longer than the vectorising of one text.
+        return scipy.sparse.hstack([self.vectorisers[name].transform(_part(name, texts)) for name in names], format="csr")
+
+    def _scores(self, texts: list[str]) -> np.ndarray:
+        """(3, N, K): SVM margins, the same standardised by row, and naive Bayes on the presence of words standardised by row.
+
+        Each is right on other listings; and naive Bayes alone grows with the length of the text, which standardising undoes.
+        """
+        features = self.features(texts)
+        margins = features @ self.margin + self.margin_bias
+        naive_bayes = _presence(features, len(self.naive_bayes)) @ self.naive_bayes
+        return np.stack([margins, _standardise(margins), _standardise(naive_bayes)])
 
     def save(self, model_dir: Path) -> None:
-        """Write the arrays as safetensors and the vocabularies as JSON: equal models give equal bytes."""
-        arrays = {
-            "svd": self.encoder["svd"].components_,
-            "category.coef": self.category.coef_,
-            "category.intercept": self.category.intercept_,
-            "category.classes": self.category.classes_,
-            "price.coef": self.price.coef_,
-            "price.intercept": np.atleast_1d(self.price.intercept_),
+        """Write the arrays as safetensors and the rest as JSON: equal models give equal bytes."""
+        arrays = {name: getattr(self, name) for name in ("svd", "margin", "margin_bias", "naive_bayes", "path", "path_bias")}
+        for name, vectoriser in self.vectorisers.items():
+            arrays[f"{name}.idf"] = _float32(vectoriser.idf_)
+        rest = {
+            "n_classes": self.n_classes,
+            "classes": self.classes.tolist(),
+            "category_weights": self.category_weights.tolist(),
+            "photo_weight": self.photo_weight,
+            "fusion_weights": self.fusion_weights.tolist(),
+            "paths": self.paths,
+            "vocabularies": {name: each.get_feature_names_out().tolist() for name, each in self.vectorisers.items()},
         }
-        vocabularies = {}
-        for name, vectoriser in self.encoder["tfidf"].transformer_list:
-            arrays[f"{name}.idf"] = vectoriser.idf_
-            vocabularies[name] = vectoriser.get_feature_names_out().tolist()
-        arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
         storage.write_bytes(model_dir / WEIGHTS, safetensors.numpy.save(arrays))
-        rest = {"residuals": self.residuals, "n_classes": self.n_classes, "vocabularies": vocabularies}
         storage.write_json(model_dir / DESCRIPTION, rest, indent=None)
 
     @classmethod
     def load(cls, model_dir: Path) -> "TableModels":
-        rest = storage.read_json(model_dir / DESCRIPTION)
-        try:
-            arrays = safetensors.numpy.load_file(model_dir / WEIGHTS)
-        except (FileNotFoundError, safetensors.SafetensorError):
-            raise StageError(f"{model_dir / WEIGHTS} is missing or damaged: run python train.py again") from None
-        tfidf = _tfidf(rest["vocabularies"])
-        for name, vectoriser in tfidf.transformer_list:
-            vectoriser.idf_ = arrays[f"{name}.idf"]
-        svd = TruncatedSVD(n_components=len(arrays["svd"]))
-        svd.components_ = arrays["svd"]
-        category, price = LogisticRegression(), Ridge()
-        category.coef_, category.intercept_ = arrays["category.coef"], arrays["category.intercept"]
-        category.classes_ = arrays["category.classes"].astype(int)
-        price.coef_, price.intercept_ = arrays["price.coef"], float(arrays["price.intercept"][0])
-        return cls(_encoder(tfidf, svd), category, price, tuple(rest["residuals"]), rest["n_classes"])
+        rest, arrays = storage.read_json(model_dir / DESCRIPTION), read_arrays(model_dir / WEIGHTS)
+        rest["vectorisers"] = {name: _vectoriser(name, words) for name, words in rest.pop("vocabularies").items()}
+        for name, vectoriser in rest["vectorisers"].items():
+            vectoriser.idf_ = arrays.pop(f"{name}.idf")
+        for name in ("classes", "category_weights", "fusion_weights"):
+            rest[name] = np.array(rest[name])
+        return cls(**rest, **arrays)
 
 
-def fit(
-    texts: list[str], labels: np.ndarray, prices: np.ndarray, plausible: np.ndarray, n_classes: int, seed: int
-) -> TableModels:
-    """Fit on the training listings only; residuals are left at 0 until calibrate().
+def fit(texts: list[str], labels: np.ndarray, paths: list[str], n_classes: int, seed: int) -> TableModels:
+    """Fit on the training listings only; the weights of the scores keep their defaults until calibrate() and fit_fusion().
 
-    texts: N; labels: (N,) int; prices: (N,) pounds; plausible: (N,) bool, whether the price tells anything.
+    texts: N, of listings.text(); labels: (N,) int; paths: N full category paths "A / B / C".
     """
-    tfidf = _tfidf()
+    vectorisers = {name: _vectoriser(name) for name in WHOLE + TITLE}
     try:
-        matrix = tfidf.fit_transform(texts).tocsr()
+        blocks = [vectoriser.fit_transform(_part(name, texts)) for name, vectoriser in vectorisers.items()]
     except ValueError:
         raise StageError("the training listings hold no words: check product_name and product_description") from None
+    matrix, words = scipy.sparse.hstack(blocks[: len(WHOLE)], format="csr"), blocks[0]
+    labels, paths = np.asarray(labels), np.asarray(paths)
     if len(np.unique(labels)) < 2:
         raise StageError("the training listings have one category only: give listings of at least two, or --category-depth 2")
     with np.errstate(divide="ignore", invalid="ignore"):  # its share of explained variance, unused, where all texts are the same
         svd = TruncatedSVD(n_components=min(TEXT_DIMENSION, min(matrix.shape) - 1), random_state=seed).fit(matrix)
-    # C and alpha are round numbers for rows of unit length, not tuned.
-    category = LogisticRegression(C=20, max_iter=200).fit(matrix, labels)
-    if not plausible.any():
-        raise StageError("no training listing has a plausible price: check the price column of Products.csv")
-    one_hot = np.eye(n_classes, dtype=np.float32)[labels]
-    price = Ridge(alpha=1.0, solver="sparse_cg", random_state=seed).fit(
-        _price_features(matrix[plausible], one_hot[plausible]), np.log10(prices[plausible])
-    )
-    return TableModels(_encoder(tfidf, svd), category, price, (0.0, 0.0, 0.0), n_classes)
-
-
-def calibrate(models: TableModels, texts: list[str], labels: np.ndarray, prices: np.ndarray, plausible: np.ndarray) -> None:
-    """Set the width of the price range from listings that fit() did not see (split conformal, Lei et al. 2018)."""
-    if plausible.sum() < 2:
-        return
-    texts = [text for text, usable in zip(texts, plausible, strict=True) if usable]
-    one_hot = np.eye(models.n_classes, dtype=np.float32)[labels[plausible]]
-    residuals = np.log10(prices[plausible]) - models.log_price(texts, one_hot)
-    models.residuals = tuple(float(value) for value in np.quantile(residuals, RANGE_QUANTILES))
-
-
-def _tfidf(vocabularies: dict[str, list[str]] | None = None) -> FeatureUnion:
-    """Words and word pairs, and characters within words; with fixed vocabularies, or ones to be fitted."""
-    kinds = {
-        "words": {"analyzer": "word", "ngram_range": (1, 2), "max_features": MAX_WORDS, "token_pattern": r"(?u)\b\w+\b"},
-        "characters": {"analyzer": "char_wb", "ngram_range": (2, 5), "max_features": MAX_CHARACTERS},
-    }
-    common = {"sublinear_tf": True, "dtype": np.float32, "strip_accents": "unicode"}
-    return FeatureUnion(
-        [(name, TfidfVectorizer(**kind, **common, vocabulary=(vocabularies or {}).get(name))) for name, kind in kinds.items()]
+    components = _float32(svd.components_.T)
+    # Every C and alpha was the best of three or four round numbers on listings outside the training data.
+    naive_bayes = ComplementNB(alpha=0.3).fit(_presence(words, words.shape[1]), labels)
+    svm = LinearSVC(C=0.3, random_state=seed).fit(scipy.sparse.hstack(blocks, format="csr"), labels)
+    rows = _sample(paths, seed)
+    logistic = LogisticRegression(C=20, max_iter=300).fit(normalize(matrix[rows] @ components), paths[rows])
+    return TableModels(
+        vectorisers,
+        components,
+        svm.classes_,
+        n_classes,
+        *_columns(svm),
+        _float32(naive_bayes.feature_log_prob_.T),
+        *_columns(logistic),
+        logistic.classes_.tolist(),
     )
 
 
-def _encoder(tfidf: FeatureUnion, svd: TruncatedSVD) -> Pipeline:
-    return Pipeline([("tfidf", tfidf), ("svd", svd), ("unit", Normalizer(copy=False))])
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file that train.py wrote; StageError when it is missing or damaged."""
+    try:
+        return safetensors.numpy.load_file(path)
+    except (FileNotFoundError, safetensors.SafetensorError):
+        raise StageError(f"{path} is missing or damaged: run python train.py again") from None
 
 
-def _price_features(tfidf: scipy.sparse.csr_matrix, categories: np.ndarray) -> scipy.sparse.csr_matrix:
-    return scipy.sparse.hstack([tfidf, scipy.sparse.csr_matrix(categories, dtype=np.float32)], format="csr")
+def _vectoriser(name: str, vocabulary: list[str] | None = None) -> TfidfVectorizer:
+    """Words and word pairs, or characters within words; with a fixed vocabulary, or one to be fitted."""
+    if name.endswith("words"):
+        kind = {"analyzer": "word", "ngram_range": (1, 2), "max_features": MAX_WORDS, "token_pattern": r"(?u)\b\w+\b"}
+    else:
+        kind = {"analyzer": "char_wb", "ngram_range": (2, 5), "max_features": MAX_CHARACTERS}
+    return TfidfVectorizer(**kind, sublinear_tf=True, dtype=np.float32, strip_accents="unicode", vocabulary=vocabulary)
+
+
+def _part(name: str, texts: list[str]) -> list[str]:
+    """What a vectoriser sees of the texts."""
+    return [text.partition("\n")[0] for text in texts] if name in TITLE else texts
+
+
+def _likeliest_weights(scores: np.ndarray, labels: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """(S,) weights >= 0 by which softmax(sum of weighted scores) makes the labels likeliest: convex, so one optimum.
+
+    scores: (S, N, K); labels: (N,) in 0..K-1. A normal prior around `start`, worth one listing, keeps the weights finite where
+    the scores tell every listing apart. Source: temperature scaling, Guo et al. 2017, with a weight for each score.
+    """
+    rows = np.arange(len(labels))
+    scores = scores.astype(np.float64)
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        logs = log_softmax(np.tensordot(weights, scores, 1), axis=1)
+        gradient = ((np.exp(logs) * scores).sum(axis=2) - scores[:, rows, labels]).mean(axis=1)
+        prior = (weights - start) / len(labels)
+        return (prior @ (weights - start)) / 2 - logs[rows, labels].mean(), gradient + prior
+
+    return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(start)).x
+
+
+def _sample(paths: np.ndarray, seed: int) -> np.ndarray:
+    """Rows of at most MAX_PATH_LISTINGS random listings, and one of every path besides; ascending."""
+    order = np.random.default_rng(seed).permutation(len(paths))
+    one_of_each = order[np.unique(paths[order], return_index=True)[1]]
+    return np.union1d(order[:MAX_PATH_LISTINGS], one_of_each)
+
+
+def _columns(linear: LinearSVC | LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
+    """A fitted linear classifier's (inputs, K) coefficients and (K,) biases, of which scikit-learn keeps one for two classes."""
+    coefficients, bias = linear.coef_.T, linear.intercept_
+    if len(linear.classes_) == 2:
+        coefficients, bias = np.hstack([-coefficients, coefficients]) / 2, np.hstack([-bias, bias]) / 2
+    return _float32(coefficients), _float32(bias)
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array, np.float32)
+
+
+def _presence(features: scipy.sparse.csr_matrix, n_words: int) -> scipy.sparse.csr_matrix:
+    return (features[:, :n_words] != 0).astype(np.float32)
+
+
+def _standardise(scores: np.ndarray) -> np.ndarray:
+    return (scores - scores.mean(axis=1, keepdims=True)) / np.maximum(scores.std(axis=1, keepdims=True), 1e-9)
+
+
+def _log(probabilities: np.ndarray) -> np.ndarray:
+    return np.log(np.clip(probabilities, SMALLEST, 1))

@@ -112,7 +112,7 @@ def test_listings_with_all_the_words_come_before_those_with_some(opened):
     assert set(rows[: len(all_words)]) == set(all_words) and set(rows) == set(some) and len(set(rows)) == len(rows)
 
 
-def test_words_that_all_match_nothing_fall_back_to_the_rarest(opened):
+def test_where_no_listing_holds_all_words_the_best_of_the_others_are_found(opened):
     rows = opened.match_words("lovely bicycle zeppelin", 5)
     assert [PRODUCTS["name"][row] for row in rows] == ["Racing bicycle"] * 5
 

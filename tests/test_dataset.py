@@ -246,9 +246,12 @@ def test_the_words_na_none_and_null_are_read_as_texts_and_group_values(tmp_path)
     products[2]["seller"] = products[10]["seller"] = "NA"
     write_inputs(tmp_path, products, pictures)
     succeeds(tmp_path, "--group-column", "seller")
-    table = storage.read_csv(tmp_path / "dataset" / "listings.csv").set_index("product_id")["cluster"]
-    moved = {product_id: cluster for product_id, cluster in table.items() if product_id != cluster}
+    table = storage.read_csv(tmp_path / "dataset" / "listings.csv").set_index("product_id")
+    moved = {product_id: cluster for product_id, cluster in table["cluster"].items() if product_id != cluster}
     assert moved == {"p0007": "p0003", "p0008": "p0001", "p0010": "p0002"}
+    # One seller's listings are kept together; only the same photo or text makes one a duplicate of another.
+    copies = {product_id: first for product_id, first in table["duplicates"].items() if product_id != first}
+    assert copies == {"p0007": "p0003"}
 
 
 def test_a_group_column_of_the_photos_joins_all_listings_of_a_sender(tmp_path):
@@ -352,7 +355,7 @@ def test_the_stage_writes_the_split_of_every_photo_and_listing(tmp_path, capsys)
     out, err = capsys.readouterr()
 
     listings = storage.read_csv(tmp_path / "dataset" / "listings.csv")
-    assert list(listings) == ["product_id", "cluster", "label", "split"]
+    assert list(listings) == ["product_id", "cluster", "duplicates", "label", "split"]
     assert listings["product_id"].tolist() == sorted(row["product_id"] for row in products)
     assert listings["label"].tolist() == [str(row["label"]) for row in products]
     training = storage.read_csv(tmp_path / "dataset" / "training_data.csv")

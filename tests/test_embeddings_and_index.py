@@ -35,7 +35,8 @@ def test_every_kept_photo_and_every_listing_has_a_unit_vector(demo_dir):
     products = storage.read_csv(demo_dir / "tabular" / "products.csv")
     assert storage.read_json(folder / "image_ids.json") == training["image_id"].tolist()
     assert storage.read_json(folder / "product_ids.json") == products["product_id"].tolist()
-    assert vectors.shape == (len(training), 1280) and vectors.dtype == np.float32
+    dimension = model.Description.load(demo_dir / "model").dimension
+    assert vectors.shape == (len(training), dimension) and vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     assert len(texts) == len(products)
     np.testing.assert_allclose(np.linalg.norm(texts, axis=1), 1, atol=1e-5)
@@ -59,12 +60,12 @@ def test_vectors_do_not_depend_on_the_batch_a_photo_is_in(demo_dir):
 def test_the_published_generation_holds_all_that_serving_needs(demo_dir):
     generation = storage.current_generation(demo_dir / "index")
     report = storage.read_json(generation / "report.json")
-    assert report["index"]["recall_at_10"] == 1.0 and report["index"]["kind"] == "IndexFlatIP"
+    assert report["index"]["recall_at_10"] == 1.0 and report["index"]["kind"] == "Flat"
     assert {name: report["files"][name] for name in model.FILES} == storage.digests(demo_dir / "model", *model.FILES)
     assert report["files"] == storage.digests(
         generation, *(path.name for path in generation.iterdir() if path.name != "report.json")
     )
-    assert report["index"]["bytes_per_vector"] == pytest.approx(4 * 1280, rel=0.01)
+    assert report["index"]["bytes_per_vector"] == pytest.approx(4 * report["dimension"], rel=0.1)
     names = {"index.faiss", "vectors.npy", "text.faiss", "catalogue.sqlite", "ranker.json", *model.FILES}
     assert names <= {path.name for path in generation.iterdir()}
 

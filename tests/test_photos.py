@@ -9,7 +9,9 @@ import math
 import struct
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
+import imagehash
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -554,6 +556,21 @@ def test_the_perceptual_hash_has_64_bits_and_survives_resizing_and_recompression
     assert hamming(original.phash, photos.clean(encoded(quarters(640, 400), "PNG")).phash) > 10
 
 
+@pytest.mark.parametrize("size", [(3, 5), (64, 64), (200, 256), (256, 31)])
+def test_the_perceptual_hash_is_imagehashs_within_two_bits(size):
+    photo = smooth(*size)
+    cleaned = photos.clean(encoded(photo, "PNG"), CleanSettings(size=max(size)) if max(size) >= 8 else CleanSettings(size=8))
+    content = photo if max(size) >= 8 else photo.resize((5, 8), Image.Resampling.BICUBIC)
+    assert hamming(cleaned.phash, str(imagehash.phash(content))) <= 2
+
+
+def test_a_profile_is_applied_alike_every_time_and_by_every_thread():
+    data = encoded(smooth(300, 200), "PNG", icc_profile=display_p3_profile())
+    with ThreadPoolExecutor(4) as pool:
+        hashes = list(pool.map(lambda _: photos.clean(data).sha256, range(40)))
+    assert set(hashes) == {photos.clean(data).sha256} != {photos.clean(encoded(smooth(300, 200), "PNG")).sha256}
+
+
 def test_the_perceptual_hash_is_taken_before_padding():
     photo = smooth(640, 320)
     padded, stretched = (photos.clean(encoded(photo, "PNG"), CleanSettings(fit=fit)).phash for fit in ("pad", "stretch"))
@@ -571,30 +588,32 @@ def decoded_size(monkeypatch, data: bytes, **options) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("fit", photos.FITS)
-@pytest.mark.parametrize("size", [(1500, 1000), (513, 1027), (2000, 550)])
+@pytest.mark.parametrize("size", [(1500, 1000), (513, 1027), (2000, 550), (130, 150)])
 def test_reduced_decoding_stays_close_to_the_full_decode(size, fit, monkeypatch):
-    """Stated distance: 1 grey level on average, and 99.9% of the values within 8."""
+    """Stated distance: 1 grey level on average, and 99.9% of the values within 8; twice that just above twice the wanted size."""
+    allowance = 2 if max(size) < 3 * 64 else 1
     data = encoded(smooth(*size), "JPEG", quality=92)
     reduced = cleaned_pixels(data, size=64, fit=fit, quality=95)
     assert decoded_size(monkeypatch, data, size=64, fit=fit)[0] <= -(-size[0] // 2)
     full = cleaned_pixels(encoded(Image.open(io.BytesIO(data)), "BMP"), size=64, fit=fit, quality=95)
     distance = np.abs(reduced - full)
-    assert distance.mean() <= 1
-    assert np.quantile(distance, 0.999) <= 8
+    assert distance.mean() <= allowance
+    assert np.quantile(distance, 0.999) <= 8 * allowance
 
 
 @pytest.mark.parametrize(
     ("size", "fit", "expected"),
     [
-        ((2048, 1000), "pad", (512, 250)),
-        ((2047, 1000), "pad", (1024, 500)),
-        ((1023, 800), "pad", (1023, 800)),
-        ((4000, 1000), "crop", (4000, 1000)),
-        ((4000, 1100), "crop", (2000, 550)),
-        ((4000, 1100), "stretch", (2000, 550)),
+        ((2048, 1000), "pad", (256, 125)),
+        ((2047, 1000), "pad", (512, 250)),
+        ((512, 400), "pad", (256, 200)),
+        ((511, 400), "pad", (511, 400)),
+        ((4000, 510), "crop", (4000, 510)),
+        ((4000, 1000), "crop", (2000, 500)),
+        ((4000, 1100), "stretch", (1000, 275)),
     ],
 )
-def test_reduced_decoding_leaves_at_least_twice_the_wanted_size(size, fit, expected, monkeypatch):
+def test_reduced_decoding_leaves_at_least_the_wanted_size(size, fit, expected, monkeypatch):
     assert decoded_size(monkeypatch, encoded(Image.new("RGB", size), "JPEG"), fit=fit) == expected
 
 

@@ -6,8 +6,11 @@ from hypothesis.extra.numpy import arrays
 from marketplace import ranking
 
 KINDS = ("photo", "text", "words")
-RANKER = ranking.Ranker({"photo": 1.0, "text": 0.5, "words": 0.5}, {"photo": 0.4, "text": 0.1, "words": 0.0})
-EVIDENCE = st.dictionaries(st.sampled_from(KINDS), arrays(float, 12, elements=st.floats(0, 1)), min_size=1)
+RANKER = ranking.Ranker(
+    {"photo": 1.0, "text": 0.5, "words": 0.5}, {"photo": 0.2, "text": 0.0, "words": 0.0}, {"photo": 0.4, "text": 0.1}
+)
+PRESENT = st.floats(0, 1)
+EVIDENCE = st.dictionaries(st.sampled_from(KINDS), arrays(float, 12, elements=st.one_of(PRESENT, st.just(np.nan))), min_size=1)
 
 
 @given(EVIDENCE)
@@ -26,6 +29,47 @@ def test_more_evidence_never_ranks_a_listing_lower(evidence, row, kind):
         evidence[kind] = evidence[kind].copy()
         evidence[kind][row] = 1.0
     assert list(RANKER.rank(evidence)[0]).index(row) <= before
+
+
+def test_a_candidate_without_a_photo_counts_as_one_with_the_evidence_that_stands_in():
+    _, scores, parts = RANKER.rank({"photo": np.array([np.nan, 0.2]), "text": np.array([0.5, 0.5])})
+    assert scores[0] == scores[1] and parts["photo"][0] == parts["photo"][1] > 0
+
+
+def test_kinds_that_count_nothing_are_left_out():
+    ranker = ranking.Ranker({"photo": 1.0, "place": 0.0}, {"photo": 0.0, "place": 0.0}, {"photo": 0.0})
+    assert list(ranker.rank({"photo": np.ones(2), "place": np.ones(2)})[2]) == ["photo"]
+
+
+def made_queries(n: int, seed: int) -> list[ranking.Judged]:
+    """Photo evidence tells the relevance, words less of it, place is noise; candidates without a photo are not relevant."""
+    generator = np.random.default_rng(seed)
+    queries = []
+    for row in range(n):
+        relevance = generator.choice([0, 1, 2], size=40, p=[0.7, 0.2, 0.1])
+        photo = np.clip(0.3 * relevance + generator.normal(0.2, 0.1, 40), 0, 1)
+        photo[(relevance == 0) & (generator.random(40) < 0.3)] = np.nan
+        words = np.clip(0.3 * relevance + generator.normal(0.2, 0.4, 40), 0, 1)
+        queries.append(ranking.Judged({"photo": photo, "words": words, "place": generator.random(40)}, relevance, row))
+    return queries
+
+
+def test_the_fit_finds_what_tells_relevance_and_answers_new_queries_better_than_the_weights_set_by_hand():
+    ranker, chosen = ranking.fit(made_queries(60, seed=0), {"photo": 0.0, "text": 0.0})
+    assert ranker.weights["photo"] > ranker.weights["words"] > 5 * ranker.weights["place"]
+    assert ranker.missing["photo"] < 0.2
+    by_hand = ranking.Ranker(ranking.BY_HAND, dict.fromkeys(ranking.KINDS, 0.0), {"photo": 0.0, "text": 0.0})
+    new = made_queries(60, seed=1)
+    fitted, unfitted = (np.mean([ranking._ndcg(each, query) for query in new]) for each in (ranker, by_hand))
+    assert fitted > unfitted
+    assert chosen["queries"] == 60 and chosen["chosen"] in chosen["ndcg_at_10"]
+    assert ranking.fit(made_queries(60, seed=0), {"photo": 0.0, "text": 0.0})[0] == ranker
+
+
+def test_weights_set_by_hand_stay_where_nothing_can_be_learned():
+    queries = [ranking.Judged({"photo": np.array([0.1, 0.9])}, np.array([1, 1]), row) for row in range(10)]
+    ranker, chosen = ranking.fit(queries, {"photo": 0.0, "text": 0.0})
+    assert ranker.weights == ranking.BY_HAND and chosen["chosen"] == "by_hand"
 
 
 def test_kinds_of_evidence_are_weighed_as_the_ranker_says():

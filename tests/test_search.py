@@ -1,3 +1,6 @@
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import faiss
 import numpy as np
 import pytest
@@ -17,8 +20,26 @@ def exact_top_k(vectors: np.ndarray, query: np.ndarray, k: int) -> np.ndarray:
     return np.argsort(-(vectors @ query), kind="stable")[:k]
 
 
+def clustered_rows(clusters: int, rows_each: int, spread: float, seed: int) -> np.ndarray:
+    centres = np.repeat(unit_rows(clusters, seed=seed), rows_each, axis=0)
+    vectors = centres + spread * unit_rows(len(centres), seed=seed + 1)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
 VECTORS = unit_rows(500)
 INDEX = search.VectorIndex(search.build(VECTORS), VECTORS)
+IVF = search.VectorIndex(search.build(VECTORS, "ivf"), VECTORS)
+CLUSTERED = clustered_rows(60, 100, 0.4, seed=2)
+CLUSTERED_IVF = search.VectorIndex(search.build(CLUSTERED, "ivf"), CLUSTERED)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Indexes this small take longer on several threads, which wait for each other."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(threads)
 
 
 def test_the_nearest_rows_and_cosines_are_those_of_a_matrix_product():
@@ -29,15 +50,42 @@ def test_the_nearest_rows_and_cosines_are_those_of_a_matrix_product():
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.integers(1, 30), st.sampled_from([0, search.EXACT_ROWS]))
-def test_filtered_search_finds_every_match_that_exact_search_finds(seed, share, k, exact_rows):
+@given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.integers(1, 30), st.sampled_from(["flat", "ivf"]))
+def test_filtered_search_finds_every_match_that_exact_search_finds(seed, share, k, kind):
     allowed = np.random.default_rng(seed).random(len(VECTORS)) < share
     query = unit_rows(1, seed=seed)[0]
-    with pytest.MonkeyPatch.context() as patch:  # 0 sends every filter through the bitmap, the default none
-        patch.setattr(search, "EXACT_ROWS", exact_rows)
-        rows, _ = INDEX.nearest(query, k, allowed)
+    rows, cosines = {"flat": INDEX, "ivf": IVF}[kind].nearest(query, k, allowed)
     matching = np.flatnonzero(allowed)
     assert rows.tolist() == matching[exact_top_k(VECTORS[matching], query, k)].tolist()
+    np.testing.assert_allclose(cosines, VECTORS[rows] @ query, atol=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.integers(1, 500), st.booleans())
+def test_a_filter_that_leaves_more_rows_than_are_scored_still_fills_k_and_keeps_to_the_filter(seed, share, k, far):
+    query = unit_rows(1, seed=seed)[0]
+    allowed = np.random.default_rng(seed).random(len(VECTORS)) < share
+    if far:  # none of the rows that pass lies in a list near the query
+        allowed &= VECTORS @ query < 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "SCORED_ROWS", 20)
+        rows, cosines = IVF.nearest(query, k, allowed)
+    assert len(set(rows.tolist())) == min(k, np.count_nonzero(allowed)) and allowed[rows].all()
+    np.testing.assert_allclose(cosines, VECTORS[rows] @ query, atol=1e-6)
+    assert (np.diff(cosines) <= 0).all()
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1])
+def test_a_filter_of_many_rows_keeps_the_recall(share, monkeypatch):
+    monkeypatch.setattr(search, "SCORED_ROWS", 600)
+    generator = np.random.default_rng(7)
+    allowed = generator.random(len(CLUSTERED)) < share
+    matching = np.flatnonzero(allowed)
+    recalls = []
+    for query in CLUSTERED[generator.integers(len(CLUSTERED), size=50)]:
+        expected = matching[exact_top_k(CLUSTERED[matching], query, 10)]
+        recalls.append(len(set(CLUSTERED_IVF.nearest(query, 10, allowed)[0].tolist()) & set(expected.tolist())) / 10)
+    assert np.mean(recalls) >= 0.95
 
 
 @settings(max_examples=50, deadline=None)
@@ -48,6 +96,8 @@ def test_grouping_never_gives_fewer_groups_than_exist(seed, k, n_groups):
     query = unit_rows(1, seed=seed)[0]
     expected = list(dict.fromkeys(groups[exact_top_k(VECTORS, query, len(VECTORS))].tolist()))[:k]
     assert INDEX.nearest_groups(query, k, groups).tolist() == expected
+    found = IVF.nearest_groups(query, k, groups).tolist()
+    assert len(set(found)) == len(found) == len(expected)
 
 
 def test_one_product_with_many_photos_does_not_fill_the_page():
@@ -75,36 +125,225 @@ def test_more_results_than_rows_gives_every_row_once():
     assert sorted(rows) == list(range(len(VECTORS)))
 
 
-def test_auto_scans_a_small_catalogue_and_ivf_is_tuned_to_the_asked_recall():
-    centres = unit_rows(60, seed=2)
-    vectors = np.repeat(centres, 100, axis=0) + 0.1 * unit_rows(6000, seed=3)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    assert isinstance(search.build(vectors, "auto"), faiss.IndexFlatIP)
-    index = search.build(vectors, "ivf", recall=0.9)
-    assert isinstance(index, faiss.IndexIVF)
-    found, exact = index.search(vectors[::60], 11)[1], np.argsort(-(vectors[::60] @ vectors.T), axis=1)[:, :11]
-    assert np.mean([len(set(a) & set(b)) / 11 for a, b in zip(found, exact, strict=True)]) >= 0.85
+def test_auto_scans_a_small_catalogue_and_has_lists_for_a_large_one(monkeypatch):
+    assert search.describe(search.build(VECTORS, "auto")) == {"kind": "Flat", "nprobe": None}
+    monkeypatch.setattr(search, "FLAT_ROWS", 499)
+    assert search.describe(search.build(VECTORS, "auto"))["kind"] == "IVF12,SQ8"
 
 
-def test_a_filtered_ivf_search_keeps_to_the_filter():
-    vectors = unit_rows(3000, seed=4)
-    ivf = search.VectorIndex(search.build(vectors, "ivf", recall=1.0), vectors)
-    allowed = np.arange(3000) % 2 == 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "EXACT_ROWS", 0)
-        rows, _ = ivf.nearest(vectors[0], 50, allowed)
-    assert len(rows) == 50 and allowed[rows].all()
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_the_same_vectors_give_the_same_bytes(kind):
+    built = [faiss.serialize_index(search.build(VECTORS, kind)).tobytes() for _ in range(2)]
+    assert built[0] == built[1]
+
+
+def test_ivf_is_tuned_to_the_asked_recall():
+    index = search.build(CLUSTERED, "ivf", recall=0.99)
+    found = [search.VectorIndex(index, CLUSTERED).nearest(query, 11)[0] for query in CLUSTERED[::60]]
+    exact = [exact_top_k(CLUSTERED, query, 11) for query in CLUSTERED[::60]]
+    recall = np.mean([len(set(a.tolist()) & set(b.tolist())) / 11 for a, b in zip(found, exact, strict=True)])
+    assert recall >= 0.98
+    assert search.measure_recall(index, CLUSTERED) == pytest.approx(recall, abs=0.02) and index.nprobe < index.nlist
+    index.nprobe = 1
+    assert search.measure_recall(index, CLUSTERED) < 0.9
+
+
+@pytest.mark.parametrize(
+    ("max_memory_bytes", "kind"),
+    [(None, "Flat"), (36_000, "Flat"), (35_999, "IVF12,SQ8"), (12_768, "IVF12,SQ8"), (12_767, "IVF12,SQ4"), (8_768, "IVF12,SQ4")],
+)
+def test_an_index_takes_no_more_memory_than_it_may(max_memory_bytes, kind):
+    assert search.describe(search.build(VECTORS, "auto", max_memory_bytes=max_memory_bytes))["kind"] == kind
+
+
+def test_an_index_that_cannot_fit_is_refused():
+    message = "an index of 500 vectors of 16 does not fit into 8767 bytes: give --max-memory at least 8768"
+    with pytest.raises(StageError, match=f"^{message}$"):
+        search.build(VECTORS, "auto", max_memory_bytes=8_767)
+
+
+def test_four_bits_a_dimension_are_ranked_by_exact_cosines():
+    index = search.VectorIndex(search.build(CLUSTERED, "ivf", max_memory_bytes=120_000), CLUSTERED)
+    assert search.describe(index.index)["kind"].endswith("SQ4")
+    rows, cosines = index.nearest(CLUSTERED[7], 5)
+    assert rows[0] == 7
+    np.testing.assert_allclose(cosines, CLUSTERED[rows] @ CLUSTERED[7], atol=1e-6)
 
 
 @pytest.mark.parametrize("filtered", [False, True])
-def test_an_ivf_search_probes_on_until_it_has_k_groups(filtered):
-    vectors = np.repeat(unit_rows(80, seed=5), 50, axis=0) + 0.02 * unit_rows(4000, seed=6)
-    ivf = search.VectorIndex(search.build(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), "ivf", recall=0.5), vectors)
+def test_an_ivf_search_probes_on_until_it_has_k_groups(filtered, monkeypatch):
+    monkeypatch.setattr(search, "SCORED_ROWS", 0)
+    ivf = search.VectorIndex(search.build(CLUSTERED, "ivf", recall=0.5), CLUSTERED)
     ivf.index.nprobe = 1
-    allowed = np.arange(4000) % 3 == 0 if filtered else None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "EXACT_ROWS", 0)
-        assert len(ivf.nearest_groups(vectors[0], 900, np.arange(4000), allowed)) == 900
+    allowed = np.arange(len(CLUSTERED)) % 3 == 0 if filtered else None
+    assert len(ivf.nearest_groups(CLUSTERED[0], 900, np.arange(len(CLUSTERED)), allowed)) == 900
+
+
+# Updates: rows taken out and appended
+
+
+def updated(kind: str, vectors: np.ndarray, first_added: int, removed: np.ndarray) -> search.VectorIndex:
+    index = search.build(vectors[:first_added], kind)
+    search.update(index, vectors, first_added, removed)
+    return search.VectorIndex(index, vectors)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["flat", "ivf"]), st.integers(300, 500), st.floats(0, 0.5), st.booleans())
+def test_an_updated_index_finds_what_exact_search_finds_among_the_rows_left(seed, kind, first_added, share, filtered):
+    generator = np.random.default_rng(seed)
+    removed = np.flatnonzero(generator.random(first_added) < share)
+    left = np.setdiff1d(np.arange(len(VECTORS)), removed)
+    index = updated(kind, VECTORS, first_added, removed)
+    assert index.live_rows().tolist() == left.tolist()
+    query = unit_rows(1, seed=seed)[0]
+    allowed = None
+    if filtered:
+        allowed = generator.random(len(VECTORS)) < 0.5
+        left = left[allowed[left]]
+    expected = left[exact_top_k(VECTORS[left], query, 10)]
+    found = index.nearest(query, 10, allowed)[0]
+    if filtered or kind == "flat":
+        assert found.tolist() == expected.tolist()
+    assert len(found) == 10 and set(found.tolist()) <= set(left.tolist())
+    assert sorted(index.nearest(query, 1000, allowed)[0].tolist()) == left.tolist()
+
+
+def test_an_updated_index_recalls_as_much_as_one_built_anew():
+    order = np.random.default_rng(8).permutation(len(CLUSTERED))
+    vectors, removed = CLUSTERED[order], np.arange(0, 600, 10)
+    index = updated("ivf", vectors, 5900, removed)
+    left = index.live_rows()
+    rebuilt = search.build(vectors[left], "ivf")
+    assert search.measure_recall(index.index, vectors) >= search.measure_recall(rebuilt, vectors[left]) - 0.02 >= 0.93
+
+
+def test_rows_keep_their_numbers_over_many_updates(tmp_path):
+    index = search.build(VECTORS[:300], "ivf")
+    for first in (300, 400):
+        path = tmp_path / f"{first}.faiss"
+        faiss.write_index(index, str(path))
+        index = search.read(path)
+        search.update(index, VECTORS[: first + 100], first, np.array([first - 1, first - 200]))
+    expected = np.setdiff1d(np.arange(500), [299, 100, 399, 200])
+    opened = search.VectorIndex(index, VECTORS)
+    assert opened.live_rows().tolist() == expected.tolist()
+    assert all(opened.nearest(VECTORS[row], 1)[0] == [row] for row in (0, 298, 300, 398, 499))
+
+
+def test_removing_a_row_that_is_not_there_is_refused():
+    index = search.build(VECTORS, "flat")
+    search.update(index, VECTORS, len(VECTORS), np.array([3, 3]))
+    with pytest.raises(ValueError, match="^a row to be removed is not in the index$"):
+        search.update(index, VECTORS, len(VECTORS), np.array([3]))
+
+
+@pytest.mark.parametrize(("removed", "added", "due"), [(0, 0, False), (60, 40, False), (61, 40, True), (0, 101, True)])
+def test_an_index_is_built_anew_when_a_fifth_of_it_has_changed(removed, added, due):
+    vectors = unit_rows(500 + added)
+    index = search.build(vectors[:500], "ivf")
+    search.update(index, vectors, 500, np.arange(removed))
+    assert search.rebuild_is_due(index, len(vectors), built_rows=500) is due
+
+
+def test_a_flat_index_that_has_outgrown_its_kind_is_built_anew(monkeypatch):
+    index = search.build(VECTORS, "flat")
+    assert not search.rebuild_is_due(index, len(VECTORS), len(VECTORS))
+    monkeypatch.setattr(search, "FLAT_ROWS", 499)
+    assert search.rebuild_is_due(index, len(VECTORS), len(VECTORS))
+    assert not search.rebuild_is_due(index, len(VECTORS), len(VECTORS), kind="flat")
+
+
+# Served from the disk
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_a_mapped_index_answers_as_the_one_in_memory(kind, tmp_path):
+    built = search.build(CLUSTERED, kind)
+    faiss.write_index(built, str(tmp_path / "index.faiss"))
+    storage.write_array(tmp_path / "vectors.npy", CLUSTERED)
+    mapped = search.VectorIndex.open(tmp_path / "index.faiss", tmp_path / "vectors.npy")
+    plain = search.VectorIndex(built, CLUSTERED)
+    allowed = np.arange(len(CLUSTERED)) % 2 == 0
+    for query in unit_rows(10, seed=9):
+        for passing in (None, allowed):
+            np.testing.assert_array_equal(mapped.nearest(query, 20, passing), plain.nearest(query, 20, passing))
+
+
+def mapped_bytes(path) -> int:
+    """Bytes of a file in this process's address space."""
+    with open("/proc/self/maps") as maps:
+        spans = [line.split()[0].split("-") for line in maps if line.rstrip().endswith(str(path))]
+    return sum(int(end, 16) - int(start, 16) for start, end in spans)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_an_opened_index_and_its_vectors_are_mapped_not_loaded(kind, tmp_path):
+    paths = tmp_path / "index.faiss", tmp_path / "vectors.npy"
+    faiss.write_index(search.build(CLUSTERED, kind), str(paths[0]))
+    storage.write_array(paths[1], CLUSTERED)
+    opened = search.VectorIndex.open(*paths)
+    assert [mapped_bytes(path) >= path.stat().st_size for path in paths] == [True, True]
+    assert len(opened.nearest(CLUSTERED[0], 5)[0]) == 5
+    assert mapped_bytes(paths[0]) and search.read(paths[0]).ntotal == len(CLUSTERED)
+
+
+def test_tombstones_must_be_as_many_as_are_told(tmp_path):
+    index = search.build(VECTORS, "ivf")
+    search.update(index, VECTORS, len(VECTORS), np.array([1, 2]))
+    paths = tmp_path / "index.faiss", tmp_path / "vectors.npy"
+    faiss.write_index(index, str(paths[0]))
+    storage.write_array(paths[1], VECTORS)
+    assert len(search.VectorIndex.open(*paths, tombstones=2).live_rows()) == len(VECTORS) - 2
+    with pytest.raises(StageError, match="do not belong together: run python build_index.py again$"):
+        search.VectorIndex.open(*paths)
+
+
+def test_a_search_leaves_the_threads_of_its_caller_as_they_were():
+    def threads_after_a_search() -> int:
+        faiss.omp_set_num_threads(3)
+        INDEX.nearest(VECTORS[0], 5)
+        return faiss.omp_get_max_threads()
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(threads_after_a_search).result() == 3
+
+
+def test_searches_from_many_threads_answer_as_one_after_another_does():
+    queries = unit_rows(200, seed=11)
+    allowed = np.arange(len(CLUSTERED)) % 2 == 0
+    expected = [CLUSTERED_IVF.nearest(query, 10, allowed)[0].tolist() for query in queries]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda query: CLUSTERED_IVF.nearest(query, 10, allowed)[0].tolist(), queries)) == expected
+
+
+def test_a_filter_of_the_wrong_length_is_refused():
+    with pytest.raises(ValueError, match=r"^allowed has shape \(499,\), the index holds 500 rows$"):
+        INDEX.nearest(VECTORS[0], 5, np.ones(499, bool))
+
+
+def test_a_report_tells_kind_recall_times_and_tombstones():
+    index = search.build(VECTORS, "ivf", recall=1.0)
+    search.update(index, VECTORS, len(VECTORS), np.array([5, 6]))
+    report = search.measure(index, VECTORS)
+    assert 0 < report.pop("p50_ms") <= report.pop("p99_ms")
+    recall = search.measure_recall(index, VECTORS)
+    assert report == {"kind": "IVF12,SQ8", "nprobe": index.nprobe, "rows": 498, "tombstones": 2, "recall_at_10": recall}
+
+
+def test_rows_of_zeros_are_no_queries_when_recall_is_measured():
+    vectors = VECTORS.copy()
+    vectors[::2] = 0
+    assert search.measure_recall(search.build(vectors, "flat"), vectors) == 1.0
+    nothing = np.zeros((3, 4), np.float32)
+    assert search.measure(search.build(nothing), nothing)["recall_at_10"] == 1.0
+
+
+def test_a_single_row_is_found():
+    index = search.VectorIndex(search.build(VECTORS[:1], "ivf"), VECTORS[:1])
+    assert index.nearest(VECTORS[0], 5)[0].tolist() == [0]
+    assert search.measure_recall(index.index, VECTORS[:1]) == 1.0
 
 
 def test_an_exact_index_has_recall_one():

@@ -5,10 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import f1_score
 
 import dataset
 import train
-from marketplace import model, photos, sample, storage
+from marketplace import model, photos, sample, storage, training
 from tests.conftest import run_stages
 
 FAST = ["--backbone", "resnet18", "--weights", "none", "--image-size", "32", "--epochs", "2", "--workers", "0", "--device", "cpu"]
@@ -37,6 +38,7 @@ def test_training_end_to_end_writes_everything_and_equal_runs_give_equal_bytes(p
         "metrics.json",
         "curves.png",
         "confusion.png",
+        "hardest.png",
     } < set(trees[0])
     metrics = json.loads(trees[0]["metrics.json"])
     assert [epoch["epoch"] for epoch in metrics["photo"]["epochs"]] == [1, 2]
@@ -67,30 +69,33 @@ def test_torch_and_onnx_give_the_same_vectors_and_probabilities(demo_dir):
 
 
 def test_accuracy_is_by_listing_not_by_photo():
-    # Of the two photos of listing a, the surer one wins.
-    probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.1, 0.9]])
-    table = pd.DataFrame({"product_id": ["a", "a", "b"], "label": [0, 0, 1]})
-    measured = train.evaluate(probabilities, table)
-    assert measured["accuracy"] == 1.0 and measured["loss"] == pytest.approx(-np.log([0.9, 0.4, 0.9]).mean())
+    # Of the two photos of listing 5, the surer one wins.
+    probabilities = np.array([[0.9, 0.1], [0.1, 0.9], [0.4, 0.6]])
+    labels, products = np.array([0, 1, 0]), np.array([5, 2, 5])
+    assert training.accuracy_by_listing(probabilities, labels, products) == 1.0
+    assert training.cross_entropy(probabilities, labels) == pytest.approx(-np.log([0.9, 0.9, 0.4]).mean())
+    table = pd.DataFrame({"product_id": ["b", "a", "b"], "label": labels}).join(pd.DataFrame(probabilities))
+    means, truth = train.by_listing(table, 2)
+    np.testing.assert_allclose(means, [[0.1, 0.9], [0.65, 0.35]])
+    assert truth.tolist() == [1, 0]
 
 
-def test_the_best_epoch_is_kept_not_the_last(tmp_path):
-    weight = torch.nn.Linear(1, 1, bias=False)
-    accuracies = iter([0.2, 0.9, 0.5])
+def test_the_report_of_each_class_is_scikit_learns_and_absent_classes_count_nothing():
+    truth, guess = np.array([0, 0, 1, 1, 1]), np.array([0, 1, 1, 1, 0])
+    report = train.report_of(guess, truth, ["a", "b", "never"])
+    assert report["accuracy"] == pytest.approx(0.6) and report["listings"] == 5
+    assert report["macro_f1"] == pytest.approx(f1_score(truth, guess, average="macro"))
+    assert report["per_class"]["b"] == pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "f1-score": 2 / 3, "support": 3})
 
-    def epoch():
-        yield weight(torch.ones(1, 1)).sum()
 
-    seen = []
-
-    def validate():
-        seen.append(weight.weight.item())
-        return {"accuracy": next(accuracies), "loss": 1.0}
-
-    curves = train.Curves(tmp_path / "curves")
-    best = train._train(weight, torch.optim.SGD(weight.parameters(), lr=0.1), epoch, validate, 3, curves)
-    curves.close()
-    assert best["weight"].item() == pytest.approx(seen[1])
+def test_the_price_is_measured_against_the_median_price():
+    price = np.array([10.0, 100.0, 1000.0])
+    quantiles = np.log10(price)[:, None] + np.array([[-0.1, 0.0, 0.1], [-0.1, 0.1, 0.2], [0.1, 0.2, 0.3]])
+    measured = train.evaluate_price(price, quantiles, median_price=100.0)
+    assert measured["listings"] == 3 and measured["share_within_range"] == pytest.approx(2 / 3)
+    assert measured["log_r2"] == pytest.approx(1 - (0.1**2 + 0.2**2) / 2)
+    assert measured["median_error_pounds"] == pytest.approx(100 * (10**0.1 - 1))
+    assert measured["median_error_of_median_pounds"] == 90.0
 
 
 def test_only_training_photos_are_ever_changed_at_random(prepared):
@@ -107,7 +112,7 @@ def test_garbage_in_test_listings_changes_no_fitted_file(prepared, tmp_path):
     kept = {}
     for name in ("clean", "garbage"):
         data_dir = tmp_path / name
-        shutil.copytree(prepared, data_dir, ignore=shutil.ignore_patterns("model", "tensorboard", "raw"))
+        shutil.copytree(prepared, data_dir, ignore=shutil.ignore_patterns("model", "features", "tensorboard", "raw"))
         products = storage.read_csv(data_dir / "tabular" / "products.csv")
         if name == "garbage":
             splits = storage.read_csv(data_dir / "dataset" / "listings.csv").set_index("product_id")["split"]
@@ -120,8 +125,7 @@ def test_garbage_in_test_listings_changes_no_fitted_file(prepared, tmp_path):
             for image_id in table["image_id"]:
                 (data_dir / "images" / f"{image_id}.jpg").write_bytes(photos.clean(_noise()).jpeg)
         assert train.main(["--data", str(data_dir), *FAST]) == 0
-        names = (model.WEIGHTS, model.ONNX, *(name for name in model.FILES if name.startswith("table_models")))
-        kept[name] = {name: (data_dir / "model" / name).read_bytes() for name in names}
+        kept[name] = {file_name: (data_dir / "model" / file_name).read_bytes() for file_name in model.FILES}
     assert kept["clean"] == kept["garbage"]
 
 
@@ -149,7 +153,7 @@ def test_before_the_earlier_stages_training_says_what_to_run(tmp_path, capsys):
         ),
         (["--epochs", "0"], "argument --epochs: '0' is not a whole number above 0"),
         (["--batch-size", "1"], "--image-size is at least 32, --batch-size at least 2"),
-        (["--learning-rate", "-1"], "--learning-rate is above 0"),
+        (["--learning-rate", "-1"], "--learning-rate and --trunk-learning-rate are above 0"),
         (["--seed", "-1"], "argument --seed: '-1' is not a whole number from 0 to 4294967295"),
     ],
 )

@@ -1,14 +1,22 @@
 // The page of the marketplace: the URL says what to show, the API answers, and whatever it answers is shown as text only.
 
 const PAGE_SIZE = 24; // listings at a time
-const MAX_RESULTS = 96; // below the API's limit of 100
+const MAX_ASKED = 96; // in one request; below the API's limit of 100
+const MAX_RESULTS = 480;
 const SIMILAR = 12;
 const LIKELY_CATEGORIES = 5;
 const ANSWERS_KEPT = 30; // for going back without asking again
 const SEPARATOR = " / "; // between the levels of a category's path
-const FILTERS = ["category", "min_price", "max_price", "location"];
+const FILTERS = ["category", "min_price", "max_price", "location", "min_score"];
 const FIELDS = ["view", "q", ...FILTERS, "k", "listing"]; // of the URL, in this order
-const EVIDENCE = { photo: "looks alike", text: "reads alike", words: "has your words" };
+const EVIDENCE = {
+  photo: "looks alike",
+  text: "reads alike",
+  words: "has your words",
+  category: "is the same kind of thing",
+  price: "costs about the same",
+  place: "is nearby",
+};
 const UNREACHABLE = "The service cannot be reached: check the connection, then try again.";
 
 const byId = (id) => document.getElementById(id);
@@ -93,6 +101,7 @@ async function call(path, body, signal) {
 }
 
 const answers = new Map(); // what was asked -> the answer
+const pages = new Map(); // a search -> { all: its listings so far, complete: whether there are no more }
 const running = new Map(); // slot -> AbortController of its request
 
 function stop(...slots) {
@@ -326,7 +335,7 @@ function scoreBar(result) {
     { class: "score" },
     h("strong", {}, `${total}% match`),
     bar,
-    h("span", { class: "parts" }, parts.map(({ kind, percent }) => h("span", { "data-kind": kind }, `${kind} ${percent}%`))),
+    h("span", { class: "parts" }, parts.filter((part) => part.percent).map(({ kind, percent }) => h("span", { "data-kind": kind }, `${kind} ${percent}%`))),
   );
 }
 
@@ -342,6 +351,7 @@ function card(result, kept, heading) {
       price(result),
       h("p", { class: "where" }, place(result) || "Place unknown"),
       h("p", { class: "path" }, result.category),
+      result.duplicates ? h("p", { class: "copies" }, `Listed ${number.format(result.duplicates + 1)} times`) : null,
       scoreBar(result),
     ),
   );
@@ -369,7 +379,7 @@ function busy(target, isBusy) {
 
 function search(changes, photoKey = history.state?.photo ?? null) {
   const form = new FormData(searchForm);
-  const typed = Object.fromEntries(["q", "min_price", "max_price", "location"].map((name) => [name, (form.get(name) ?? "").trim()]));
+  const typed = Object.fromEntries(["q", "min_price", "max_price", "location", "min_score"].map((name) => [name, (form.get(name) ?? "").trim()]));
   go({ category: shown.view === "search" ? shown.state.category : "", ...typed, ...changes }, photoKey);
 }
 
@@ -387,7 +397,7 @@ byId("clear-filters").addEventListener("click", () => {
 });
 
 function showSearch(state, file, photoKey) {
-  for (const name of ["q", "min_price", "max_price", "location"]) searchForm.elements[name].value = state[name];
+  for (const name of ["q", "min_price", "max_price", "location", "min_score"]) searchForm.elements[name].value = state[name];
   fields.search.set(file);
   showFilters(state);
   const asked = Boolean(state.q || file);
@@ -404,14 +414,12 @@ function showSearch(state, file, photoKey) {
     return;
   }
   const k = Math.min(Math.max(Number.parseInt(state.k, 10) || PAGE_SIZE, 1), MAX_RESULTS);
-  const filters = pick(state, FILTERS);
-  const path = file ? "/predict/similar_images" : `/search?${queryString({ q: state.q, ...filters, k })}`;
-  const body = file ? formData({ image: file, text: state.q, ...filters, k }) : undefined;
-  const done = (answer) => {
+  const question = `${photoKey} ${address({ ...state, k: "", listing: "" })}`;
+  const render = (all, complete) => {
     busy(results, false);
-    status.textContent = summary(answer.results.length, k, state, file);
+    status.textContent = summary(Math.min(all.length, k), complete && all.length <= k, state, file);
     const before = document.activeElement?.classList.contains("more") ? results.querySelectorAll(".card").length : -1;
-    results.replaceChildren(...(answer.results.length ? found(answer.results, k, state) : [nothing(state)]));
+    results.replaceChildren(...(all.length ? found(all.slice(0, k), complete && all.length <= k, k, state) : [nothing(state)]));
     results.querySelectorAll(".card a")[before]?.focus({ preventScroll: true });
   };
   const failed = (sentence) => {
@@ -420,21 +428,38 @@ function showSearch(state, file, photoKey) {
     results.replaceChildren();
     tell(byId("search-error"), sentence);
   };
+  // Only what is not there yet is asked for: the order of the listings does not change from page to page.
+  const askFrom = (all) => {
+    const wanted = Math.min(k - all.length, MAX_ASKED);
+    const fields = { ...pick(state, FILTERS), k: wanted, offset: all.length };
+    const path = file ? "/predict/similar_images" : `/search?${queryString({ q: state.q, ...fields })}`;
+    const body = file ? formData({ image: file, text: state.q, ...fields }) : undefined;
+    const done = (answer) => {
+      const more = { all: [...all, ...answer.results], complete: answer.results.length < wanted };
+      pages.set(question, more);
+      if (pages.size > ANSWERS_KEPT) pages.delete(pages.keys().next().value);
+      if (more.complete || more.all.length >= k) render(more.all, more.complete);
+      else askFrom(more.all);
+    };
+    ask("results", `${question} ${wanted} ${all.length}`, path, body, done, failed);
+  };
+  const known = pages.get(question) ?? { all: [], complete: false };
+  if (known.complete || known.all.length >= k) return render(known.all, known.complete);
   status.textContent = file ? "Looking at the photo…" : "Looking…";
   busy(results, true);
   if (!results.querySelector(".card a")) results.replaceChildren(skeleton(8));
-  ask("results", `${photoKey} ${address({ ...state, k })}`, path, body, done, failed);
+  askFrom(known.all);
 }
 
-function summary(n, k, state, file) {
+function summary(n, all, state, file) {
   const like = [file && "your photo", state.q && `“${state.q}”`].filter(Boolean).join(" and ");
   if (!n) return `Nothing found for ${like}.`;
-  return `${n === k ? "The best " : ""}${n} ${n === 1 ? "listing" : "listings"} for ${like}, best first.`;
+  return `${all ? "" : "The best "}${n} ${n === 1 ? "listing" : "listings"} for ${like}, best first.`;
 }
 
-function found(results, k, state) {
+function found(results, all, k, state) {
   const parts = [legend(results), grid(results, state)];
-  if (results.length === k && k < MAX_RESULTS) {
+  if (!all && k < MAX_RESULTS) {
     const more = () => go({ ...state, k: String(Math.min(k + PAGE_SIZE, MAX_RESULTS)) }, history.state?.photo ?? null);
     parts.push(h("button", { type: "button", class: "more", onclick: more }, "Show more"));
   }
@@ -446,7 +471,7 @@ function nothing(state) {
   return h(
     "div",
     { class: "empty" },
-    h("p", {}, filtered ? "No listing matches within these filters: widen the price, the place or the category." : "Try other or fewer words, or a photo."),
+    h("p", {}, filtered ? "No listing matches within these filters: widen the price, the place, the category or the match." : "Try other or fewer words, or a photo."),
     filtered ? link({ ...state, ...Object.fromEntries(FILTERS.map((name) => [name, ""])) }, { "data-keep-photo": true }, "Search without filters") : null,
   );
 }

@@ -1,0 +1,164 @@
+"""Ten thousand broken, hostile and odd requests: no 5xx, no crash, quick answers, no memory kept.
+
+Reads   a finished data folder (make demo)
+Run     python benchmarks/fuzz.py --quick
+        python benchmarks/fuzz.py               the ten thousand
+"""
+
+import argparse
+import collections
+import io
+import json
+import random
+import string
+import sys
+import tempfile
+from pathlib import Path
+from urllib.parse import quote
+
+from PIL import Image
+from serving import ROOT, Server, load, percentile_ms
+
+sys.path.insert(0, str(ROOT))
+from marketplace import storage  # noqa: E402
+
+CLIENTS = 4
+UPLOADS = ("/predict/similar_images", "/predict/feature_embedding", "/predict/listing")
+HOSTILE = (
+    '"', "a* OR NEAR(b c, 3)", "name:x AND", "^", "'; DROP TABLE products; --", "' OR '1'='1", "%00", "../../etc/passwd",
+    "..%2f..%2fetc%2fpasswd", "/etc/passwd", "C:\\windows\\win.ini", "{{7*7}}", "${jndi:ldap://x}", "<script>alert(1)</script>",
+    "\u202e\u0000\ufeff", "🪑" * 60, "e\u0301" * 100, "NaN", "-1", "1e309", "0x10", "1;2", "null", "true", "[]", "{}",
+    "\r\nX-Injected: 1",
+)  # fmt: skip
+NOT_PHOTOS = (
+    b"", b"\0" * 1000, b"%PDF-1.7\n", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"<html></html>", b"PK\x03\x04", b"GIF89a",
+    b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBPVP8 ", b"\0\0\0\x1cftypheic", b"MZ", b"\x1f\x8b\x08",
+)  # fmt: skip
+
+
+def bombs() -> list[bytes]:
+    """Small files that say they are huge, or become so."""
+    files = []
+    for mode, size in (("1", (60_000, 60_000)), ("L", (9_000, 9_000)), ("RGB", (8_000, 7_000))):
+        picture = io.BytesIO()
+        Image.new(mode, size).save(picture, "PNG", compress_level=9)
+        files.append(picture.getvalue())
+    frames = io.BytesIO()
+    Image.new("P", (500, 500)).save(
+        frames, "GIF", save_all=True, append_images=[Image.new("P", (500, 500), n) for n in range(60)]
+    )
+    return [*files, frames.getvalue()]
+
+
+def mutate(photo: bytes, chance: random.Random) -> bytes:
+    """A photo with bytes changed, cut off, repeated or put in."""
+    data = bytearray(photo)
+    for _ in range(chance.choice((1, 3, 30, 300))):
+        data[chance.randrange(len(data))] = chance.randrange(256)
+    how = chance.randrange(4)
+    if how == 1:
+        del data[chance.randrange(len(data)) :]
+    elif how == 2:
+        start = chance.randrange(len(data))
+        data[start:start] = data[start : start + chance.randrange(5000)]
+    elif how == 3:
+        data[:0] = bytes(chance.randrange(256) for _ in range(chance.randrange(20)))
+    return bytes(data)
+
+
+def words(chance: random.Random) -> str:
+    letters = string.printable + "äßЖ漢字\u0301\u2028"
+    return chance.choice(
+        (chance.choice(HOSTILE), "".join(chance.choices(letters, k=chance.randrange(1, 3000))), chance.choice(HOSTILE) * 3)
+    )
+
+
+def query(chance: random.Random, ids: list[str]):
+    """A job: a GET whose path or parameters are not what they should be."""
+    names = ("q", "k", "category", "min_price", "max_price", "location", "offset", "min_score", "unknown")
+    parameters = "&".join(f"{chance.choice(names)}={quote(words(chance), safe='')[:6000]}" for _ in range(chance.randrange(5)))
+    one = chance.choice((chance.choice(ids), quote(words(chance), safe="")[:2000], "..%2f" * 9, "../" * 5))
+    path = chance.choice(("/search", f"/products/{one}", f"/products/{one}/similar", f"/images/{one}.jpg", "/filters", f"/{one}"))
+    return lambda client: client.get(f"{path}?{parameters}")
+
+
+def upload(chance: random.Random, photos: list[bytes], bomb_files: list[bytes]):
+    """A job: a POST of a broken photo, something else, or a broken form."""
+    path = chance.choice(UPLOADS)
+    kind = chance.random()
+    if kind < 0.7:
+        data = mutate(chance.choice(photos), chance)
+    elif kind < 0.9:
+        data = chance.choice(NOT_PHOTOS) + bytes(chance.randrange(256) for _ in range(chance.randrange(200)))
+    else:
+        data = chance.choice(bomb_files)
+    fields = {
+        name: words(chance).replace("\r", " ").replace("\n", " ") for name in ("text", "k", "category") if chance.random() < 0.2
+    }
+    if chance.random() < 0.9:
+        return lambda client: client.upload(
+            path, data, **{name: text.encode("utf-8", "ignore").decode() for name, text in fields.items()}
+        )
+    types = ("multipart/form-data", "multipart/form-data; boundary=x", "application/json", "text/plain", "image/jpeg")
+    headers = {"Content-Type": chance.choice(types)}
+    return lambda client: client.send(chance.choice(("POST", "PUT", "DELETE", "PATCH")), path, data, headers)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="data/demo", type=Path, help="a finished data folder (default: %(default)s)")
+    parser.add_argument("--port", default=8098, type=int, help="a free port (default: %(default)s)")
+    parser.add_argument("--seed", default=0, type=int, help="of what is sent (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="five hundred requests")
+    args = parser.parse_args()
+    requests, chance = 500 if args.quick else 10_000, random.Random(args.seed)
+    photos = [path.read_bytes() for path in sorted((args.data / "images").glob("*.jpg"))[:20]]
+    ids = storage.read_csv(args.data / "tabular" / "products.csv")["product_id"].tolist()[:50]
+    bomb_files, statuses, failed = bombs(), collections.Counter(), []
+
+    def watched(job):
+        def send(client):
+            status, headers, body = job(client)
+            statuses[status] += 1
+            if status >= 500:
+                failed.append(f"{status} {body[:200]!r}")
+            return 200, headers, body
+
+        return send
+
+    calm = {
+        "query": [lambda client, one=one: client.get(f"/products/{one}/similar") for one in ids * 4],
+        "upload": [lambda client, photo=photo: client.upload(UPLOADS[0], photo) for photo in photos * 10],
+    }
+    fuzzed = {
+        "query": [watched(query(chance, ids)) for _ in range(requests // 2)],
+        "upload": [watched(upload(chance, photos, bomb_files)) for _ in range(requests // 2)],
+    }
+    with tempfile.TemporaryDirectory(prefix="marketplace-fuzz-") as folder:
+        for name in ("index", "images"):
+            (Path(folder) / name).symlink_to((args.data / name).resolve())
+        with Server(folder, args.port) as server:
+            seconds = {kind: load(args.port, CLIENTS, jobs)[0] for kind, jobs in calm.items()}
+            for job in bomb_files * 2:  # the largest that are decoded belong to what the service needs
+                load(args.port, CLIENTS, [lambda client, job=job: client.upload(UPLOADS[0], job)])
+            before = server.memory()[0]
+            answers = {kind: load(args.port, CLIENTS, jobs) for kind, jobs in fuzzed.items()}
+            figures = {"requests": sum(len(jobs) for jobs in fuzzed.values()), "server_errors": len(failed)}
+            figures["dropped"] = sum(len(failures) for _, failures, _ in answers.values())
+            for kind in calm:
+                figures[f"calm_{kind}_p99_ms"] = percentile_ms(seconds[kind], 99)
+                figures[f"{kind}_p99_ms"] = percentile_ms(answers[kind][0], 99)
+            worst = max(figures[f"{kind}_p99_ms"] / figures[f"calm_{kind}_p99_ms"] for kind in calm)
+            figures |= {"p99_over_calm": round(worst, 2), "rss_growth": round(server.memory()[0] / before, 3)}
+            figures["crashed"] = not server.alive()
+    for failure in [*failed[:5], *(failure for _, failures, _ in answers.values() for failure in failures[:5])]:
+        print(failure, file=sys.stderr)
+    print(dict(sorted(statuses.items())), file=sys.stderr)
+    for name, value in figures.items():
+        print(f"{name:24} {value}", file=sys.stderr)
+    print(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,346 @@
+"""What vector search costs against the catalogue's size: time, recall, memory, filters and updates, beside a flat index, hnswlib
+and usearch.
+
+The vectors are 20,000 Gaussian centres plus 0.6 sigma, 256-d, seed 0, normalised; the queries, of the same kind, are not in the
+index. One query at a time, on one thread. Below 200,000 vectors a centre has fewer than ten: most of a query's nearest neighbours
+are then its nearest by chance, all over the space, and lists help little.
+
+Run     python benchmarks/search.py                        (--quick: under a minute; --no-peers leaves the other libraries out)
+        python benchmarks/search.py --plot docs/search.png
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when NumPy and FAISS are imported
+
+import faiss
+import matplotlib.pyplot as plt
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import baseline
+
+from marketplace import search
+
+SIZES, QUICK_SIZES = (10_000, 100_000, 1_000_000), (2_500, 25_000)
+DIMENSION, CENTRES, SIGMA = 256, 20_000, 0.6
+K = 10
+QUERIES, FLAT_QUERIES = 200, 50
+BLOCK = 50_000
+CHANGED = 0.01  # of the rows removed, and as many added, by an update
+KEPT_SHARES = (0.5, 0.1, 0.01, 0.001)  # by a filter
+FEW_ROWS = 10  # kept by the narrowest one
+PEER_LINKS, PEER_EXPANSION = 16, 100  # of the graphs: M and efConstruction
+context = multiprocessing.get_context("spawn")
+
+
+def write_vectors(path: Path, rows: int) -> None:
+    generator = np.random.default_rng(0)
+    centres = generator.standard_normal((CENTRES, DIMENSION), np.float32)
+    vectors = np.lib.format.open_memmap(path, "w+", np.float32, (rows, DIMENSION))
+    for start in range(0, rows, BLOCK):
+        block = vectors[start : start + BLOCK]
+        block[:] = centres[generator.integers(CENTRES, size=len(block))]
+        block += np.float32(SIGMA) * generator.standard_normal(block.shape, np.float32)
+        block /= np.linalg.norm(block, axis=1, keepdims=True)
+
+
+def exact(vectors: np.ndarray, queries: np.ndarray, allowed: np.ndarray | None = None) -> list[set[int]]:
+    """The rows of each query's K nearest, by NumPy."""
+    passing = np.arange(len(vectors)) if allowed is None else np.flatnonzero(allowed)
+    rows, cosines = np.empty((len(queries), 0), int), np.empty((len(queries), 0), np.float32)
+    for start in range(0, len(passing), BLOCK):
+        block = passing[start : start + BLOCK]
+        cosines = np.hstack([cosines, queries @ vectors[block].T])
+        rows = np.hstack([rows, np.broadcast_to(block, (len(queries), len(block)))])
+        best = np.argsort(-cosines)[:, :K] if len(block) < K else np.argpartition(-cosines, K - 1)[:, :K]
+        rows, cosines = np.take_along_axis(rows, best, 1), np.take_along_axis(cosines, best, 1)
+    return [set(found) for found in rows.tolist()]
+
+
+def recall(found: list[np.ndarray], truth: list[set[int]]) -> float:
+    return sum(len(near & set(rows.tolist())) for rows, near in zip(found, truth, strict=True)) / sum(map(len, truth))
+
+
+def timed(search_one: Callable[[np.ndarray], np.ndarray], queries: np.ndarray) -> tuple[dict[str, float], list[np.ndarray]]:
+    """p50 and p99 in milliseconds, and the rows found; the first queries only warm the caches."""
+    for query in queries[:20]:
+        search_one(query)
+    times_ms, found = [], []
+    for query in queries:
+        start = time.perf_counter()
+        found.append(search_one(query))
+        times_ms.append(1000 * (time.perf_counter() - start))
+    return {"p50_ms": float(np.percentile(times_ms, 50)), "p99_ms": float(np.percentile(times_ms, 99))}, found
+
+
+# In processes of their own, whose memory is theirs alone
+
+
+def in_process(function: Callable[..., dict], *arguments) -> dict:
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, function, arguments))
+    process.start()
+    sender.close()  # so that a process that dies ends the wait
+    result = receiver.recv()
+    process.join()
+    return result
+
+
+def _send(sender, function: Callable[..., dict], arguments: tuple) -> None:
+    sender.send(function(*arguments))
+
+
+def memory_mb(fields: tuple[str, ...], file: str = "smaps_rollup") -> float:
+    """The sum of such fields of /proc/self: Pss, Private_Dirty; VmRSS and its peak, VmHWM, of "status"."""
+    with open(f"/proc/self/{file}", encoding="ascii") as lines:
+        return sum(int(line.split()[1]) for line in lines if line.startswith(fields)) / 1024
+
+
+def build(vectors_path: Path, rows: int, index_path: Path) -> dict:
+    vectors = np.load(vectors_path, mmap_mode="r")[:rows]
+    before, start = memory_mb(("VmRSS",), "status"), time.perf_counter()
+    index = search.build(vectors)
+    faiss.write_index(index, str(index_path))
+    seconds = time.perf_counter() - start
+    peak_mb = memory_mb(("VmHWM",), "status") - before  # the pages of the vectors that were read included
+    return search.describe(index) | {"build_s": seconds, "peak_over_raw": peak_mb * 2**20 / vectors.nbytes}
+
+
+def update(vectors_path: Path, rows: int, index_path: Path, updated_path: Path) -> dict:
+    changed = int(CHANGED * rows)
+    vectors = np.load(vectors_path, mmap_mode="r")[: rows + changed]
+    start = time.perf_counter()
+    index = search.read(index_path)
+    search.update(index, vectors, rows, np.arange(0, rows, rows // changed)[:changed])
+    faiss.write_index(index, str(updated_path))
+    seconds = time.perf_counter() - start
+    return {"update_s": seconds, "updated_recall": search.measure_recall(index, vectors)}
+
+
+def serve(index_path: Path, vectors_path: Path, barrier) -> dict:
+    """What one of several workers that serve the same files adds to its memory."""
+    fields = {"Rss": ("Rss",), "Pss": ("Pss:",), "private": ("Private_Clean", "Private_Dirty")}
+    before = {name: memory_mb(wanted) for name, wanted in fields.items()}
+    index = search.VectorIndex.open(index_path, vectors_path)
+    for row in range(0, len(index.vectors), len(index.vectors) // QUERIES):
+        index.nearest(index.vectors[row], K)
+    barrier.wait()
+    after = {name: memory_mb(wanted) - before[name] for name, wanted in fields.items()}
+    barrier.wait()
+    return after
+
+
+def two_workers(index_path: Path, vectors_path: Path) -> dict:
+    with context.Manager() as manager, context.Pool(2) as pool:
+        barrier = manager.Barrier(2)
+        return pool.starmap(serve, [(index_path, vectors_path, barrier)] * 2)[0]
+
+
+# Others
+
+
+def other_codes(index: faiss.IndexIVF, vectors: np.ndarray) -> dict[str, Callable]:
+    """The same lists holding other codes, searched like ours."""
+    others = {
+        "IVF,Flat": faiss.IndexIVFFlat(index.quantizer, DIMENSION, index.nlist, faiss.METRIC_INNER_PRODUCT),
+        "IVF,SQ4": faiss.IndexIVFScalarQuantizer(
+            index.quantizer, DIMENSION, index.nlist, faiss.ScalarQuantizer.QT_4bit, faiss.METRIC_INNER_PRODUCT
+        ),
+    }
+    for other in others.values():
+        other.train(np.ascontiguousarray(vectors[:: max(1, len(vectors) // 20_000)]))
+        other.add(vectors)
+        other.nprobe = index.nprobe
+    return others
+
+
+def tuned(
+    search_with: Callable[[int], Callable[[np.ndarray], np.ndarray]],
+    queries: np.ndarray,
+    truth: list[set[int]],
+    wanted: float,
+    rows: int,
+) -> dict[str, float]:
+    """A graph's figures at the least ef of those tried that reaches the recall. search_with: sets ef, gives the search."""
+    ef = 4 * K
+    while True:
+        times, found = timed(search_with(ef), queries)
+        if (reached := recall(found, truth)) >= wanted or ef >= rows:
+            return times | {"recall": reached, "setting": f"ef {ef}"}
+        ef = int(1.4 * ef)
+
+
+def hnswlib_figures(vectors: np.ndarray, queries: np.ndarray, truth: list[set[int]], wanted: float, path: Path) -> dict:
+    import hnswlib
+
+    start = time.process_time()
+    graph = hnswlib.Index("ip", DIMENSION)
+    graph.init_index(len(vectors), ef_construction=PEER_EXPANSION, M=PEER_LINKS)
+    graph.add_items(vectors, num_threads=os.cpu_count())
+    seconds = time.process_time() - start
+    graph.save_index(str(path))
+    graph.set_num_threads(1)
+
+    def search_with(ef: int) -> Callable[[np.ndarray], np.ndarray]:
+        graph.set_ef(ef)
+        return lambda query: graph.knn_query(query, K)[0][0]
+
+    bytes_each = path.stat().st_size / len(vectors)
+    return tuned(search_with, queries, truth, wanted, len(vectors)) | {"bytes": bytes_each, "build_s": seconds}
+
+
+def usearch_figures(vectors: np.ndarray, queries: np.ndarray, truth: list[set[int]], wanted: float, path: Path) -> dict:
+    from usearch.index import Index
+
+    start = time.process_time()
+    graph = Index(ndim=DIMENSION, metric="ip", dtype="f32", connectivity=PEER_LINKS, expansion_add=PEER_EXPANSION)
+    graph.add(np.arange(len(vectors)), vectors, threads=os.cpu_count())
+    seconds = time.process_time() - start
+    graph.save(str(path))
+
+    def search_with(ef: int) -> Callable[[np.ndarray], np.ndarray]:
+        graph.expansion_search = ef
+        return lambda query: graph.search(query, K, threads=1).keys
+
+    bytes_each = path.stat().st_size / len(vectors)
+    return tuned(search_with, queries, truth, wanted, len(vectors)) | {"bytes": bytes_each, "build_s": seconds}
+
+
+# The measurements
+
+
+def compare(rows: int, folder: Path, peers: bool) -> dict[str, dict]:
+    """Each way's figures at one size; ours, "build_index.py", with the peak of its build and the time of an update."""
+    paths = {name: folder / f"{rows} {name}" for name in ("vectors.npy", "index", "updated", "served.npy", "peer")}
+    write_vectors(paths["vectors.npy"], rows + int(CHANGED * rows) + QUERIES)
+    everything = np.load(paths["vectors.npy"], mmap_mode="r")
+    vectors, queries = everything[:rows], np.array(everything[-QUERIES:])
+    np.save(paths["served.npy"], vectors)
+    truth = exact(vectors, queries)
+    ways: dict[str, dict] = {}
+
+    ours = in_process(build, paths["vectors.npy"], rows, paths["index"])
+    ours |= in_process(update, paths["vectors.npy"], rows, paths["index"], paths["updated"])
+    ours["worker"] = two_workers(paths["index"], paths["served.npy"])
+    index = search.VectorIndex.open(paths["index"], paths["served.npy"])
+    times, found = timed(lambda query: index.nearest(query, K)[0], queries)
+    ours |= times | {"recall": recall(found, truth), "bytes": paths["index"].stat().st_size / rows}
+    ours["setting"] = ours["kind"] + (f" nprobe {ours['nprobe']}" if ours["nprobe"] else "")
+    ways["build_index.py"] = ours
+
+    flat = baseline.build_index(vectors)
+    times, found = timed(lambda query: flat.search(query[None], K)[1][0], queries[:FLAT_QUERIES])
+    ways["flat"] = times | {"recall": recall(found, truth[:FLAT_QUERIES]), "bytes": 4 * DIMENSION, "setting": ""}
+    if isinstance(index.index, faiss.IndexIVF):
+        for name, other in other_codes(index.index, vectors).items():
+            searched = search.VectorIndex(other, vectors)
+            times, found = timed(lambda query: searched.nearest(query, K)[0], queries)  # noqa: B023
+            size = other.code_size + 8 + 4 * DIMENSION * other.nlist / rows
+            ways[name] = times | {"recall": recall(found, truth), "bytes": size, "setting": f"nprobe {other.nprobe}"}
+    if peers:
+        for name, figures in {"hnswlib": hnswlib_figures, "usearch": usearch_figures}.items():
+            ways[name] = figures(vectors, queries, truth, ours["recall"], paths["peer"])
+    return ways
+
+
+def filtered(rows: int, folder: Path) -> list[dict]:
+    """Searches under filters; their time includes reading the memory-mapped column."""
+    index = search.VectorIndex.open(folder / f"{rows} index", folder / f"{rows} served.npy")
+    queries = np.array(np.load(folder / f"{rows} vectors.npy", mmap_mode="r")[-QUERIES:])
+    np.save(folder / "price.npy", np.random.default_rng(1).permutation(rows).astype(np.float32))
+    prices = np.load(folder / "price.npy", mmap_mode="r")
+    results = []
+    for kept in [int(share * rows) for share in KEPT_SHARES] + [FEW_ROWS]:
+        times, found = timed(lambda query: index.nearest(query, K, prices < kept)[0], queries)  # noqa: B023
+        assert all(len(hits) == min(K, kept) and (prices[hits] < kept).all() for hits in found)
+        results.append({"kept": kept, "recall": recall(found, exact(index.vectors, queries, prices < kept))} | times)
+    listings = np.arange(rows) // 2
+    for allowed in (None, prices < 2 * K):
+        groups = [index.nearest_groups(query, K, listings, allowed) for query in queries[:50]]
+        assert all(len(set(found.tolist())) == K for found in groups)
+    return results
+
+
+def show(rows: int, ways: dict[str, dict]) -> None:
+    print(f"\n{rows:,} vectors    p50 ms    p99 ms  recall@10  bytes each  build s", file=sys.stderr)
+    for name, way in ways.items():
+        seconds = f"{way['build_s']:8.1f}" if "build_s" in way else " " * 8
+        figures = f"{way['p50_ms']:9.3f} {way['p99_ms']:9.3f} {way['recall']:10.3f} {way['bytes']:11.0f} {seconds}"
+        print(f"{name:16s} {figures}  {way['setting']}", file=sys.stderr)
+    ours = ways["build_index.py"]
+    worker = ", ".join(f"{name} {mb:.0f}" for name, mb in ours["worker"].items())
+    print(
+        f"build's peak {ours['peak_over_raw']:.2f} x the vectors; update of 1% {ours['update_s']:.2f} s, recall after it "
+        f"{ours['updated_recall']:.3f}; each of two workers, MB: {worker}",
+        file=sys.stderr,
+    )
+
+
+def plot(by_size: dict[int, dict[str, dict]], path: Path) -> None:
+    figure, (times, sizes) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name in dict.fromkeys(name for ways in by_size.values() for name in ways if not name.startswith("IVF")):
+        points = [(rows, ways[name]) for rows, ways in by_size.items() if name in ways]
+        xs, width = [rows for rows, _ in points], 3 if name == "build_index.py" else 1.5
+        times.loglog(xs, [way["p50_ms"] for _, way in points], marker="o", linewidth=width, label=name)
+        sizes.loglog(xs, [way["bytes"] * rows / 2**20 for rows, way in points], marker="o", linewidth=width, label=name)
+    times.set(xlabel="vectors of 256", ylabel="ms a query (p50, one thread)", title="Time at equal recall")
+    sizes.set(xlabel="vectors of 256", ylabel="MB of index", title="Memory")
+    times.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="at 2,500 and 25,000 vectors only")
+    parser.add_argument("--no-peers", action="store_true", help="leave hnswlib and usearch out: their graphs take longest")
+    parser.add_argument("--plot", type=Path, help="write a picture of cost against size here")
+    args = parser.parse_args()
+    if not args.no_peers:
+        try:
+            import hnswlib  # noqa: F401
+            import usearch  # noqa: F401
+        except ImportError:
+            sys.exit("error: hnswlib and usearch are measured beside it: pip install hnswlib usearch, or give --no-peers")
+    by_size = {}
+    with tempfile.TemporaryDirectory() as name:
+        for rows in QUICK_SIZES if args.quick else SIZES:
+            by_size[rows] = compare(rows, Path(name), not args.no_peers)
+            show(rows, by_size[rows])
+        filters = filtered(rows, Path(name))
+    print(f"\n{rows:,} vectors, rows a filter keeps    p50 ms    p99 ms  recall@10", file=sys.stderr)
+    for result in filters:
+        print(f"{result['kept']:40,} {result['p50_ms']:9.3f} {result['p99_ms']:9.3f} {result['recall']:10.4f}", file=sys.stderr)
+    if args.plot:
+        plot(by_size, args.plot)
+    *_, before, largest = by_size.values()
+    ours = largest["build_index.py"]
+    exactly = [result["recall"] for result in filters if result["kept"] <= 0.01 * rows]
+    figures = {
+        "vectors": rows,
+        "recall_at_10": ours["recall"],
+        "flat_p50_over_p50": largest["flat"]["p50_ms"] / ours["p50_ms"],
+        "bytes_per_vector": ours["bytes"],
+        "p50_1m_over_100k": ours["p50_ms"] / before["build_index.py"]["p50_ms"],
+        "filtered_recall_min": min(result["recall"] for result in filters),
+        "filtered_recall_min_to_1_percent": min(exactly),
+        "filtered_p99_over_p99": max(result["p99_ms"] for result in filters) / ours["p99_ms"],
+        "build_peak_over_raw": ours["peak_over_raw"],
+        "update_over_build": ours["update_s"] / ours["build_s"],
+        "updated_recall": ours["updated_recall"],
+        "worker_private_mb": ours["worker"]["private"],
+    }
+    print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""What the benchmarks of the service share: the service as a process, a client, and generations made for measuring."""
+
+import contextlib
+import http.client
+import os
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+START_S = 120
+KEY = "benchmark-key-0123456789"
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Server:
+    """api.py over a data folder, as a process of its own."""
+
+    def __init__(self, data_dir: Path, port: int, *flags: str):
+        command = [sys.executable, "api.py", "--data", str(Path(data_dir).resolve()), "--port", str(port), *flags]
+        environment = os.environ | {"MARKETPLACE_API_KEY": KEY}
+        self.port, self.log_path = port, Path(data_dir) / "api.log"
+        self._log = self.log_path.open("w")
+        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=self._log)
+        deadline_s = time.monotonic() + START_S
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline_s:
+                sys.exit(f"error: the service does not start: see {self.log_path}")
+            time.sleep(0.1)
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._process.terminate()
+        self._process.wait(timeout=START_S)
+        self._log.close()
+
+    def _answers(self) -> bool:
+        try:
+            return Client(self.port).get("/readyz")[0] == 200
+        except OSError:
+            return False
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def pids(self) -> list[int]:
+        """The processes that answer: the workers, or the only one."""
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        workers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [int(pid) for pid in workers] or [self._process.pid]
+
+    def cpu_s(self) -> float:
+        """CPU seconds of all of them so far."""
+        fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self.pids()]
+        return sum(int(field[11]) + int(field[12]) for field in fields) / TICKS  # utime and stime
+
+    def memory(self, name: str = "Rss") -> list[int]:
+        """Bytes of each: Rss, Private_Dirty, ... of /proc/<pid>/smaps_rollup."""
+        lines = [Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() for pid in self.pids()]
+        return [next(int(line.split()[1]) * 1024 for line in of if line.startswith(f"{name}:")) for of in lines]
+
+
+class Client:
+    """One connection, kept alive."""
+
+    def __init__(self, port: int):
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+
+    def send(self, method: str, path: str, body: bytes | None = None, headers: dict | None = None) -> tuple[int, dict, bytes]:
+        """Status, headers in lower case, body; OSError when the service drops the connection."""
+        try:
+            self._connection.request(method, path, body, headers or {})
+            response = self._connection.getresponse()
+            return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
+        except (OSError, http.client.HTTPException) as error:
+            self._connection.close()
+            raise OSError(f"{method} {path[:60]}: {error!r}") from error
+
+    def get(self, path: str) -> tuple[int, dict, bytes]:
+        return self.send("GET", path)
+
+    def upload(self, path: str, photo: bytes, **fields: str) -> tuple[int, dict, bytes]:
+        """POST a multipart form with the photo and fields of text."""
+        boundary = uuid.uuid4().hex
+        parts = [
+            f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{text}\r\n' for name, text in fields.items()
+        ]
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="photo.jpg"\r\n\r\n'
+        body = "".join(parts).encode() + head.encode() + photo + f"\r\n--{boundary}--\r\n".encode()
+        return self.send("POST", path, body, {"Content-Type": f"multipart/form-data; boundary={boundary}"})
+
+
+def load(port: int, clients: int, jobs: list) -> tuple[list[float], list[str], float]:
+    """Run jobs, functions of a Client, from several clients at once, each with one connection.
+
+    Returns the seconds of each request, what failed, and the seconds of all. A job returns (status, headers, body).
+    """
+    failures: list[str] = []
+
+    def run(of_client: list) -> list[float]:
+        client, seconds = Client(port), []
+        for job in of_client:
+            started_s = time.perf_counter()
+            try:
+                status, _, body = job(client)
+            except OSError as error:
+                failures.append(str(error))
+                continue
+            seconds.append(time.perf_counter() - started_s)
+            if status >= 400:
+                failures.append(f"{status} {body[:100]!r}")
+        return seconds
+
+    started_s = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        seconds = [second for of_client in pool.map(run, [jobs[n::clients] for n in range(clients)]) for second in of_client]
+    return seconds, failures, time.perf_counter() - started_s
+
+
+def percentile_ms(seconds: list[float], percent: float) -> float:
+    return round(1000 * float(np.percentile(seconds, percent)), 2)
+
+
+def write_generation(index_dir: Path, source: Path, products: pd.DataFrame, vectors: np.ndarray, **files: Path) -> None:
+    """Publish a generation with the models and ranker of `source`, other products, and one photo vector for each.
+
+    files: "image_model.onnx"-like names, dots as underscores twice, to take from elsewhere.
+    """
+    import faiss
+
+    from marketplace import catalogue, model, search, storage
+
+    generator = np.random.default_rng(0)
+    text_vectors = generator.standard_normal(
+        (len(products), storage.read_array(source / "text_vectors.npy").shape[1]), np.float32
+    )
+    text_vectors /= np.linalg.norm(text_vectors, axis=1, keepdims=True)
+    with storage.new_generation(index_dir, f"made{len(products)}") as folder:
+        for name, of in (("index", vectors), ("text", text_vectors)):
+            faiss.write_index(search.build(of), str(folder / f"{name}.faiss"))
+        storage.write_array(folder / "vectors.npy", vectors)
+        storage.write_array(folder / "text_vectors.npy", text_vectors)
+        catalogue.write(folder, products, [f"i{row}" for row in range(len(products))], np.arange(len(products)))
+        for name in (*model.FILES, "ranker.json"):
+            shutil.copy2(files.get(name, source / name), folder / name)
+        own = vectors.shape[1] != model.Description.load(folder).dimension
+        digests = storage.digests(folder, *sorted(path.name for path in folder.iterdir()))
+        storage.write_json(folder / "report.json", {"own_embeddings": own, "files": digests})
+
+
+def renamed_generation(index_dir: Path, source: Path, prefix: str) -> str:
+    """Publish a copy of a generation in which every listing's name begins with `prefix`; returns its name."""
+    import sqlite3
+
+    from marketplace import storage
+
+    name = f"{source.name}-{prefix.strip()}"
+    with storage.new_generation(index_dir, name) as folder:
+        for path in source.iterdir():
+            with contextlib.suppress(FileExistsError):
+                (shutil.copy2 if path.suffix in (".sqlite", ".json") else os.link)(path, folder / path.name)
+        connection = sqlite3.connect(folder / "catalogue.sqlite")
+        with connection:
+            connection.execute("UPDATE products SET name = ? || name", (prefix,))
+        connection.close()
+        report = storage.read_json(folder / "report.json")
+        report["files"]["catalogue.sqlite"] = storage.digest(folder / "catalogue.sqlite")
+        storage.write_json(folder / "report.json", report)
+    return name

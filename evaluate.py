@@ -1,0 +1,609 @@
+"""Measure the published index and its models on the test split, and write a report that anyone can reproduce.
+
+Reads   data/index/, data/embeddings/, data/features/, data/dataset/, data/tabular/, data/images/
+Writes  data/evaluation/ (report.md, report.json, gallery.png, listings.csv)
+Run     python evaluate.py
+"""
+
+import argparse
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy.stats import binomtest, bootstrap, permutation_test
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import precision_recall_fscore_support
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+from marketplace import errors, flags, listings, metrics, photos, ranking, storage
+from marketplace.errors import StageError
+from marketplace.recommender import Recommender
+
+RESAMPLES = 2_000  # of the bootstrap: the ends of its intervals then vary by about a twentieth of their width
+PERMUTATIONS = 9_999
+WHITENED_DIMENSION = 256  # at most
+FITTED_PHOTOS = 10_000  # at most, drawn by seed: to whiten, and for the linear heads of the two ways to split
+HEAD_C = 1e-3  # of the linear head: the best of 1e-4 to 1 on validation listings of two real data sets
+RETRIEVAL = {
+    "category_p_at_1": "category P@1",
+    "category_p_at_10": "category P@10",
+    "map_at_r": "MAP@R",
+    "same_listing_hit_at_1": "same listing hit@1",
+    "same_listing_hit_at_10": "same listing hit@10",
+}
+PRICE_TITLES = {
+    "price_log_r2": "R2 of the logarithm",
+    "price_median_error_pounds": "median absolute error, pounds",
+    "price_median_error_of_median_pounds": "the same for the training listings' median price",
+    "price_error_over_median_baseline": "ratio of the two",
+    "price_interval_coverage": "share of prices inside the 80% range",
+}
+SPACES = {"": "ours", "_frozen_trunk": "frozen trunk", "_whitened_trunk": "whitened trunk"}  # suffix -> name
+EVIDENCE = {  # asked with -> whether the photo and the words are given, and the kinds of evidence that count
+    "photo": (True, False, ranking.KINDS),
+    "text": (False, True, ranking.KINDS),
+    "both": (True, True, ranking.KINDS),
+    "both_without_category": (True, True, tuple(kind for kind in ranking.KINDS if kind != "category")),
+}
+K = 10  # answers
+GALLERY_QUERIES, GALLERY_ANSWERS, GALLERY_TILE_PX = 12, 5, 160
+FRAMES = {"query": "#4c78a8", 2: "#3a923a", 1: "#f2a541", 0: "#d64545"}  # answers by their grade
+MAIN = (
+    *("photo_accuracy", "text_accuracy", "fused_accuracy", "price_log_r2", "price_error_over_median_baseline"),
+    *("map_at_r", "same_listing_hit_at_1", "ndcg_at_10_photo", "ndcg_at_10_text", "ndcg_at_10_both"),
+)
+
+
+# What is measured.
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Everything that is read, its rows aligned.
+
+    products: P listings, with cluster and split beside the table's columns; photos: N, with product_row and pixels;
+    vectors (N, D), probabilities (N, C), features (N, F, of the frozen trunk): of the photos;
+    measured: (L,) rows of the test listings that figures are of; texts: of them; queries: rows of their photos, listing by
+    listing.
+    """
+
+    products: pd.DataFrame
+    photos: pd.DataFrame
+    classes: list[str]
+    texts: list[str]
+    vectors: np.ndarray
+    probabilities: np.ndarray
+    features: np.ndarray
+    measured: np.ndarray
+    queries: np.ndarray
+
+    def listing_of(self, photo_rows: np.ndarray) -> np.ndarray:
+        """The position among `measured` of the listing of each photo; -1 for another listing's."""
+        return pd.Index(self.measured).get_indexer(self.photos["product_row"].to_numpy()[photo_rows])
+
+
+def read(data_dir: Path, max_queries: int, seed: int) -> Catalogue:
+    """Raises StageError when stages are missing or do not fit, or the test split is empty."""
+    products = listings.read_products(data_dir / "tabular")
+    split = storage.read_csv(data_dir / "dataset" / "listings.csv").set_index("product_id")
+    products[["cluster", "split"]] = split.loc[products["product_id"], ["cluster", "split"]].to_numpy()  # whatever it holds
+    tests = np.flatnonzero(products["split"] == "test")
+    if not len(tests):
+        raise StageError(
+            f"the test split of {data_dir / 'dataset'} has no listing: give more listings, or dataset.py a --split-column"
+        )
+    if len(tests) > max_queries:
+        tests = np.sort(np.random.default_rng(seed).choice(tests, max_queries, replace=False))
+    table = storage.read_csv(data_dir / "dataset" / "training_data.csv").astype({"label": int})
+    arrays = {}
+    for name in ("embeddings/vectors", "embeddings/probabilities", "features/plain"):
+        path = data_dir / f"{name}.npy"
+        arrays[name] = storage.read_array(path)
+        ids = storage.read_json(path.with_name("image_ids.json"))
+        if ids != table["image_id"].tolist() or len(arrays[name]) != len(ids):
+            script = storage.SCRIPTS[path.parent.name]
+            raise StageError(f"{path} holds other photos than the dataset: run python {script} again")
+    pixels = storage.read_csv(data_dir / "images" / "photos.csv").set_index("image_id")["sha256"]
+    table["product_row"] = pd.Index(products["product_id"]).get_indexer(table["product_id"])
+    table["pixels"] = table["image_id"].map(pixels)
+    queries = np.flatnonzero(table["product_row"].isin(tests))
+    return Catalogue(
+        products,
+        table,
+        storage.read_json(storage.current_generation(data_dir / "index") / "image_model.json")["classes"],
+        listings.texts(products.iloc[tests]),
+        *arrays.values(),
+        tests,
+        queries[np.argsort(table["product_row"].to_numpy()[queries], kind="stable")],
+    )
+
+
+# Figures: a value, and its 95% interval over listings.
+
+
+def figure(statistic: Callable[[np.ndarray], float], rows: np.ndarray, seed: int) -> dict[str, float] | None:
+    """statistic(rows) with the percentile bootstrap's 95% interval over rows; None where it is not defined.
+
+    The interval is stretched to hold the value where resampling is biased, as it is for calibration errors.
+    Source: Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapter 13.
+    """
+    if not len(rows):
+        return None
+    low = high = value = float(statistic(rows))
+    if len(rows) > 1 and np.isfinite(value):
+        drawn = bootstrap(
+            (rows,),
+            statistic,
+            n_resamples=RESAMPLES,
+            vectorized=False,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        )
+        low, high = (float(end) for end in drawn.confidence_interval)
+    if not np.isfinite([value, low, high]).all():
+        return None
+    return {"value": round(value, 6), "low": round(min(low, value), 6), "high": round(max(high, value), 6)}
+
+
+def mean(values: np.ndarray, seed: int) -> dict[str, float] | None:
+    """The mean of (L,) values of listings, NaNs left out."""
+    values = np.asarray(values, np.float64)
+    return figure(lambda rows: values[rows].mean(), np.flatnonzero(~np.isnan(values)), seed)
+
+
+def spread(values: pd.Series, size: int) -> np.ndarray:
+    """(size,) values by listing's position, NaN for listings that have none."""
+    return values.reindex(np.arange(size)).to_numpy(np.float64)
+
+
+# Category models.
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """What a category model says: listing, truth (n,), probabilities (n, C); several rows of a listing share its weight."""
+
+    listing: np.ndarray
+    truth: np.ndarray
+    probabilities: np.ndarray
+
+    def figures(self, name: str, seed: int) -> dict[str, dict | None]:
+        rows, guess = np.unique(self.listing), self.probabilities.argmax(axis=1)
+        confidence = self.probabilities.max(axis=1)
+        share, right = self.shares(), guess == self.truth
+
+        def weights(drawn: np.ndarray) -> np.ndarray:
+            return np.bincount(drawn, minlength=rows.max() + 1)[self.listing] * share
+
+        statistics = {
+            "accuracy": lambda drawn: np.average(right, weights=weights(drawn)),
+            "macro_f1": lambda drawn: metrics.macro_f1(self.truth, guess, weights(drawn)),
+            "calibration_error": lambda drawn: metrics.calibration_error(confidence, right, weights(drawn)),
+        }
+        return {f"{name}_{key}": figure(statistic, rows, seed) for key, statistic in statistics.items()}
+
+    def shares(self) -> np.ndarray:
+        """(n,) of a listing, one over the number of its rows."""
+        return 1 / np.bincount(self.listing)[self.listing]
+
+    def per_class(self) -> np.ndarray:
+        """(C, 4): precision, recall, F1 and number of listings of each class."""
+        if not len(self.listing):
+            return np.zeros((self.probabilities.shape[1], 4))
+        guess, classes = self.probabilities.argmax(axis=1), np.arange(self.probabilities.shape[1])
+        scores = precision_recall_fscore_support(self.truth, guess, labels=classes, sample_weight=self.shares(), zero_division=0)
+        return np.stack(scores, axis=1)
+
+
+def guess_categories(known: Catalogue, models) -> dict[str, Guesses]:
+    """Of the photo, text and fused models; the fused one sees the mean of a listing's photos."""
+    listing = known.listing_of(known.queries)
+    of_photo = np.asarray(known.probabilities[known.queries])
+    truth = known.products["label"].to_numpy()[known.measured]
+    everyone = np.arange(len(truth))
+    by_text = models.category_probabilities(known.texts)
+    by_photo = pd.DataFrame(of_photo).groupby(listing).mean().reindex(everyone).to_numpy(np.float32)  # NaN: no photo
+    return {
+        "photo": Guesses(listing, truth[listing], of_photo),
+        "text": Guesses(everyone, truth, by_text),
+        "fused": Guesses(everyone, truth, models.fuse(by_photo, by_text)),
+    }
+
+
+# Price.
+
+
+def guess_prices(known: Catalogue, price_model) -> pd.DataFrame:
+    """The price of each measured listing in pounds, and its 10%, 50% and 90% quantiles by the model."""
+    products = known.products.iloc[known.measured]
+    of_photos = pd.DataFrame(known.vectors[known.queries]).groupby(known.listing_of(known.queries)).mean()
+    vectors = of_photos.reindex(np.arange(len(products))).to_numpy(np.float32)  # NaN: no photo
+    quantiles = 10 ** price_model.quantiles(known.texts, products["category"].tolist(), products["county"].tolist(), vectors)
+    return pd.DataFrame(
+        {"price": products["price"].to_numpy()} | dict(zip(("price_low", "price_median", "price_high"), quantiles.T, strict=True))
+    )
+
+
+def price_figures(prices: pd.DataFrame, median_price: float, seed: int) -> dict[str, dict | None]:
+    """median_price: pounds, of the training listings."""
+    price, low, middle, high = prices[["price", "price_low", "price_median", "price_high"]].to_numpy().T
+    rows = np.flatnonzero((price >= metrics.PRICE_BOUNDS[0]) & (price <= metrics.PRICE_BOUNDS[1]))
+    error, error_of_median = np.abs(price - middle), np.abs(price - median_price)
+    inside = (low <= price) & (price <= high)
+    statistics = {
+        "price_log_r2": lambda drawn: metrics.log_r2(price[drawn], middle[drawn]),
+        "price_error_over_median_baseline": lambda drawn: metrics.error_ratio(error[drawn], error_of_median[drawn]),
+        "price_interval_coverage": lambda drawn: inside[drawn].mean(),
+        "price_median_error_pounds": lambda drawn: np.median(error[drawn]),
+        "price_median_error_of_median_pounds": lambda drawn: np.median(error_of_median[drawn]),
+    }
+    return {name: figure(statistic, rows, seed) for name, statistic in statistics.items()}
+
+
+# Photo retrieval.
+
+
+def training_photos(known: Catalogue, seed: int) -> np.ndarray:
+    rows = np.flatnonzero(known.photos["split"] == "train")
+    return draw(rows, FITTED_PHOTOS, seed)
+
+
+def draw(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """`count` of the rows, or all when there are fewer; ascending."""
+    return rows if len(rows) <= count else np.sort(np.random.default_rng(seed).choice(rows, count, replace=False))
+
+
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    vectors = np.array(vectors, np.float32)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return vectors
+
+
+def whitened(features: np.ndarray, fitted: np.ndarray, dimension: int) -> np.ndarray:
+    """(N, d) unit rows: principal components of equal variance, fitted on the `fitted` rows, d at most `dimension` and the rank.
+
+    Source: Jegou and Chum, "Negative evidences and co-occurrences in image retrieval: the benefit of PCA and whitening",
+    ECCV 2012, section 3.
+    """
+    sample = np.asarray(features[fitted])
+    components = min(dimension, len(sample) - 1, features.shape[1])
+    pca = PCA(components, whiten=True, svd_solver="covariance_eigh").fit(sample)
+    solid = pca.explained_variance_ > 1e-6 * pca.explained_variance_[0]
+    return unit_rows(pca.transform(features)[:, solid])
+
+
+def retrieve(known: Catalogue, seed: int) -> dict[str, np.ndarray]:
+    """Each of RETRIEVAL for each of SPACES by measured listing (L,), NaN for listings without such evidence."""
+    listing, size = known.listing_of(known.queries), len(known.measured)
+    if not len(known.queries):
+        return {name + suffix: np.full(size, np.nan) for suffix in SPACES for name in RETRIEVAL}
+    codes = [pd.factorize(known.photos[column])[0] for column in ("label", "product_id", "cluster", "pixels")]
+    dimension = min(WHITENED_DIMENSION, known.vectors.shape[1])
+    spaces = {
+        "": lambda: np.asarray(known.vectors),
+        "_frozen_trunk": lambda: unit_rows(known.features),
+        "_whitened_trunk": lambda: whitened(known.features, training_photos(known, seed), dimension),
+    }
+    found = {}
+    for suffix, vectors in tqdm(spaces.items(), desc="retrieval", file=sys.stderr, disable=None):
+        for name, values in metrics.retrieval(vectors(), known.queries, *codes).items():
+            found[name + suffix] = spread(metrics.by_listing(values, listing), size)
+    return found
+
+
+# Linear heads on the frozen trunk: what the split does to a figure.
+
+
+def head_of_photos(known: Catalogue, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Whether a linear head, trained on the frozen trunk's features of photos `train`, tells each category of `test`."""
+    labels = known.photos["label"].to_numpy()
+    if len(np.unique(labels[train])) < 2 or not len(test):
+        return np.full(len(test), np.nan)
+    head = make_pipeline(StandardScaler(), LogisticRegression(C=HEAD_C, max_iter=200))
+    with threadpool_limits(1):  # ten times faster: its steps are too small to share out
+        head.fit(known.features[train], labels[train])
+        return (head.predict(known.features[test]) == labels[test]).astype(float)
+
+
+def photo_accuracy(right: np.ndarray, product_rows: np.ndarray, seed: int) -> dict | None:
+    """The share of photos that are right, its interval over their listings."""
+    by_listing = pd.DataFrame({"right": right}).groupby(product_rows)["right"].agg(["sum", "count"]).to_numpy().T
+    rows = np.flatnonzero(by_listing[1])
+    return figure(lambda drawn: by_listing[0, drawn].sum() / by_listing[1, drawn].sum(), rows, seed)
+
+
+def compare_splits(known: Catalogue, seed: int) -> tuple[dict[str, dict | None], np.ndarray]:
+    """The same head on our split and on one by photo of the same sizes; and by measured listing its share of right photos."""
+    rows = known.photos["product_row"].to_numpy()
+    train = training_photos(known, seed)
+    ours = head_of_photos(known, train, known.queries)
+    shuffled = np.random.default_rng(seed).permutation(len(rows))
+    leaky_test = shuffled[len(train) : len(train) + len(known.queries)]
+    leaky = head_of_photos(known, shuffled[: len(train)], leaky_test)
+    figures = {
+        "photo_accuracy_leaky_split": photo_accuracy(leaky, rows[leaky_test], seed),
+        "photo_accuracy_same_head_our_split": photo_accuracy(ours, rows[known.queries], seed),
+    }
+    return figures, spread(metrics.by_listing(ours, known.listing_of(known.queries)), len(known.measured))
+
+
+# Ranking.
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One query of the gallery: its photo's row, and the rows of the listings answered, with their grades."""
+
+    photo_row: int
+    product_rows: np.ndarray
+    grades: np.ndarray
+
+
+def rank(known: Catalogue, recommender: Recommender) -> tuple[dict[str, np.ndarray], list[Answered]]:
+    """nDCG@10 by measured listing (L,) with each of EVIDENCE, NaN where a listing has no such evidence; and answers to both."""
+    catalogue_row = pd.Index([recommender.catalogue.product_row(name) for name in known.products["product_id"]])
+    path, main, cluster = (pd.factorize(known.products[name])[0] for name in ("category", "main_category", "cluster"))
+    photos_of = pd.Series(known.queries).groupby(known.listing_of(known.queries)).apply(list)
+    scores = {name: np.full(len(known.measured), np.nan) for name in EVIDENCE}
+    answers = []
+    for position, row in enumerate(tqdm(known.measured, desc="rank", unit="listing", file=sys.stderr, disable=None)):
+        own = cluster == cluster[row]
+        grades = np.where(path == path[row], 2, np.where(main == main[row], 1, 0))
+        text = "\n".join(known.products.loc[row, ["name", "description"]])
+        for name, (with_photo, with_text, kinds) in EVIDENCE.items():
+            gained = []
+            for photo in photos_of.get(position, []) if with_photo else [None]:
+                evidence = {"vector": known.vectors[photo], "probabilities": known.probabilities[photo]} if with_photo else {}
+                query = recommender.query(text=text if with_text else None, **evidence)
+                if with_text and query.text is None and query.words is None:
+                    continue
+                found = recommender.ranked(query, K, catalogue_row[own].to_numpy(), kinds=kinds)
+                found = catalogue_row.get_indexer(found)
+                gained.append(metrics.ndcg(grades[found], grades[~own], K))
+                if name == "both" and len(gained) == 1:
+                    answers.append(Answered(photo, found, grades[found]))
+            scores[name][position] = np.mean(gained) if gained else np.nan
+    return scores, answers
+
+
+def rank_figures(scores: dict[str, np.ndarray], seed: int) -> dict[str, dict | None]:
+    """On the listings that have both kinds of evidence; the p-value is of both being no better than the better single kind."""
+    compared = ~np.isnan(scores["photo"] + scores["text"] + scores["both"])
+    scores = {name: values[compared] for name, values in scores.items()}
+    figures = {f"ndcg_at_10_{name}": mean(values, seed) for name, values in scores.items()}
+    figures["ndcg_both_over_best_single_p"] = None
+    if compared.sum() > 1:
+        single = max((scores["photo"], scores["text"]), key=np.mean)
+        test = permutation_test(
+            (scores["both"], single),
+            lambda both, single, axis: (both - single).mean(axis=axis),
+            permutation_type="samples",
+            vectorized=True,
+            n_resamples=PERMUTATIONS,
+            batch=500,
+            alternative="greater",
+            rng=np.random.default_rng(seed),
+        )
+        draws = len(test.null_distribution)
+        ends = binomtest(min(round(test.pvalue * draws), draws), draws).proportion_ci(method="wilson")
+        low, high = min(ends.low, test.pvalue), max(ends.high, test.pvalue)
+        figures["ndcg_both_over_best_single_p"] = {
+            name: round(float(value), 6) for name, value in (("value", test.pvalue), ("low", low), ("high", high))
+        }
+    return figures
+
+
+# The report.
+
+
+def draw_gallery(known: Catalogue, answers: list[Answered], images_dir: Path, seed: int) -> bytes:
+    """Queries and their best answers, a row each: as far as there are, half of them begin with a right answer."""
+    right = [answer for answer in answers if len(answer.grades) and answer.grades[0]]
+    wrong = [answer for answer in answers if not len(answer.grades) or not answer.grades[0]]
+    n_right = max(GALLERY_QUERIES // 2, GALLERY_QUERIES - len(wrong))
+    shown = []
+    for part, count in ((right, n_right), (wrong, GALLERY_QUERIES - min(n_right, len(right)))):
+        shown += [part[position] for position in draw(np.arange(len(part)), count, seed)]
+    first_photo = known.photos.drop_duplicates("product_row").set_index("product_row")["image_id"]
+    leaf = known.products["leaf_category"]
+    blank = io.BytesIO()
+    Image.new("RGB", (GALLERY_TILE_PX, GALLERY_TILE_PX), "#eeeeee").save(blank, "JPEG")
+    tiles = []
+    for answer in shown:
+        asked = known.photos.iloc[answer.photo_row]
+        tiles.append((photos.load(images_dir, asked["image_id"], bytes), leaf[asked["product_row"]], FRAMES["query"]))
+        for row, grade in zip(answer.product_rows[:GALLERY_ANSWERS], answer.grades[:GALLERY_ANSWERS], strict=True):
+            image_id = first_photo.get(row)
+            jpeg = photos.load(images_dir, image_id, bytes) if image_id else blank.getvalue()
+            tiles.append((jpeg, leaf[row], FRAMES[grade]))
+        tiles += [(blank.getvalue(), "", None)] * (GALLERY_ANSWERS - len(answer.product_rows[:GALLERY_ANSWERS]))
+    sheet = io.BytesIO()
+    photos.contact_sheet(tiles, GALLERY_ANSWERS + 1, GALLERY_TILE_PX).save(sheet, "PNG")
+    return sheet.getvalue()
+
+
+def markdown_table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def cell(value: dict[str, float] | None) -> str:
+    return "-" if value is None else f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+
+
+def write_report(figures: dict[str, dict | None], counts: dict[str, int], guesses: dict[str, Guesses], classes: list[str]) -> str:
+    """report.md."""
+
+    def table(head: list[str], rows: list[tuple[str, list[str]]]) -> str:
+        return markdown_table(["", *head], [[title, *(cell(figures[name]) for name in names)] for title, names in rows])
+
+    models = list(guesses)
+    titles = {"accuracy": "accuracy", "macro_f1": "macro-F1", "calibration_error": "expected calibration error"}
+    categories = table(models, [(titles[key], [f"{name}_{key}" for name in models]) for key in titles])
+    prices = table(["model"], [(title, [name]) for name, title in PRICE_TITLES.items()])
+    retrieved = table([*SPACES.values()], [(title, [name + suffix for suffix in SPACES]) for name, title in RETRIEVAL.items()])
+    p_title = "p of both being no better than the better of photo and text"
+    ranked = [(name.replace("_", " "), [f"ndcg_at_10_{name}"]) for name in EVIDENCE] + [
+        (p_title, ["ndcg_both_over_best_single_p"])
+    ]
+    split_titles = {
+        "photo_accuracy_same_head_our_split": "by cluster, as everywhere in this report",
+        "photo_accuracy_leaky_split": "by photo: siblings of test photos are trained on",
+    }
+    splits = table(["photo accuracy, by photo"], [(title, [name]) for name, title in split_titles.items()])
+    scores = np.concatenate([guess.per_class() for guess in guesses.values()], axis=1)
+    columns = [f"{name} {what}" for name in models for what in ("precision", "recall", "F1", "listings")]
+    formats = [".2f", ".2f", ".2f", ".0f"] * len(models)
+    per_class = [[name, *map(format, row, formats)] for name, row in zip(classes, scores.tolist(), strict=True)]
+    return f"""# Quality on the test split
+
+{counts["measured"]:,} of the {counts["test_listings"]:,} test listings, {counts["measured_photos"]:,} photos of
+{counts["measured_with_photo"]:,} of them; the catalogue has {counts["listings"]:,} listings and {counts["photos"]:,} photos.
+Every figure is by listing: a listing's value is the mean over its photos. In brackets: the 95% interval of the bootstrap over
+listings (percentile, {RESAMPLES:,} resamples). "-": the data has no such evidence.
+
+## Category models
+
+{categories}
+
+The photo model answers for each photo, the fused one for a listing, from the mean of its photos and its words. Macro-F1 is over
+the classes among the test listings and the answers. Calibration error: {metrics.CALIBRATION_BINS} equal bins of confidence.
+
+## Price
+
+{prices}
+
+On {counts["measured_priced"]:,} listings from £{metrics.PRICE_BOUNDS[0]:,.0f} to £{metrics.PRICE_BOUNDS[1]:,.0f}.
+
+## Photos to photos
+
+{retrieved}
+
+Nearest by cosine. Category: against the catalogue without the query's cluster (its listing, its duplicates, what was grouped
+with it); MAP@R as in "A metric learning reality check" (2020). Same listing: against all other photos, those equal to the query
+pixel by pixel left out, for the {counts["measured_with_sibling"]:,} listings with another photo; ties count against the answer.
+Frozen trunk: its pooled features before training. Whitened trunk: the same, PCA-whitened on at most {FITTED_PHOTOS:,} training
+photos to the embedding's dimension (at most {WHITENED_DIMENSION} and the rank).
+
+## Ranked listings
+
+{table(["nDCG@10"], ranked)}
+
+The published ranker, as the API calls it, on the {counts["compared"]:,} listings with photo and words: a listing's title and
+description, its photos one by one, its own category hidden, against the catalogue without its cluster. Grades: same category
+path 2, same main category 1; gains 2^grade - 1. p: paired permutation test, one-sided, {PERMUTATIONS:,} sign flips (all where
+they are fewer); its bracket is the precision of those draws.
+
+## Why figures elsewhere are higher
+
+{splits}
+
+One and the same head on both: logistic regression (C = {HEAD_C:g}) on the frozen trunk's standardised features, trained on at
+most {FITTED_PHOTOS:,} photos.
+
+## Every category
+
+{markdown_table(["", *columns], per_class)}
+
+## Gallery
+
+![queries and answers](gallery.png)
+
+In each row a query (blue) with its photo and words, and the best answers: same category path (green), same main category
+(orange), another (red). Half of the queries shown begin with a wrong answer, where there are as many: these are no shares.
+"""
+
+
+# The stage.
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="data", type=Path, help="folder of all stages (default: %(default)s)")
+    parser.add_argument(
+        "--max-queries", default=2000, type=flags.positive, help="test listings measured, drawn by seed (default: %(default)s)"
+    )
+    parser.add_argument("--seed", default=0, type=flags.not_negative, help="of every draw (default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> dict:
+    for stage_name in ("dataset", "embeddings", "index"):
+        storage.check_inputs(args.data, stage_name)
+    names = (
+        *("tabular/products.csv", "dataset/listings.csv", "dataset/training_data.csv", "images/photos.csv"),
+        *("embeddings/image_ids.json", "embeddings/vectors.npy", "embeddings/probabilities.npy"),
+        *("features/image_ids.json", "features/plain.npy", "index/current.json"),
+    )
+    arguments = {"max_queries": args.max_queries, "seed": args.seed}
+    stage = storage.Stage(args.data / "evaluation", arguments, storage.digests(args.data, *names))
+    if done := stage.finished():
+        return done
+    recommender = Recommender(storage.current_generation(args.data / "index"))
+    if not recommender.takes_photos:
+        raise StageError(f"{args.data / 'index'} holds vectors of your own: run python build_index.py without --embeddings")
+    known = read(args.data, args.max_queries, args.seed)
+    stage.begin()
+
+    guesses = guess_categories(known, recommender.table_models)
+    prices = guess_prices(known, recommender.price_model)
+    training = known.products[known.products["split"] == "train"]
+    usable = training["price_plausible"] & (training["price"] > 0)
+    median_price = float(training.loc[usable, "price"].median())
+    retrieved = retrieve(known, args.seed)
+    split_figures, head_right = compare_splits(known, args.seed)
+    ranked, answers = rank(known, recommender)
+
+    figures: dict[str, dict | None] = {}
+    for name, guess in guesses.items():
+        figures |= guess.figures(name, args.seed)
+    figures |= price_figures(prices, median_price, args.seed)
+    figures |= {name: mean(values, args.seed) for name, values in retrieved.items()}
+    figures |= rank_figures(ranked, args.seed) | split_figures
+
+    photo, size = guesses["photo"], len(known.measured)
+    photo_right = (photo.probabilities.argmax(axis=1) == photo.truth).astype(float)
+    products = known.products.iloc[known.measured].reset_index(drop=True)
+    table = products[["product_id", "cluster", "label"]].assign(
+        photo_right=spread(metrics.by_listing(photo_right, photo.listing), size),
+        photo_right_same_head=head_right,
+        **{f"{name}_guess": guesses[name].probabilities.argmax(axis=1) for name in ("text", "fused")},
+        **prices,
+        training_median_price=median_price,
+        **retrieved,
+        **{f"ndcg_at_10_{name}": values for name, values in ranked.items()},
+    )
+    counts = {
+        "listings": len(known.products),
+        "photos": len(known.photos),
+        "test_listings": int((known.products["split"] == "test").sum()),
+        "measured": size,
+        "measured_photos": len(known.queries),
+        "measured_with_photo": int(table["photo_right"].notna().sum()),
+        "measured_with_sibling": int(table["same_listing_hit_at_1"].notna().sum()),
+        "measured_priced": int(table["price"].between(*metrics.PRICE_BOUNDS).sum()),
+        "compared": int(table[["ndcg_at_10_photo", "ndcg_at_10_text"]].notna().all(axis=1).sum()),
+    }
+    storage.write_csv(stage.folder / "listings.csv", table)
+    storage.write_bytes(stage.folder / "gallery.png", draw_gallery(known, answers, args.data / "images", args.seed))
+    report = write_report(figures, counts, guesses, known.classes)
+    storage.write_bytes(stage.folder / "report.md", report.encode())
+    storage.write_json(stage.folder / "report.json", figures | {"counts": counts})
+    summary = {name: figures[name] and figures[name]["value"] for name in MAIN}
+    return stage.finish(counts | summary, ["report.json", "report.md", "gallery.png", "listings.csv"])
+
+
+def main(argv=None) -> int:
+    return errors.exit_code(run, parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Figures of quality: retrieval by category and by listing, graded ranking, categories, calibration, prices."""
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import r2_score
+
+PRICE_BOUNDS = (1.0, 20_000.0)  # pounds; outside them listings are gifts, jokes and houses, which no median error should hang on
+CALIBRATION_BINS = 15
+CHUNK_SCORES = 1 << 23  # similarities held at a time: 32 MB, some 150 MB with the orders made of them
+
+
+def retrieval(
+    vectors: np.ndarray,
+    queries: np.ndarray,
+    labels: np.ndarray,
+    products: np.ndarray,
+    clusters: np.ndarray,
+    pixels: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """How well the photos nearest to each query by cosine show its category, and its listing.
+
+    vectors: (N, D) float32 unit rows; queries: (Q,) rows of them; labels, products, clusters, pixels: (N,) codes of each photo's
+    category, listing, cluster of the split, and pixels (the same code for photos that are equal pixel by pixel).
+    Returns arrays (Q,) float64, NaN where undefined. Against the photos outside the query's cluster: category_p_at_1 and
+    category_p_at_10, the share of the query's category in the nearest (of fewer, where fewer are left; NaN where none is), and
+    map_at_r, the mean over the ranks i <= R of precision at i where the i-th is relevant, else 0; R is the number of relevant
+    photos left, NaN where 0. Against all photos but the query and those equal to it pixel by pixel: same_listing_hit_at_1 and
+    same_listing_hit_at_10, 1 where a photo of the same listing is among the nearest, ties counted against it; NaN where no
+    other photo of the listing is left.
+    Source of MAP@R: Musgrave, Belongie and Lim, "A metric learning reality check", ECCV 2020, section 4.1.
+    """
+    queries = np.asarray(queries, np.int64)
+    parts = []
+    for chunk in np.array_split(queries, max(1, -(-len(queries) * len(vectors) // CHUNK_SCORES))):
+        scores = vectors[chunk] @ vectors.T
+        hits = _listing_hits(scores, products[chunk, None] == products, pixels[chunk, None] == pixels)
+        scores[clusters[chunk, None] == clusters] = -np.inf
+        parts.append(_category_figures(scores, labels[chunk, None] == labels) | hits)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _category_figures(scores: np.ndarray, relevant: np.ndarray) -> dict[str, np.ndarray]:
+    """P@1, P@10 and MAP@R of (Q, N) similarities; -inf marks photos that may not be found."""
+    allowed = np.isfinite(scores)
+    left, relevant_left = allowed.sum(axis=1), (relevant & allowed).sum(axis=1)
+    depth = min(scores.shape[1], max(10, relevant_left.max(initial=0)))
+    nearest = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]
+    by_score = np.argsort(-np.take_along_axis(scores, nearest, axis=1), axis=1, kind="stable")
+    nearest = np.take_along_axis(nearest, by_score, axis=1)
+    found = np.take_along_axis(relevant & allowed, nearest, axis=1)
+    ranks = np.arange(1, depth + 1)
+    precision = found.cumsum(axis=1) / ranks
+    gained = (precision * found * (ranks <= relevant_left[:, None])).sum(axis=1)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of an undefined figure
+        return {
+            "category_p_at_1": found[:, 0] / np.minimum(left, 1),
+            "category_p_at_10": found[:, :10].sum(axis=1) / np.minimum(left, 10),
+            "map_at_r": gained / relevant_left,
+        }
+
+
+def _listing_hits(scores: np.ndarray, same_listing: np.ndarray, same_pixels: np.ndarray) -> dict[str, np.ndarray]:
+    """Whether a photo of the query's listing is among the 1 and the 10 nearest that are not the query's own pixels."""
+    wanted, others = same_listing & ~same_pixels, ~same_listing & ~same_pixels
+    best = np.where(wanted, scores, -np.inf).max(axis=1, keepdims=True)
+    ahead = (others & (scores >= best)).sum(axis=1)
+    undefined = ~wanted.any(axis=1)
+    return {f"same_listing_hit_at_{k}": np.where(undefined, np.nan, ahead < k) for k in (1, 10)}
+
+
+def by_listing(values: np.ndarray, products: np.ndarray) -> pd.Series:
+    """The mean of each listing's values (Q,), by the listing's code in products (Q,); NaNs left out, NaN where all are."""
+    return pd.Series(np.asarray(values, np.float64)).groupby(np.asarray(products)).mean()
+
+
+def ndcg(found: np.ndarray, available: np.ndarray, k: int = 10) -> float:
+    """Normalised discounted cumulative gain at k, with gains 2^grade - 1.
+
+    found: grades (whole numbers from 0) of the results, best first; available: grades of all that could have been found, in any
+    order. NaN where nothing of a grade above 0 could.
+    Source: Burges et al., "Learning to rank using gradient descent", ICML 2005, section 6 (the discount is log2(1 + rank)).
+    """
+    ideal = _dcg(-np.sort(-np.asarray(available, np.float64))[:k])
+    return _dcg(np.asarray(found, np.float64)[:k]) / ideal if ideal else np.nan
+
+
+def _dcg(grades: np.ndarray) -> float:
+    return float(((2.0**grades - 1) / np.log2(np.arange(2, len(grades) + 2))).sum())
+
+
+def macro_f1(labels: np.ndarray, guesses: np.ndarray, weights: np.ndarray) -> float:
+    """The mean F1 over the classes that labels or guesses (N,) name with a weight (N,) above 0."""
+    classes = int(max(labels.max(), guesses.max())) + 1
+    hits = np.bincount(labels, weights * (labels == guesses), classes)
+    named = np.bincount(labels, weights, classes) + np.bincount(guesses, weights, classes)
+    return float((2 * hits[named > 0] / named[named > 0]).mean())
+
+
+def calibration_error(confidences: np.ndarray, right: np.ndarray, weights: np.ndarray) -> float:
+    """Expected calibration error: |accuracy - confidence|, averaged over equal bins of confidence.
+
+    confidences: (N,) probability of each guess; right: (N,) bool, whether it was right; weights: (N,).
+    Source: Guo et al., "On calibration of modern neural networks", ICML 2017, equation 3.
+    """
+    bins = np.minimum((confidences * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, weights * (right - confidences.astype(np.float64)))
+    return float(np.abs(gaps).sum() / weights.sum())
+
+
+def log_r2(prices: np.ndarray, guesses: np.ndarray) -> float:
+    """R2 of the logarithms of prices and guesses (N,), both above 0; not finite where all prices are the same."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(r2_score(np.log10(prices), np.log10(guesses), force_finite=False))
+
+
+def error_ratio(errors: np.ndarray, baseline_errors: np.ndarray) -> float:
+    """Median of errors over median of the baseline's; NaN where that is 0."""
+    baseline = np.median(baseline_errors)
+    return float(np.median(errors) / baseline) if baseline else np.nan

@@ -1,0 +1,142 @@
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import build_index
+from marketplace import listings, storage
+from marketplace.catalogue import Filters
+from marketplace.recommender import Recommender
+
+
+@pytest.fixture(scope="module")
+def recommender(demo_dir):
+    return Recommender(storage.current_generation(demo_dir / "index"))
+
+
+@pytest.fixture(scope="module")
+def queries(recommender, demo_dir):
+    probabilities = storage.read_array(demo_dir / "embeddings" / "probabilities.npy")
+    vector = np.array(recommender.photo_index.vectors[7])
+    return {
+        "photo": recommender.query(vector, None, probabilities[7]),
+        "words": recommender.query(text="blue bicycle for sale"),
+        "photo and words": recommender.query(vector, "good condition", probabilities[7]),
+        "listing": recommender.query_of(3),
+    }
+
+
+@given(st.sampled_from(["photo", "words", "photo and words", "listing"]), st.integers(0, 70), st.integers(1, 70))
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_page_is_a_part_of_the_whole_list_wherever_it_begins(recommender, queries, name, offset, k):
+    whole = recommender.recommend(queries[name], 200)
+    assert recommender.recommend(queries[name], k, offset=offset) == whole[offset : offset + k]
+
+
+def test_a_cut_off_leaves_what_is_above_it(recommender, queries):
+    whole = recommender.recommend(queries["photo"], 50)
+    middle = whole[20]["score"]
+    assert recommender.recommend(queries["photo"], 50, min_score=middle) == [hit for hit in whole if hit["score"] >= middle]
+
+
+@pytest.mark.parametrize("name", ["photo", "words", "photo and words", "listing"])
+def test_every_listing_is_found_or_folded_once_and_parts_add_up(recommender, queries, name):
+    hits = recommender.recommend(queries[name], 10_000)
+    assert all(sum(hit["parts"].values()) == pytest.approx(hit["score"], abs=1e-5) for hit in hits)
+    assert [hit["score"] for hit in hits[:50]] == sorted((hit["score"] for hit in hits[:50]), reverse=True)
+    asked = 1 if name == "listing" else 0
+    assert sum(1 + hit["duplicates"] for hit in hits) == recommender.catalogue.n_products - asked
+    groups = recommender.catalogue.columns["duplicates"]
+    rows = [recommender.catalogue.product_row(hit["product_id"]) for hit in hits]
+    assert len({int(groups[row]) for row in rows}) == len(rows)
+
+
+def test_folded_listings_are_counted_among_those_that_pass_the_filters(recommender):
+    sizes = np.bincount(recommender.catalogue.columns["duplicates"])
+    row = int(np.flatnonzero(recommender.catalogue.columns["duplicates"] == sizes.argmax())[0])
+    name = recommender.catalogue.product(row)["name"]
+    copies = recommender.catalogue.duplicates_of(row)
+    found = [hit for hit in recommender.recommend(recommender.query(text=name), 100) if hit["duplicates"]]
+    assert sizes.max() - 1 in [hit["duplicates"] for hit in found]
+    price = recommender.catalogue.product(row)["price"]
+    within = [copy for copy in copies if recommender.catalogue.product(copy)["price"] == price]
+    filtered = recommender.recommend(recommender.query(text=name), 100, Filters(min_price=price, max_price=price))
+    by_group = {
+        recommender.catalogue.columns["duplicates"][recommender.catalogue.product_row(hit["product_id"])]: hit for hit in filtered
+    }
+    assert by_group[sizes.argmax()]["duplicates"] == len(within) - 1
+
+
+def test_a_photo_alone_brings_its_own_listing_first(recommender, queries):
+    own = recommender.catalogue.product(int(recommender.catalogue.product_of_photo[7]))
+    first = recommender.recommend(queries["photo"], 1)[0]
+    assert first["product_id"] == own["product_id"] or first["duplicates"]
+    assert set(first["parts"]) == {"photo", "category"}
+
+
+def test_excluded_listings_and_left_out_evidence(recommender, queries):
+    everything = recommender.ranked(queries["photo"], 20, np.empty(0, int))
+    without = recommender.ranked(queries["photo"], 20, everything[:5])
+    assert not set(everything[:5]) & set(without)
+    by_photo = recommender.ranked(queries["photo"], 20, np.empty(0, int), kinds=["photo"])
+    best = [
+        (recommender.photo_index.vectors[recommender.catalogue.photos_of(row)] @ queries["photo"].photos[0]).max()
+        for row in by_photo
+    ]
+    assert best == sorted(best, reverse=True)
+
+
+def test_a_listing_is_compared_by_its_own_category_price_and_place(recommender):
+    query = recommender.query_of(3)
+    evidence, _ = recommender.evidence(query, np.arange(recommender.catalogue.n_products))
+    assert evidence["category"][3] == 1 and evidence["price"][3] == 1 and evidence["place"][3] == 1
+    product = recommender.catalogue.product(3)
+    for row in range(recommender.catalogue.n_products):
+        other = recommender.catalogue.product(row)
+        prices = sorted([product["price"], other["price"]])
+        if prices[0] > 0:
+            assert evidence["price"][row] == pytest.approx(prices[0] / prices[1], rel=1e-5)
+        else:
+            assert np.isnan(evidence["price"][row])
+        same = {"town": other["town"] == product["town"], "county": other["county"] == product["county"]}
+        assert evidence["place"][row] == (1 if all(same.values()) else 0.5 if same["county"] else 0)
+
+
+def test_the_ranker_is_fitted_on_validation_listings_against_training_ones_only(demo_dir, monkeypatch):
+    recommender = Recommender(storage.current_generation(demo_dir / "index"))
+    products = listings.read_products(demo_dir / "tabular")
+    splits = storage.read_csv(demo_dir / "dataset" / "listings.csv").set_index("product_id")["split"]
+    photos = {name: storage.read_array(demo_dir / "embeddings" / f"{name}.npy") for name in ("vectors", "probabilities")}
+    candidates, seen = recommender.candidates, set()
+
+    def watched(*arguments):
+        rows = candidates(*arguments)
+        seen.update(rows.tolist())
+        return rows
+
+    monkeypatch.setattr(recommender, "candidates", watched)
+    judged = build_index.judge(recommender, products, splits, photos)
+    split = products["product_id"].map(splits).to_numpy()
+    assert {split[query.product_row] for query in judged} == {"validation"}
+    assert {split[row] for row in seen} == {"train"}
+    for query in judged:
+        assert set(np.unique(query.relevance)) <= {0, 1, 2}
+
+
+def test_an_update_of_the_listings_keeps_the_ranker_and_another_model_does_not(demo_dir, tmp_path):
+    shutil.copytree(demo_dir, tmp_path / "data", ignore=shutil.ignore_patterns("raw", "tensorboard"))
+    index_dir = tmp_path / "data" / "index"
+    first = storage.current_generation(index_dir)
+    digests = {f"model/{name}": digest for name, digest in storage.read_json(first / "report.json")["files"].items()}
+    of_model = {name: digest for name, digest in digests.items() if (tmp_path / "data" / name).exists()}
+    assert len(of_model) >= 5
+    assert build_index.kept_ranker(index_dir, of_model) == first / "ranker.json"
+    changed = of_model | {next(iter(of_model)): "another"}
+    assert build_index.kept_ranker(index_dir, changed) is None
+    assert build_index.kept_ranker(tmp_path / "nowhere", of_model) is None
+    assert build_index.main(["--data", str(tmp_path / "data"), "--recall", "0.9"]) == 0
+    second = storage.current_generation(index_dir)
+    assert second != first and (second / "ranker.json").read_bytes() == (first / "ranker.json").read_bytes()
+    assert storage.read_json(second / "report.json")["ranker"] == "kept"
