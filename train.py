@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -385,7 +386,8 @@ def main_figures(photo: dict, table: dict) -> dict:
 
 
 def draw_hardest(table: pd.DataFrame, classes: list[str], images_dir: Path) -> bytes:
-    """A contact sheet (PNG) of the test photos that the model is surest about, and wrong; below, its guess and the truth."""
+    """A contact sheet (PNG) of the test photos that the model is surest about, and wrong; below, the truth and its guess."""
+    short = [re.split(",| & ", listings.category_levels(name)[-1])[0] for name in classes]
     probabilities = table[list(range(len(classes)))].to_numpy()
     guess = probabilities.argmax(1)
     wrong = np.flatnonzero(guess != table["label"])
@@ -393,7 +395,7 @@ def draw_hardest(table: pd.DataFrame, classes: list[str], images_dir: Path) -> b
     tiles = [
         (
             photos.load(images_dir, table["image_id"].iloc[row], bytes),
-            f"{classes[guess[row]]} {probabilities[row, guess[row]]:.0%}, is {classes[table['label'].iloc[row]]}",
+            f"{short[table['label'].iloc[row]]}, not {short[guess[row]]}",
             "#c0392b",
         )
         for row in hardest

@@ -177,7 +177,17 @@ def test_two_processes_end_with_the_weights_of_one_with_the_same_batches(prepare
     alone = trained(linked(prepared, tmp_path / "one"), *flags)
     data_dir = linked(prepared, tmp_path / "two")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
-    command += ["--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1", "train.py", "--data", str(data_dir), *FLAGS, *flags]
+    command += [
+        "--rdzv-endpoint",
+        "127.0.0.1:0",
+        "--local-addr",
+        "127.0.0.1",
+        "train.py",
+        "--data",
+        str(data_dir),
+        *FLAGS,
+        *flags,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-3000:]
