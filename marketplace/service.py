@@ -288,7 +288,8 @@ class Envelope:
 class Workers(Multiprocess):
     """uvicorn's supervisor of several processes on one socket, two things aside.
 
-    When a worker ends before any serves, it ends; later, one that cannot start is tried again, as others go on.
+    When a worker fails before any serves, it ends; later, one that cannot start is tried again, as others go on. One that was
+    killed is replaced at once.
     """
 
     def __init__(self, config: Config, sockets):
@@ -304,7 +305,7 @@ class Workers(Multiprocess):
             process.kill()
             process.join()
             multiprocess.mark_process_dead(process.pid)
-            if not self._served:
+            if not self._served and process.exitcode > 0:
                 self.failed = True
                 self.should_exit.set()
                 return
