@@ -277,7 +277,6 @@ def mapped_bytes(path) -> int:
     return sum(int(end, 16) - int(start, 16) for start, end in spans)
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
 def test_an_opened_index_and_its_vectors_are_mapped_not_loaded(kind, tmp_path):
     paths = tmp_path / "index.faiss", tmp_path / "vectors.npy"
