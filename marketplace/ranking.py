@@ -32,13 +32,12 @@ class Ranker:
     missing: dict[str, float]
     background: dict[str, float]
 
-    def save(self, path: Path, **more) -> None:
-        storage.write_json(path, asdict(self) | more)
+    def save(self, path: Path) -> None:
+        storage.write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> "Ranker":
-        known = storage.read_json(path)
-        return cls(known["weights"], known["missing"], known["background"])
+        return cls(**storage.read_json(path))
 
     def similarity(self, kind: str, cosines: np.ndarray) -> np.ndarray:
         """Cosines rescaled to [0, 1]: 0 is as alike as two unrelated listings, 1 is the same; NaN stays."""
