@@ -1,7 +1,4 @@
-"""The straightforward way, as most write it, that the other benchmarks measure against: one photo at a time, no tricks.
-
-torch is imported where it is used: benchmarks of memory import this module too.
-"""
+"""The straightforward way, as most write it, that the other benchmarks measure against: one photo at a time, no tricks."""
 
 import io
 
