@@ -160,7 +160,13 @@ def test_one_reload_at_a_time(generations, tmp_path):
 # The service that swaps them
 
 
-def test_a_reload_with_the_key_answers_when_the_new_generation_serves(data_dir):
+@pytest.fixture
+def unwatched(monkeypatch):
+    """The service looks for a new generation only when it is asked to."""
+    monkeypatch.setattr(service, "POLL_S", 3600)
+
+
+def test_a_reload_with_the_key_answers_when_the_new_generation_serves(data_dir, unwatched):
     add_generation(data_dir / "index", "second", "New ")
     with TestClient(api.create_app(data_dir, api_key=KEY)) as client:
         before = client.get("/readyz").json()["generation"]
@@ -184,7 +190,7 @@ def test_what_is_published_is_served_without_being_asked(data_dir, monkeypatch):
         wait_until(lambda: client.get("/healthcheck").json()["generation"] == "second")
 
 
-def test_a_spoiled_generation_is_409_and_the_old_one_answers_on(data_dir):
+def test_a_spoiled_generation_is_409_and_the_old_one_answers_on(data_dir, unwatched):
     spoil(add_generation(data_dir / "index", "second", "New "))
     with TestClient(api.create_app(data_dir, api_key=KEY)) as client:
         before = client.get("/readyz").json()
@@ -196,7 +202,7 @@ def test_a_spoiled_generation_is_409_and_the_old_one_answers_on(data_dir):
         assert client.get("/readyz").json() == before and client.get("/search", params={"q": "guitar"}).json()["results"]
 
 
-def test_answers_are_never_dropped_or_mixed_while_generations_change(data_dir):
+def test_answers_are_never_dropped_or_mixed_while_generations_change(data_dir, unwatched):
     index_dir = data_dir / "index"
     first = storage.current_generation(index_dir).name
     add_generation(index_dir, "second", "New ")
@@ -215,12 +221,14 @@ def test_answers_are_never_dropped_or_mixed_while_generations_change(data_dir):
         threads = [threading.Thread(target=ask, args=(client,)) for _ in range(3)]
         for thread in threads:
             thread.start()
-        for name in ("second", first, "second"):
-            publish(index_dir, name)
-            assert client.post("/admin/reload", headers={"X-API-Key": KEY}).json() == {"generation": name, "switched": True}
-        done.set()
-        for thread in threads:
-            thread.join()
+        try:
+            for name in ("second", first, "second"):
+                publish(index_dir, name)
+                assert client.post("/admin/reload", headers={"X-API-Key": KEY}).json() == {"generation": name, "switched": True}
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join()
     assert wrong == [] and served == {first, "second"}
 
 
