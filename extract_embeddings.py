@@ -2,14 +2,17 @@
 
 Reads   data/model/, data/images/, data/dataset/training_data.csv, data/tabular/products.csv
 Writes  data/embeddings/ (image_embeddings.json; vectors.npy and probabilities.npy with image_ids.json;
-                          text_vectors.npy with product_ids.json)
+                          text_vectors.npy with product_ids.json;
+                          photos-*.npy and texts-*.npy: rows kept for the next run, which embeds only what is new)
 Run     python extract_embeddings.py
 """
 
 import argparse
+import hashlib
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,55 +23,170 @@ from tqdm import tqdm
 from marketplace import errors, flags, listings, model, photos, storage, table_models
 from marketplace.errors import StageError
 
-TEXT_BATCH = 2_000  # listings
-OUTPUTS = (
-    "image_embeddings.json", "vectors.npy", "probabilities.npy", "image_ids.json", "text_vectors.npy", "product_ids.json",
-)  # fmt: skip
+SHARD = 2_000  # photos or texts: what a killed run loses at most
+CPU_BATCH, CUDA_BATCH = 4, 64  # photos a forward pass: the fastest on each, the first by benchmarks/extract_embeddings.py
+KEY = "S32"  # half of a sha256 in hexadecimal: 128 bits, and half the memory
+JSON = "image_embeddings.json"
+OUTPUTS = ("vectors.npy", "probabilities.npy", "image_ids.json", "text_vectors.npy", "product_ids.json")
 
 
-def photo_batches(
-    photo_model: model.PhotoModel, images_dir: Path, image_ids: list[str], batch_size: int, workers: int
-) -> Iterator[np.ndarray]:
-    """(n, 3, S, S) float32 inputs of the photos in order; the next batch is decoded while one is in use."""
+class Shards:
+    """Rows kept from run to run in files of at most SHARD rows, each whole or not there; found by what they were made of.
 
-    def read(image_id: str) -> np.ndarray:
-        return photos.load(images_dir, image_id, photo_model.input)
+    dtype: of a row, with a field "key", the digest of what it is made of. Files made by anything else are removed.
+    """
 
-    batches = [image_ids[start : start + batch_size] for start in range(0, len(image_ids), batch_size)]
-    with ThreadPoolExecutor(workers) as pool:
-        following = [pool.submit(read, image_id) for image_id in batches[0]] if batches else []
-        for position in range(len(batches)):
-            current = following
-            if position + 1 < len(batches):
-                following = [pool.submit(read, image_id) for image_id in batches[position + 1]]
-            yield np.stack([future.result() for future in current])
+    def __init__(self, folder: Path, name: str, made_by: dict, dtype: np.dtype):
+        made_by_digest = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:16]
+        self.folder, self.prefix, self.dtype = folder, f"{name}-{made_by_digest}-", dtype
+        for path in folder.glob(f"{name}-*.npy"):
+            if not path.name.startswith(self.prefix):
+                path.unlink()
+
+    def fill(self, keys: np.ndarray, compute: Callable[[np.ndarray, tqdm], dict[str, np.ndarray]], unit: str) -> int:
+        """Make the rows of those (N,) keys that have none; returns how many were made.
+
+        compute: positions in keys -> the other fields of their rows; it tells the progress bar about each.
+        """
+        self._open(keys)
+        distinct, first = np.unique(keys, return_index=True)
+        missing = np.sort(first[~np.isin(distinct, self.keys)])
+        number = int(self.paths[-1].stem.rpartition("-")[2]) + 1 if self.paths else 0
+        with tqdm(total=len(missing), desc="embed", unit=unit, file=sys.stderr, disable=None) as progress:
+            for start in range(0, len(missing), SHARD):
+                positions = missing[start : start + SHARD]
+                rows = np.empty(len(positions), self.dtype)
+                rows["key"] = keys[positions]
+                for field, values in compute(positions, progress).items():
+                    rows[field] = values
+                storage.write_array(self.folder / f"{self.prefix}{number:06d}.npy", rows)
+                number += 1
+        self._open(keys)
+        return len(missing)
+
+    def _open(self, keys: np.ndarray) -> None:
+        """Find out which key stands where. A file most of whose rows nobody wants goes: its others are made again."""
+        kept = {}
+        for path in sorted(self.folder.glob(f"{self.prefix}*.npy")):
+            stored = np.array(storage.read_array(path)["key"])
+            if np.isin(stored, keys).mean() < 0.5:
+                path.unlink()
+            else:
+                kept[path] = stored
+        self.paths = list(kept)
+        self.starts = np.cumsum([0, *map(len, kept.values())])  # the first row of each file, counted through all of them
+        self.keys = np.concatenate([np.empty(0, self.dtype["key"]), *kept.values()])
+        self.order = np.argsort(self.keys)
+
+    def read(self, field: str, keys: np.ndarray) -> Iterator[np.ndarray]:
+        """A field of the rows of (N,) keys, in chunks of at most SHARD rows."""
+        for start in range(0, len(keys), SHARD):
+            rows = self.order[np.searchsorted(self.keys, keys[start : start + SHARD], sorter=self.order)]
+            files = np.searchsorted(self.starts, rows, side="right") - 1
+            chunk = np.empty(len(rows), self.dtype[field])
+            for file in np.unique(files):
+                of_file = files == file
+                chunk[of_file] = storage.read_array(self.paths[file])[field][rows[of_file] - self.starts[file]]
+            yield chunk
+
+    def write(self, field: str, keys: np.ndarray, path: Path) -> None:
+        storage.write_rows(path, len(keys), self.dtype[field], self.read(field, keys))
 
 
-def embed_photos(
-    photo_model: model.PhotoModel, images_dir: Path, image_ids: list[str], args: argparse.Namespace
+def run_photos(
+    photo_model: model.PhotoModel,
+    images_dir: Path,
+    image_ids: list[str],
+    workers: int,
+    batch_size: int,
+    advance: Callable[[int], object] = bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(N, D) float32 unit rows and (N, C) float32 category probabilities, in the order of image_ids."""
-    vectors = np.empty((len(image_ids), photo_model.description.dimension), np.float32)
-    probabilities = np.empty((len(image_ids), len(photo_model.description.classes)), np.float32)
-    start = 0
-    batches = photo_batches(photo_model, images_dir, image_ids, args.batch_size, args.workers)
-    with tqdm(total=len(image_ids), desc="embed", unit="photo", file=sys.stderr, disable=None) as progress:
-        for pixels in batches:
-            rows = slice(start, start + len(pixels))
-            vectors[rows], probabilities[rows] = photo_model.run(pixels)
-            start = rows.stop
-            progress.update(len(pixels))
+    """(N, D) float32 unit rows and (N, C) category probabilities of one photo or more; `advance` is told of each batch's size.
+
+    Each of the `workers` threads decodes batches of its own and runs them: no thread waits for another.
+    """
+
+    def run(batch: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        return photo_model.run(np.stack([photos.load(images_dir, image_id, photo_model.input) for image_id in batch]))
+
+    outputs = []
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for output in pool.map(run, (image_ids[start : start + batch_size] for start in range(0, len(image_ids), batch_size))):
+            outputs.append(output)
+            advance(len(output[0]))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    vectors, probabilities = map(np.concatenate, zip(*outputs, strict=True))
     return vectors, probabilities
 
 
-def embed_texts(models: table_models.TableModels, texts: list[str]) -> np.ndarray:
-    """(P, T) float32 unit rows; a listing without a known word has a row of zeros."""
-    parts = [models.encode(texts[start : start + TEXT_BATCH]) for start in range(0, len(texts), TEXT_BATCH)]
-    return np.concatenate(parts)
+def embed_photos(stage: storage.Stage, data_dir: Path, image_ids: list[str], args: argparse.Namespace) -> dict:
+    """Write vectors.npy (N, D) of unit rows, probabilities.npy (N, C), and the dictionary; returns what to tell of them."""
+    # Before the model is there: what the table takes while it is read is then free for the model.
+    pixels = storage.read_csv(data_dir / "images" / "photos.csv", usecols=["image_id", "sha256"], index_col="image_id")["sha256"]
+    keys = pixels.loc[image_ids].to_numpy(KEY)
+    del pixels
+    cores = os.cpu_count() or 1
+    photo_model = model.PhotoModel(data_dir / "model", args.runtime, args.device, threads=max(1, cores // args.workers))
+    cleaned_with = storage.read_manifest(data_dir / "images")["arguments"]
+    if cleaned_with != photo_model.description.photo:
+        raise StageError(
+            f"the photos in {data_dir / 'images'} were cleaned with other settings than the model's: run python train.py again"
+        )
+    batch_size = args.batch_size or (CUDA_BATCH if photo_model.precision == "bf16" else CPU_BATCH)
+    stage.begin()
+    made_by = storage.digests(data_dir / "model", model.DESCRIPTION, model.WEIGHTS, model.ONNX, model.INT8)
+    made_by |= {"runtime": photo_model.runtime, "precision": photo_model.precision}
+    fields = {"vector": photo_model.description.dimension, "probabilities": len(photo_model.description.classes)}
+    dtype = np.dtype([("key", KEY), *((name, np.float32, (size,)) for name, size in fields.items())])
+    shards = Shards(stage.folder, "photos", made_by, dtype)
+
+    def compute(positions: np.ndarray, progress: tqdm) -> dict[str, np.ndarray]:
+        chosen = [image_ids[position] for position in positions]
+        outputs = run_photos(photo_model, data_dir / "images", chosen, args.workers, batch_size, progress.update)
+        return dict(zip(fields, outputs, strict=True))
+
+    embedded = shards.fill(keys, compute, "photo")
+    shards.write("vector", keys, stage.folder / "vectors.npy")
+    shards.write("probabilities", keys, stage.folder / "probabilities.npy")
+    storage.write_json(stage.folder / "image_ids.json", image_ids, indent=None)
+    (stage.folder / JSON).unlink(missing_ok=True)
+    if not args.no_json:
+        write_dictionary(stage.folder / JSON, image_ids, shards.read("vector", keys))
+    return {
+        "photos": len(image_ids),
+        "photos_embedded": embedded,
+        "photos_reused": len(image_ids) - embedded,
+        "dimension": photo_model.description.dimension,
+        "runtime": photo_model.runtime,
+        "precision": photo_model.precision,
+    }
 
 
-def write_dictionary(path: Path, image_ids: list[str], vectors: np.ndarray) -> None:
-    """{image_id: [floats]}, each float the shortest text that reads back as the same float32."""
+def embed_texts(stage: storage.Stage, data_dir: Path) -> dict:
+    """Write text_vectors.npy, (P, T) float32 unit rows; a listing without a known word has a row of zeros."""
+    models = table_models.TableModels.load(data_dir / "model")
+    products = listings.read_products(data_dir / "tabular")
+    texts = listings.texts(products)
+    keys = np.array([hashlib.sha256(text.encode()).hexdigest() for text in texts], KEY)
+    made_by = storage.digests(data_dir / "model", *table_models.FILES)
+    dtype = np.dtype([("key", KEY), ("vector", np.float32, models.encode([""]).shape[1:])])
+    shards = Shards(stage.folder, "texts", made_by, dtype)
+
+    def compute(positions: np.ndarray, progress: tqdm) -> dict[str, np.ndarray]:
+        progress.update(len(positions))
+        return {"vector": models.encode([texts[position] for position in positions])}
+
+    embedded = shards.fill(keys, compute, "text")
+    shards.write("vector", keys, stage.folder / "text_vectors.npy")
+    storage.write_json(stage.folder / "product_ids.json", products["product_id"].tolist(), indent=None)
+    return {"listings": len(texts), "listings_embedded": embedded}
+
+
+def write_dictionary(path: Path, image_ids: list[str], chunks: Iterator[np.ndarray]) -> None:
+    """{image_id: [floats]}, each float the shortest text that reads back as the same float32; vectors come in chunks."""
+    vectors = (vector for chunk in chunks for vector in chunk)
     with storage.atomic_path(path) as temporary, open(temporary, "wb") as file:
         file.write(b"{")
         for position, (image_id, vector) in enumerate(zip(image_ids, vectors, strict=True)):
@@ -80,50 +198,33 @@ def write_dictionary(path: Path, image_ids: list[str], vectors: np.ndarray) -> N
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="data", type=Path, help="folder of all stages (default: %(default)s)")
-    parser.add_argument("--batch-size", default=32, type=flags.positive, help="photos a forward pass (default: %(default)s)")
     parser.add_argument(
-        "--workers", default=os.cpu_count() or 1, type=flags.positive, help="decoding threads (default: %(default)s)"
+        "--batch-size", type=flags.positive, help=f"photos a forward pass (default: {CPU_BATCH}, with CUDA {CUDA_BATCH})"
     )
+    parser.add_argument(
+        "--workers",
+        default=os.cpu_count() or 1,
+        type=flags.positive,
+        help="threads that decode photos and run the model, the cores shared among them (default: %(default)s)",
+    )
+    parser.add_argument("--no-json", action="store_true", help=f"leave {JSON} out")
     flags.add_runtime(parser, model.RUNTIMES)
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> dict:
-    folders = {name: args.data / name for name in ("tabular", "images", "dataset", "model")}
     storage.check_inputs(args.data, "dataset")
     # Listings may come and go without a new training; new labels, or a new split, ask for one.
     storage.check_inputs(args.data, "model", ["tabular/labels.json", "dataset/settings.json"])
     names = ("tabular/products.csv", "images/photos.csv", "dataset/training_data.csv", *(f"model/{name}" for name in model.FILES))
     inputs = storage.digests(args.data, *names)
-    arguments = {"runtime": args.runtime, "device": args.device, "batch_size": args.batch_size}
+    arguments = {name: getattr(args, name) for name in ("runtime", "device", "batch_size", "no_json")}
     stage = storage.Stage(args.data / "embeddings", arguments, inputs)
     if done := stage.finished():
         return done
-    photo_model = model.PhotoModel(folders["model"], args.runtime, args.device)
-    cleaned_with = storage.read_manifest(folders["images"])["arguments"]
-    if cleaned_with != photo_model.description.photo:
-        raise StageError(
-            f"the photos in {folders['images']} were cleaned with other settings than the model's: run python train.py again"
-        )
-    models = table_models.TableModels.load(folders["model"])
-    stage.begin()
-    image_ids = storage.read_csv(folders["dataset"] / "training_data.csv")["image_id"].tolist()
-    products = listings.read_products(folders["tabular"])
-    texts = listings.texts(products)
-    vectors, probabilities = embed_photos(photo_model, folders["images"], image_ids, args)
-    storage.write_array(stage.folder / "vectors.npy", vectors)
-    storage.write_array(stage.folder / "probabilities.npy", probabilities)
-    storage.write_json(stage.folder / "image_ids.json", image_ids, indent=None)
-    write_dictionary(stage.folder / "image_embeddings.json", image_ids, vectors)
-    storage.write_array(stage.folder / "text_vectors.npy", embed_texts(models, texts))
-    storage.write_json(stage.folder / "product_ids.json", products["product_id"].tolist(), indent=None)
-    counts = {
-        "photos": len(image_ids),
-        "dimension": photo_model.description.dimension,
-        "listings": len(texts),
-        "runtime": photo_model.runtime,
-    }
-    return stage.finish(counts, OUTPUTS)
+    table = storage.read_csv(args.data / "dataset" / "training_data.csv", usecols=["image_id"])
+    counts = embed_photos(stage, args.data, table["image_id"].tolist(), args) | embed_texts(stage, args.data)
+    return stage.finish(counts, OUTPUTS if args.no_json else [*OUTPUTS, JSON])
 
 
 def main(argv=None) -> int:

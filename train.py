@@ -1,7 +1,7 @@
 """Train the photo model (ResNet-50 transfer learning) and the models of the table.
 
 Reads   data/dataset/, data/images/, data/tabular/
-Writes  data/model/       (image_model.safetensors, .json, .onnx; table_models.*, price_model.*; metrics.json and pictures of it)
+Writes  data/model/       (image_model.safetensors, .json, .onnx, .int8.onnx; table_models.*, price_model.*; metrics.json; .png)
         data/features/    (the starting trunk's features of every photo: computed once, trained on, compared with)
         data/tensorboard/ (the curves for TensorBoard)
 Run     python train.py                                  ImageNet weights, downloaded once
@@ -12,6 +12,7 @@ Run     python train.py                                  ImageNet weights, downl
 """
 
 import argparse
+import dataclasses
 import functools
 import hashlib
 import io
@@ -34,7 +35,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from dataset import ListingPhotos, photo_tensor, read_classes
-from marketplace import errors, flags, listings, model, network, photos, price_model, storage, table_models, training
+from marketplace import errors, flags, listings, model, network, photos, price_model, quantise, storage, table_models, training
 from marketplace.errors import StageError
 from marketplace.metrics import PRICE_BOUNDS
 
@@ -567,6 +568,11 @@ def run(args: argparse.Namespace) -> dict:
     with storage.atomic_path(stage.folder / model.ONNX) as path:
         network.export_onnx(photo_network, args.image_size, path)
     description.save(stage.folder)
+    tables = [ListingPhotos(args.data, name).table for name in ("train", "validation")]
+    int8 = quantise.export(stage.folder, args.data / "images", *tables, args.seed)
+    if int8["reason"]:
+        print(int8["reason"], file=sys.stderr)
+    dataclasses.replace(description, int8=int8).save(stage.folder)
     photo_metrics, photo_tables = measure_photo_model(stage.folder, args)
     with torch.inference_mode():
         vectors = photo_network.of_features(torch.from_numpy(features))[0].numpy()

@@ -33,6 +33,9 @@ def device(text: str) -> str:
 def add_runtime(parser: argparse.ArgumentParser, runtimes: tuple[str, ...]) -> None:
     """--runtime and --device, for the scripts that run the trained model."""
     parser.add_argument(
-        "--runtime", default="auto", choices=runtimes, help="auto: torch with CUDA, else ONNX Runtime (default: %(default)s)"
+        "--runtime",
+        default="auto",
+        choices=runtimes,
+        help="auto: torch with CUDA, else ONNX Runtime, in 8 bits where they passed; onnx: in fp32 (default: %(default)s)",
     )
     parser.add_argument("--device", type=device, help="cpu or cuda (default: cuda where there is one)")

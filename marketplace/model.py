@@ -1,6 +1,9 @@
 """The trained photo model: what it is, saved and loaded, run through ONNX Runtime or torch. Imports torch only to use it."""
 
+import base64
+import logging
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,10 +13,15 @@ from marketplace import photos, price_model, storage, table_models
 from marketplace.errors import StageError
 
 RUNTIMES = ("auto", "onnx", "torch")
-DESCRIPTION, WEIGHTS, ONNX = "image_model.json", "image_model.safetensors", "image_model.onnx"
+DESCRIPTION, WEIGHTS = "image_model.json", "image_model.safetensors"
+ONNX, INT8 = "image_model.onnx", "image_model.int8.onnx"
+FILES = (DESCRIPTION, WEIGHTS, ONNX, INT8, *table_models.FILES, *price_model.FILES)  # all that serving needs of data/model/
+# A training photo's JPEG and what the 8-bit model made of it where it was exported, both in base64 in that file's metadata:
+# 8-bit kernels differ between processors (without VNNI their sums saturate).
+PROBE_PHOTO, PROBE_VECTOR = "probe_photo", "probe_vector"
+MIN_PROBE_COSINE = 0.999
 
-
-FILES = (DESCRIPTION, WEIGHTS, ONNX, *table_models.FILES, *price_model.FILES)  # all that serving needs of data/model/
+Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # (N, 3, S, S) float32 -> (N, D) unit rows, (N, C) logits
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,7 @@ class Description:
     pooling: str  # of the trunk's last maps: average or gem
     projection: str  # of the pooled features: none, linear, or power (linear after a signed square root)
     photo: dict  # photos.CleanSettings of the training photos: an upload is cleaned the same way
+    int8: dict | None = None  # what quantise.export() found of the 8-bit model: whether it is used, figures, a reason if not
 
     def save(self, model_dir: Path) -> None:
         storage.write_json(model_dir / DESCRIPTION, asdict(self))
@@ -41,17 +50,42 @@ class Description:
 
 
 class PhotoModel:
-    """A photo model ready to run.
+    """A photo model ready to run, on a CPU by any number of threads at once.
 
-    description: its Description; runtime: "onnx" or "torch".
+    description: its Description; runtime: "onnx" or "torch"; precision: "int8", "fp32" or, on CUDA, "bf16".
     """
 
-    def __init__(self, model_dir: Path, runtime: str = "auto", device: str | None = None):
-        """Load from `model_dir`: torch where CUDA is there, ONNX Runtime on a CPU, or as asked for."""
+    def __init__(self, model_dir: Path, runtime: str = "auto", device: str | None = None, threads: int | None = None):
+        """Load from `model_dir`.
+
+        runtime: "torch"; "onnx", ONNX Runtime in fp32; "auto", torch where CUDA is there, else ONNX Runtime in 8 bits if that
+        passed train.py's check and gives this machine the same vector, else in fp32.
+        threads: of ONNX Runtime for one run; default OMP_NUM_THREADS, else all cores.
+        """
         self.description = Description.load(model_dir)
         self.settings = photos.CleanSettings.from_dict(self.description.photo)
         self.runtime = _choose_runtime(runtime, device)
-        self._run = _onnx(model_dir) if self.runtime == "onnx" else _torch(model_dir, self.description, device)
+        if self.runtime == "torch":
+            self._run, self.precision = _torch(model_dir, self.description, device)
+            return
+        quantised = runtime == "auto" and self.description.int8 and self.description.int8["used"]
+        self._run = self._quantised(model_dir / INT8, threads) if quantised else None
+        self.precision = "int8" if self._run else "fp32"
+        self._run = self._run or open_onnx(model_dir / ONNX, threads)[0]
+
+    def _quantised(self, path: Path, threads: int | None) -> Run | None:
+        """The 8-bit model, None where this machine's vector of its probe photo is not the one it came with."""
+        run, metadata = open_onnx(path, threads)
+        vector, _ = run(self.input(base64.b64decode(metadata[PROBE_PHOTO]))[None])
+        cosine = float(vector[0] @ np.frombuffer(base64.b64decode(metadata[PROBE_VECTOR]), "<f4"))
+        if cosine >= MIN_PROBE_COSINE:
+            return run
+        logging.getLogger(__name__).warning(
+            "%s gives another vector on this processor than where it was trained (cosine %.4f, at least %g is asked): "
+            "%s is used instead",
+            *(path, cosine, MIN_PROBE_COSINE, ONNX),
+        )
+        return None
 
     def input(self, jpeg: bytes) -> np.ndarray:
         """(3, S, S) float32 of one cleaned photo."""
@@ -79,24 +113,32 @@ def _choose_runtime(runtime: str, device: str | None) -> str:
     return "onnx"
 
 
-def _onnx(model_dir: Path):
+def open_onnx(path: Path, threads: int | None = None) -> tuple[Run, dict[str, str]]:
+    """An exported network as a function, and its file's metadata; threads: as PhotoModel."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not hold the cores
-    path = model_dir / ONNX
     if not path.is_file():
         raise StageError(f"{path} is missing: run python train.py first")
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not hold the cores
+    options.intra_op_num_threads = threads or _omp_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda pixels: session.run(["features", "logits"], {"pixels": pixels})
+    return lambda pixels: session.run(["features", "logits"], {"pixels": pixels}), session.get_modelmeta().custom_metadata_map
 
 
-def _torch(model_dir: Path, description: Description, device: str | None):
+def _omp_threads() -> int:
+    """OMP_NUM_THREADS (its outermost level, of "4,2"), which ONNX Runtime itself does not read; 0, all cores, without one."""
+    outermost = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(outermost) if outermost.isdecimal() else 0
+
+
+def _torch(model_dir: Path, description: Description, device: str | None) -> tuple[Run, str]:
     import safetensors.torch
     import torch
 
     from marketplace import network
 
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     photo_network = network.of_description(description)
     photo_network.load_state_dict(safetensors.torch.load_file(model_dir / WEIGHTS))
-    return network.as_function(photo_network, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return network.as_function(photo_network, device), "fp32" if device == "cpu" else "bf16"

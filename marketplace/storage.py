@@ -20,7 +20,7 @@ import pandas as pd
 
 from marketplace.errors import StageError
 
-SCHEMA_VERSION = 2  # of every manifest; raised when a stage's files change their meaning
+SCHEMA_VERSION = 3  # of every manifest; raised when a stage's files change their meaning
 MANIFEST = "manifest.json"
 TEMPORARY_SUFFIX = ".tmp"
 GENERATIONS_KEPT = 2  # the one being served, and the one before it for readers that still have it open
@@ -83,6 +83,18 @@ def write_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array, allow_pickle=False)
 
 
+def write_rows(path: Path, rows: int, dtype: np.dtype, chunks: Iterable[np.ndarray]) -> None:
+    """Write the .npy file of (rows, *shape) whose rows come in chunks; no more than a chunk is in memory.
+
+    dtype: of one row, with its shape: np.dtype((np.float32, (256,))).
+    """
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype.base), "fortran_order": False, "shape": (rows, *dtype.shape)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for chunk in chunks:
+            file.write(np.ascontiguousarray(chunk, dtype.base).data)
+
+
 def read_array(path: Path) -> np.ndarray:
     """A .npy file, memory-mapped; StageError when it is missing or damaged."""
     try:
@@ -113,12 +125,18 @@ def read_json(path: Path) -> dict:
 
 
 def digest(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
+    """The sha256 of a file's bytes, in hexadecimal; computed once a process while the file stays as it is."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        status = os.stat(path)
+        return _digest(path, status.st_ino, status.st_size, status.st_mtime_ns)
     except FileNotFoundError:
         raise StageError(f"{path} is missing: {_remedy(Path(path).parent)}") from None
+
+
+@functools.lru_cache(maxsize=256)
+def _digest(path: Path, *unchanged: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remedy(folder: Path) -> str:

@@ -57,6 +57,95 @@ def test_vectors_do_not_depend_on_the_batch_a_photo_is_in(demo_dir):
         assert alone[0] @ vectors[row] > 0.9999
 
 
+OUTPUTS = [*extract_embeddings.OUTPUTS, extract_embeddings.JSON]
+
+
+def embed(data_dir, capsys, *more) -> dict:
+    """The summary of a run that finds no manifest."""
+    (data_dir / "embeddings" / "manifest.json").unlink(missing_ok=True)
+    capsys.readouterr()
+    assert extract_embeddings.main(["--data", str(data_dir), "--device", "cpu", *more]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def outputs(data_dir) -> dict[str, bytes]:
+    return {name: (data_dir / "embeddings" / name).read_bytes() for name in OUTPUTS}
+
+
+def test_a_killed_run_loses_no_whole_shard_and_ends_with_the_bytes_of_an_undisturbed_one(copied, capsys, monkeypatch):
+    monkeypatch.setattr(extract_embeddings, "SHARD", 40)
+    shutil.rmtree(copied / "embeddings")
+    distinct = embed(copied, capsys)["photos_embedded"]
+    undisturbed = outputs(copied)
+    shutil.rmtree(copied / "embeddings")
+    write, written = storage.write_array, []
+
+    def killed(path, array):
+        if written:
+            raise KeyboardInterrupt
+        written.append(path)
+        write(path, array)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_array", killed)
+        with pytest.raises(KeyboardInterrupt):
+            extract_embeddings.main(["--data", str(copied), "--device", "cpu"])
+    assert not (copied / "embeddings" / "manifest.json").exists()
+    assert embed(copied, capsys)["photos_embedded"] == distinct - 40
+    assert outputs(copied) == undisturbed
+
+
+def change_photos(data_dir, keep, pixels=()) -> None:
+    """Leave the photos of some rows of training_data.csv, and say that those of `pixels` (ids) look otherwise now."""
+    table = storage.read_csv(data_dir / "dataset" / "training_data.csv").iloc[keep]
+    storage.write_csv(data_dir / "dataset" / "training_data.csv", table)
+    known = storage.read_csv(data_dir / "images" / "photos.csv")
+    known.loc[known["image_id"].isin(pixels), "sha256"] = "f" * 64
+    storage.write_csv(data_dir / "images" / "photos.csv", known)
+    manifest = storage.read_manifest(data_dir / "dataset")
+    inputs = storage.digests(data_dir, *(name for name in manifest["inputs"] if not name.startswith("--")))
+    storage.Stage(data_dir / "dataset", manifest["arguments"], inputs).finish(manifest["counts"], [])
+
+
+def test_only_new_and_changed_photos_are_embedded_and_removed_ones_drop_out(copied, capsys):
+    ids = storage.read_json(copied / "embeddings" / "image_ids.json")
+    vectors = np.load(copied / "embeddings" / "vectors.npy")
+    assert embed(copied, capsys)["photos_embedded"] == 0
+    shutil.copyfile(copied / "images" / f"{ids[0]}.jpg", copied / "images" / f"{ids[7]}.jpg")
+    order = [9, 3, 7, *range(20, len(ids))]
+    change_photos(copied, order, pixels=[ids[7]])
+    summary = embed(copied, capsys)
+    assert (summary["photos"], summary["photos_embedded"], summary["photos_reused"]) == (len(order), 1, len(order) - 1)
+    expected = vectors[order]
+    expected[2] = vectors[0]
+    np.testing.assert_array_equal(np.load(copied / "embeddings" / "vectors.npy"), expected)
+    assert storage.read_json(copied / "embeddings" / "image_ids.json") == [ids[row] for row in order]
+
+
+def test_a_shard_that_hardly_anyone_wants_goes_and_its_rows_are_made_again(copied, capsys):
+    shard = next((copied / "embeddings").glob("photos-*.npy"))
+    vectors = np.load(copied / "embeddings" / "vectors.npy")
+    change_photos(copied, [0, 1, 2])
+    summary = embed(copied, capsys)
+    assert len(np.load(shard)) == summary["photos_embedded"] <= 3
+    np.testing.assert_allclose(np.load(copied / "embeddings" / "vectors.npy"), vectors[:3], atol=1e-6)
+
+
+def test_another_model_or_precision_embeds_every_photo_again(copied, capsys):
+    summary = embed(copied, capsys, "--runtime", "onnx")
+    assert (summary["precision"], summary["photos_reused"]) == ("fp32", summary["photos"] - summary["photos_embedded"])
+    assert summary["photos_embedded"] > 100
+    assert len(list((copied / "embeddings").glob("photos-*.npy"))) == 1
+
+
+def test_no_json_leaves_the_dictionary_out_and_an_old_one_does_not_stay(copied, capsys):
+    assert (copied / "embeddings" / "image_embeddings.json").exists()
+    embed(copied, capsys, "--no-json")
+    assert not (copied / "embeddings" / "image_embeddings.json").exists()
+    assert embed(copied, capsys)["photos_embedded"] == 0
+    assert (copied / "embeddings" / "image_embeddings.json").exists()
+
+
 def test_the_published_generation_holds_all_that_serving_needs(demo_dir):
     generation = storage.current_generation(demo_dir / "index")
     report = storage.read_json(generation / "report.json")
@@ -213,7 +302,7 @@ def test_photos_cleaned_otherwise_than_the_models_are_refused(copied, capsys):
 def test_a_lost_photo_is_one_sentence(copied, capsys):
     image_id = storage.read_json(copied / "embeddings" / "image_ids.json")[3]
     (copied / "images" / f"{image_id}.jpg").unlink()
-    (copied / "embeddings" / "manifest.json").unlink()
+    shutil.rmtree(copied / "embeddings")
     expected = f"error: {copied / 'images' / image_id}.jpg is missing or damaged: run python clean_images.py again\n"
     assert fails(extract_embeddings.main, ["--data", str(copied)], capsys) == expected
 

@@ -149,3 +149,28 @@ def test_equal_networks_are_exported_to_equal_bytes_by_two_processes(tmp_path):
     for name in ("a.onnx", "b.onnx"):
         subprocess.run([sys.executable, "-c", code, tmp_path / name], check=True, capture_output=True)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_the_way_of_a_gpu_pads_and_cuts_batches_and_stays_near_fp32(monkeypatch):
+    torch.manual_seed(0)
+    ours = network.build("resnet18", "none", 5, 64)
+    expected_run = network.as_function(ours, "cpu")
+    seen = []
+
+    def compiled(trunk, dynamic):
+        assert dynamic is False
+        return lambda batch: seen.append(len(batch)) or trunk(batch)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(network, "COMPILED_BATCHES", (1, 4, 6))
+    run = network.as_function(ours, "cpu:0")  # the device is a CPU's, by another name than the slow way's
+    for size, batches in ((1, [1]), (3, [4]), (4, [4]), (5, [6]), (8, [6, 4])):
+        pixels = np.random.default_rng(size).normal(size=(size, 3, 64, 64)).astype(np.float32)
+        features, logits = run(pixels)
+        expected, expected_logits = expected_run(pixels)
+        assert seen == batches
+        assert features.dtype == np.float32 and features.shape == (size, 512) and logits.shape == (size, 5)
+        np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
+        assert (features * expected).sum(1).min() > 0.999 and not np.array_equal(features, expected)
+        np.testing.assert_allclose(logits, expected_logits, atol=0.05)
+        seen.clear()

@@ -1,0 +1,164 @@
+import base64
+import dataclasses
+import shutil
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from marketplace import model, quantise, storage
+from marketplace.errors import StageError
+
+
+@pytest.fixture
+def model_dir(demo_dir, tmp_path):
+    """A copy of the small marketplace's photo model, to be damaged."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in (model.DESCRIPTION, model.WEIGHTS, model.ONNX, model.INT8):
+        shutil.copyfile(demo_dir / "model" / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pixels(demo_dir):
+    """(32, 3, S, S) inputs of validation photos."""
+    table = storage.read_csv(demo_dir / "dataset" / "training_data.csv").query("split == 'validation'")
+    known = model.PhotoModel(demo_dir / "model", "onnx")
+    return np.stack([known.input((demo_dir / "images" / f"{name}.jpg").read_bytes()) for name in table["image_id"][:32]])
+
+
+def test_on_a_cpu_eight_bits_run_and_give_nearly_the_vectors_of_fp32(demo_dir, pixels):
+    quick, exact = (model.PhotoModel(demo_dir / "model", runtime, "cpu") for runtime in ("auto", "onnx"))
+    assert (quick.runtime, quick.precision, exact.runtime, exact.precision) == ("onnx", "int8", "onnx", "fp32")
+    vectors, expected = quick.run(pixels)[0], exact.run(pixels)[0]
+    cosines = (vectors * expected).sum(1)
+    assert cosines.mean() >= 0.99 and not np.array_equal(vectors, expected)
+    assert exact.description.int8["mean_cosine"] == pytest.approx(cosines.mean(), abs=2e-3)
+
+
+def test_the_quantised_file_holds_whole_numbers_and_is_much_smaller(demo_dir):
+    graph = onnx.load(demo_dir / "model" / model.INT8).graph
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    made = {name: node.op_type for node in graph.node for name in node.output}
+    in_float = [node for node in convolutions if made.get(node.input[1]) != "DequantizeLinear"]
+    assert in_float == convolutions[: model.Description.load(demo_dir / "model").int8["float_convolutions"]]
+    assert (demo_dir / "model" / model.INT8).stat().st_size < (demo_dir / "model" / model.ONNX).stat().st_size / 3
+
+
+def set_probe(path, vector: np.ndarray) -> None:
+    made = onnx.load(path)
+    kept = {prop.key: prop.value for prop in made.metadata_props}
+    onnx.helper.set_model_props(made, kept | {model.PROBE_VECTOR: base64.b64encode(vector.astype("<f4").tobytes()).decode()})
+    onnx.save(made, path)
+
+
+def test_a_processor_that_gives_another_vector_for_the_probe_runs_fp32_and_says_so(model_dir, pixels, caplog):
+    size = model.Description.load(model_dir).dimension
+    set_probe(model_dir / model.INT8, np.full(size, size**-0.5))
+    refused = model.PhotoModel(model_dir, device="cpu")
+    assert (refused.runtime, refused.precision) == ("onnx", "fp32")
+    run, metadata = model.open_onnx(model_dir / model.INT8)
+    cosine = run(refused.input(base64.b64decode(metadata[model.PROBE_PHOTO]))[None])[0].sum() * size**-0.5
+    assert caplog.messages == [
+        f"{model_dir / model.INT8} gives another vector on this processor than where it was trained (cosine {cosine:.4f}, "
+        "at least 0.999 is asked): image_model.onnx is used instead"
+    ]
+    np.testing.assert_allclose(refused.run(pixels)[0], model.PhotoModel(model_dir, "onnx").run(pixels)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("found", [None, {"used": False}])
+def test_eight_bits_that_failed_their_check_or_were_never_checked_do_not_run(model_dir, found, caplog):
+    dataclasses.replace(model.Description.load(model_dir), int8=found).save(model_dir)
+    (model_dir / model.INT8).unlink()
+    assert model.PhotoModel(model_dir, device="cpu").precision == "fp32" and not caplog.messages
+
+
+@pytest.mark.parametrize(("runtime", "name"), [("auto", model.INT8), ("onnx", model.ONNX)])
+def test_a_missing_network_is_one_sentence(model_dir, runtime, name):
+    (model_dir / name).unlink()
+    with pytest.raises(StageError) as caught:
+        model.PhotoModel(model_dir, runtime, "cpu")
+    assert str(caught.value) == f"{model_dir / name} is missing: run python train.py first"
+
+
+@pytest.mark.parametrize(
+    ("variable", "threads", "expected"), [("3", None, 3), ("2,1", None, 2), ("", None, 0), ("many", None, 0), ("3", 1, 1)]
+)
+def test_the_runtimes_threads_are_openmps_unless_told_otherwise(model_dir, monkeypatch, variable, threads, expected):
+    opened = []
+    real = onnxruntime.InferenceSession
+
+    def session(path, options, **more):
+        opened.append(options.intra_op_num_threads)
+        return real(path, options, **more)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    model.PhotoModel(model_dir, "onnx", "cpu", threads)
+    assert opened == [expected]
+
+
+def unit_rows(rows: int, size: int) -> np.ndarray:
+    vectors = np.random.default_rng(0).normal(size=(rows, size))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_the_check_passes_equal_outputs_and_names_every_figure_that_falls_short():
+    vectors, labels = unit_rows(100, 8), np.arange(50) % 2
+    logits = np.eye(2)[np.arange(100) % 2]
+    logits[:10] = [1, 0]  # five of fifty are wrong: a standard error of 0.0424
+    assert quantise.check([vectors, logits], [vectors, logits], labels) == {
+        "used": True,
+        "reason": None,
+        "mean_cosine": 1.0,
+        "neighbours_kept": 1.0,
+        "accuracy": 0.9,
+        "fp32_accuracy": 0.9,
+        "photos": 50,
+    }
+    worse = logits.copy()
+    worse[10:12] = worse[10:12, ::-1]  # two more: 0.86, within the error
+    assert quantise.check([vectors, logits], [vectors, worse], labels)["used"]
+    worse[12] = worse[12, ::-1]
+    report = quantise.check([vectors, logits], [-vectors, worse], labels)
+    kept = quantise.neighbours_kept(vectors, -vectors, 50)
+    assert kept == 1.0  # cosines between them are the same
+    assert (report["used"], report["reason"]) == (
+        False,
+        "fp32 is used on CPUs, not 8 bits: on held-out photos the mean cosine to fp32 is -1.0000, at least 0.9900 is asked "
+        "and the accuracy is 0.8400, at least 0.8576 is asked",
+    )
+
+
+def test_neighbours_kept_is_what_a_plain_count_gives():
+    exact = unit_rows(40, 6)
+    other = exact + 0.3 * unit_rows(41, 6)[1:]
+    shares = []
+    for row in range(25):
+        nearest = [
+            sorted((i for i in range(40) if i != row), key=lambda i, of=of: -of[row] @ of[i])[:10] for of in (exact, other)
+        ]
+        shares.append(len(set(nearest[0]) & set(nearest[1])) / 10)
+    assert quantise.neighbours_kept(exact, other, 25) == pytest.approx(np.mean(shares))
+    assert 0.1 < np.mean(shares) < 0.99
+
+
+def test_equal_training_gives_an_equal_file_whatever_ran_before(demo_dir, model_dir):
+    tables = [storage.read_csv(demo_dir / "dataset" / "training_data.csv") for _ in range(2)]
+    tables = [
+        table[table["split"] == name].astype({"label": int}) for table, name in zip(tables, ("train", "validation"), strict=True)
+    ]
+    made = (model_dir / model.INT8).read_bytes()
+    (model_dir / model.INT8).unlink()
+    report = quantise.export(model_dir, demo_dir / "images", *tables, seed=0)
+    assert report == model.Description.load(demo_dir / "model").int8
+    assert (model_dir / model.INT8).read_bytes() == made
+
+
+def test_with_two_photos_there_still_is_a_file_and_a_verdict(demo_dir, model_dir):
+    table = storage.read_csv(demo_dir / "dataset" / "training_data.csv").astype({"label": int})
+    report = quantise.export(model_dir, demo_dir / "images", table[:1], table[5:6], seed=0)
+    assert report["photos"] == 1 and report["neighbours_kept"] == 1.0
+    assert model.open_onnx(model_dir / model.INT8)[1].keys() == {model.PROBE_PHOTO, model.PROBE_VECTOR}
