@@ -9,6 +9,7 @@ Run     python api.py                  then open http://127.0.0.1:8080
 import argparse
 import contextlib
 import functools
+import gc
 import importlib.util
 import io
 import math
@@ -135,8 +136,9 @@ def open_generation(folder: Path, runtime: str, device: str | None) -> Recommend
     photo = io.BytesIO()
     Image.effect_noise((64, 64), 50).save(photo, "PNG")
     recommender.embed(recommender.clean(photo.getvalue()))
-    recommender.recommend(recommender.query(text=recommender.catalogue.product(0)["name"]), 1)
-    recommender.recommend(recommender.query_of(0), 1)
+    first = recommender.catalogue.first_product
+    recommender.recommend(recommender.query(text=recommender.catalogue.product(first)["name"]), 1)
+    recommender.recommend(recommender.query_of(first), 1)
     return recommender
 
 
@@ -169,6 +171,8 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI):
+        if workers > 1:
+            gc.freeze()  # what is imported stays: looking through it for garbage would copy what they share
         # A query's matrices are small: BLAS threads that wait for each other double what a title query costs.
         threadpoolctl.threadpool_limits(1, user_api="blas")
         try:
@@ -261,8 +265,7 @@ def create_app(
         return row
 
     def recommend(recommender: Recommender, query, page: dict, filters: Filters) -> list[dict]:
-        with meters.step("search"):
-            return recommender.recommend(query, filters=filters, **page)
+        return recommender.recommend(query, filters=filters, step=meters.step, **page)
 
     @app.get("/healthcheck", response_model=answers.Health)
     async def healthcheck(recommender: Ready):
@@ -395,7 +398,10 @@ def create_app(
         if generations.current is None:
             return description
         catalogue = generations.current.catalogue
-        examples = {"product_id": catalogue.product(0)["product_id"], "image_id": catalogue.image_ids([0])[0]}
+        examples = {
+            "product_id": catalogue.product(catalogue.first_product)["product_id"],
+            "image_id": catalogue.image_ids([catalogue.first_photo])[0],
+        }
         for path in description["paths"].values():
             for operation in path.values():
                 for parameter in operation.get("parameters", []):

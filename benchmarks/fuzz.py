@@ -8,7 +8,6 @@ Run     python benchmarks/fuzz.py --quick
 import argparse
 import collections
 import io
-import json
 import random
 import string
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from PIL import Image
-from serving import ROOT, Server, load, percentile_ms
+from serving import ROOT, Server, load, percentile_ms, show
 
 sys.path.insert(0, str(ROOT))
 from marketplace import storage  # noqa: E402
@@ -154,10 +153,7 @@ def main() -> int:
     for failure in [*failed[:5], *(failure for _, failures, _ in answers.values() for failure in failures[:5])]:
         print(failure, file=sys.stderr)
     print(dict(sorted(statuses.items())), file=sys.stderr)
-    for name, value in figures.items():
-        print(f"{name:24} {value}", file=sys.stderr)
-    print(json.dumps(figures))
-    return 0
+    return show(figures)
 
 
 if __name__ == "__main__":

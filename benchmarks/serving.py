@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import json
 import os
 import shutil
 import subprocess
@@ -54,9 +55,10 @@ class Server:
 
     def pids(self) -> list[int]:
         """The processes that answer: the workers, or the only one."""
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        workers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        return [int(pid) for pid in workers] or [self._process.pid]
+        own = self._process.pid
+        # The supervisor's child is the server that its workers are forked from.
+        workers = [pid for child in _children(own) if b"forkserver" in _command(child) for pid in _children(child)]
+        return workers or [own]
 
     def cpu_s(self) -> float:
         """CPU seconds of all of them so far."""
@@ -67,6 +69,14 @@ class Server:
         """Bytes of each: Rss, Private_Dirty, ... of /proc/<pid>/smaps_rollup."""
         lines = [Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() for pid in self.pids()]
         return [next(int(line.split()[1]) * 1024 for line in of if line.startswith(f"{name}:")) for of in lines]
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _command(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 class Client:
@@ -130,6 +140,24 @@ def percentile_ms(seconds: list[float], percent: float) -> float:
     return round(1000 * float(np.percentile(seconds, percent)), 2)
 
 
+def show(figures: dict) -> int:
+    """A table on stderr, the figures as one JSON object on stdout, and the exit code of a benchmark that ran."""
+    for name, value in figures.items():
+        print(f"{name:24} {value}", file=sys.stderr)
+    print(json.dumps(figures))
+    return 0
+
+
+def clustered(rows: int, dimension: int, seed: int) -> np.ndarray:
+    """(rows, dimension) float32 unit vectors, in clusters as photos and texts are: those of benchmarks/search.py at a million, 50
+    to a centre. Among directions without any order nothing is faster than a scan of all, whatever the index."""
+    generator = np.random.default_rng(seed)
+    centres = generator.standard_normal((max(1, rows // 50), dimension), np.float32)
+    vectors = centres[generator.integers(len(centres), size=rows)]
+    vectors += np.float32(0.6) * generator.standard_normal(vectors.shape, np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
 def write_generation(index_dir: Path, source: Path, products: pd.DataFrame, vectors: np.ndarray, **files: Path) -> None:
     """Publish a generation with the models and ranker of `source`, other products, and one photo vector for each.
 
@@ -139,11 +167,7 @@ def write_generation(index_dir: Path, source: Path, products: pd.DataFrame, vect
 
     from marketplace import catalogue, model, search, storage
 
-    generator = np.random.default_rng(0)
-    text_vectors = generator.standard_normal(
-        (len(products), storage.read_array(source / "text_vectors.npy").shape[1]), np.float32
-    )
-    text_vectors /= np.linalg.norm(text_vectors, axis=1, keepdims=True)
+    text_vectors = clustered(len(products), storage.read_array(source / "text_vectors.npy").shape[1], seed=0)
     with storage.new_generation(index_dir, f"made{len(products)}") as folder:
         for name, of in (("index", vectors), ("text", text_vectors)):
             faiss.write_index(search.build(of), str(folder / f"{name}.faiss"))

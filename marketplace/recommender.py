@@ -1,6 +1,8 @@
 """One generation of the index, opened: queries of photos, words and listings in, ranked and explained listings out."""
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,9 @@ from marketplace.ranking import KINDS, Ranker
 from marketplace.search import VectorIndex
 
 WINDOW = 100  # results are ranked this many at a time, then ten times as many: a later page never changes an earlier one
+RESULT_FIELDS = ("product_id", "name", "category", "price", "price_plausible", "town", "county")
 CANDIDATES = 2  # of each kind of evidence, for each result of the window
+Step = Callable[[str], AbstractContextManager]
 
 
 @dataclass
@@ -85,8 +89,10 @@ class Recommender:
     def _open(self, folder: Path) -> None:
         self.generation = folder.name
         self.catalogue = Catalogue(folder)
-        self.photo_index = VectorIndex.open(folder / "index.faiss", folder / "vectors.npy")
-        self.text_index = VectorIndex.open(folder / "text.faiss", folder / "text_vectors.npy")
+        self.photo_index = VectorIndex.open(folder / "index.faiss", folder / "vectors.npy", self.catalogue.tombstones["photos"])
+        self.text_index = VectorIndex.open(
+            folder / "text.faiss", folder / "text_vectors.npy", self.catalogue.tombstones["products"]
+        )
         self.dimension = self.photo_index.index.d
         self.ranker = Ranker.load(folder / "ranker.json")
         self.table_models = table_models.TableModels.load(folder)
@@ -111,10 +117,9 @@ class Recommender:
         by_text = paths = None
         if search_words(text):  # blanks and punctuation are no evidence
             query.words = text
-            encoded = self.table_models.encode([text])
+            encoded, probable = self.table_models.read([text])
             if encoded.any():
-                query.text = encoded[0]
-                by_text = self.table_models.category_probabilities([text])
+                query.text, by_text = encoded[0], probable
                 paths = self.table_models.path_probabilities(encoded)[0]
         if by_text is not None or probabilities is not None:
             by_photo = None if probabilities is None else probabilities[None]
@@ -146,49 +151,59 @@ class Recommender:
         filters: Filters = Filters(),  # noqa: B008
         offset: int = 0,
         min_score: float = 0.0,
+        step: Step = contextlib.nullcontext,
     ) -> list[dict]:
         """Listings that the evidence speaks for most, best first, from place `offset` on, at most k, none below min_score:
-        fields for a client, the score and its parts."""
-        allowed = self.catalogue.allowed(filters)
-        if query.excluded_row is not None:
-            allowed = np.ones(self.catalogue.n_products, bool) if allowed is None else allowed.copy()
-            allowed[query.excluded_row] = False
-        hits = self._hits(query, offset + k, allowed)[offset : offset + k]
-        return [self._result(hit) for hit in hits if round(hit.score, 6) >= min_score]
+        fields for a client, the score and its parts. step: entered around the "search" for candidates and their "rank"."""
+        hits = self._hits(query, offset, offset + k, self.catalogue.allowed(filters), step=step)
+        return self._results([hit for hit in hits if round(hit.score, 6) >= min_score])
 
     def ranked(self, query: Query, k: int, excluded: np.ndarray, kinds: Collection[str] = KINDS) -> np.ndarray:
         """Rows of the k listings that recommend() would give were the `excluded` rows not there, by the given evidence only."""
-        allowed = np.ones(self.catalogue.n_products, bool)
+        allowed = self.catalogue.live.copy()
         allowed[excluded] = False
-        return np.array([hit.row for hit in self._hits(query, k, allowed, kinds)[:k]], int)
+        return np.array([hit.row for hit in self._hits(query, 0, k, allowed, kinds)], int)
 
-    def _hits(self, query: Query, count: int, allowed: np.ndarray | None, kinds: Collection[str] = KINDS) -> list[Hit]:
-        """At least `count` hits when there are as many, duplicates folded; the first `count` are the same for any count."""
+    def _hits(
+        self,
+        query: Query,
+        start: int,
+        stop: int,
+        allowed: np.ndarray | None,
+        kinds: Collection[str] = KINDS,
+        step: Step = contextlib.nullcontext,
+    ) -> list[Hit]:
+        """The hits from place `start` on, before `stop`, duplicates folded; one has its place whatever the two are."""
+        groups = self.catalogue.columns["duplicates"]
         hits: list[Hit] = []
-        seen: set[int] = set()
+        seen = np.empty(0, groups.dtype)
         window = WINDOW
         while True:
-            rows = self.candidates(query, CANDIDATES * window, allowed)
+            with step("search"):
+                rows = self.candidates(query, CANDIDATES * window, allowed)
             if not len(rows):
                 return hits
-            if exhausted := len(rows) < window:
+            if len(rows) < window:
                 # What passes the filters without any evidence, such as listings without a photo, comes last.
-                passing = np.arange(self.catalogue.n_products) if allowed is None else np.flatnonzero(allowed)
-                rows = np.concatenate([rows, np.setdiff1d(passing, rows)[: window - len(rows)]])
-                exhausted = len(rows) < window
-            evidence, best_photos = self.evidence(query, rows)
-            order, scores, parts = self.ranker.rank({kind: values for kind, values in evidence.items() if kind in kinds})
-            for i in order:
-                copies = self.catalogue.duplicates_of(rows[i])
-                if copies[0] in seen:
-                    continue
-                seen.add(copies[0])
+                others = (self.catalogue.live if allowed is None else allowed).copy()
+                others[rows] = False
+                if query.excluded_row is not None:
+                    others[query.excluded_row] = False
+                rows = np.concatenate([rows, np.flatnonzero(others)[: window - len(rows)]])
+            with step("rank"):
+                evidence, best_photos = self.evidence(query, rows)
+                order, scores, parts = self.ranker.rank({kind: values for kind, values in evidence.items() if kind in kinds})
+            ranked = groups[rows[order]]
+            first = np.sort(np.unique(ranked, return_index=True)[1])  # of each group, by score
+            fresh = first[~np.isin(ranked[first], seen)][: window - len(seen)]
+            for i in order[fresh][max(start - len(seen), 0) : max(stop - len(seen), 0)]:
+                copies = [copy for copy in self.catalogue.duplicates_of(rows[i]).tolist() if copy != query.excluded_row]
                 folded = len(copies) if allowed is None else int(allowed[copies].sum())
                 own_parts = {kind: float(values[i]) for kind, values in parts.items()}
-                hits.append(Hit(int(rows[i]), best_photos[i], float(scores[i]), own_parts, folded - 1))
-                if len(hits) == window:
-                    break
-            if len(hits) >= count or exhausted:
+                photo = None if best_photos[i] < 0 else int(best_photos[i])
+                hits.append(Hit(int(rows[i]), photo, float(scores[i]), own_parts, folded - 1))
+            seen = np.concatenate([seen, ranked[fresh]])
+            if len(seen) >= stop or len(rows) < window:
                 return hits
             window *= 10
 
@@ -196,6 +211,7 @@ class Recommender:
         """Rows of the products that any evidence finds, ascending."""
         if allowed is not None and not allowed.any():
             return np.empty(0, np.int64)
+        depth += query.excluded_row is not None
         found: list[np.ndarray] = []
         if query.photos is not None and self.catalogue.n_photos:
             product_of_photo = self.catalogue.product_of_photo
@@ -206,10 +222,13 @@ class Recommender:
             found.append(self.text_index.nearest(query.text, depth, allowed)[0])
         if query.words:
             found.append(self.catalogue.match_words(query.words, depth, allowed))
-        return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+        rows = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+        # Not by `allowed`: a search among all is faster than one with a filter.
+        return rows if query.excluded_row is None else rows[rows != query.excluded_row]
 
-    def evidence(self, query: Query, rows: np.ndarray) -> tuple[dict[str, np.ndarray], list[int | None]]:
-        """What speaks for each product of `rows`: kind -> (N,) in [0, 1], and the row of its photo nearest to the query's.
+    def evidence(self, query: Query, rows: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """What speaks for each product of `rows`: kind -> (N,) in [0, 1], and (N,) the row of its photo nearest to the query's,
+        or of its first one; -1 where it has none.
 
         photo: its most alike photo; text: dense text similarity; words: BM25 as a share of the best candidate's; category: how
         probable the levels of its path are; price: the smaller price as a share of the larger; place: 1 the same town, 0.5 the
@@ -217,19 +236,15 @@ class Recommender:
         """
         columns = self.catalogue.columns
         evidence: dict[str, np.ndarray] = {}
-        photos_of = [self.catalogue.photos_of(row) for row in rows]
-        best_photos: list[int | None] = [int(of_product[0]) if len(of_product) else None for of_product in photos_of]
+        photo_rows, counts = self.catalogue.photos_of_each(rows)
+        alike = np.zeros(len(photo_rows), np.float32)
         if query.photos is not None:
-            cosines = np.full(len(rows), np.nan, np.float32)
-            counts = np.array([len(of_product) for of_product in photos_of])
-            with_photo = np.flatnonzero(counts)
-            if len(with_photo):
-                flat = np.concatenate([photos_of[position] for position in with_photo])
-                alike = (self.photo_index.vectors[flat] @ query.photos.T).max(axis=1)
-                starts = np.concatenate([[0], np.cumsum(counts[with_photo])])
-                for position, start, stop in zip(with_photo, starts[:-1], starts[1:], strict=True):
-                    best = start + int(alike[start:stop].argmax())
-                    best_photos[position], cosines[position] = int(flat[best]), alike[best]
+            alike = (self.photo_index.vectors[photo_rows] @ query.photos.T).max(axis=1)
+        best_first = np.lexsort((-alike, np.repeat(np.arange(len(rows)), counts)))
+        best = best_first[(counts.cumsum() - counts)[counts > 0]]
+        best_photos, cosines = np.full(len(rows), -1), np.full(len(rows), np.nan, np.float32)
+        best_photos[counts > 0], cosines[counts > 0] = photo_rows[best], alike[best]
+        if query.photos is not None:
             evidence["photo"] = self.ranker.similarity("photo", cosines)
         if query.text is not None:
             evidence["text"] = self.ranker.similarity("text", self.text_index.vectors[rows] @ query.text)
@@ -246,17 +261,25 @@ class Recommender:
             evidence["place"] = np.where(town & county, 1.0, np.where(county, 0.5, 0.0))
         return evidence, best_photos
 
-    def _result(self, hit: Hit) -> dict:
-        product = self.catalogue.product(hit.row)
-        image_id = None if hit.photo_row is None else self.catalogue.image_ids(np.array([hit.photo_row]))[0]
-        return {
-            **{key: product[key] for key in ("product_id", "name", "category", "price", "price_plausible", "town", "county")},
-            "image_id": image_id,
-            "photo_url": image_id and f"/images/{image_id}.jpg",
-            "duplicates": hit.duplicates,
-            "score": round(hit.score, 6),
-            "parts": {kind: round(value, 6) for kind, value in hit.parts.items()},
-        }
+    def _results(self, hits: list[Hit]) -> list[dict]:
+        """The fields of each hit for a client."""
+        photo_rows = [hit.photo_row for hit in hits if hit.photo_row is not None]
+        image_id_of = dict(zip(photo_rows, self.catalogue.image_ids(photo_rows), strict=True)) | {None: None}
+        products = self.catalogue.products([hit.row for hit in hits], RESULT_FIELDS)
+        results = []
+        for hit, product in zip(hits, products, strict=True):
+            image_id = image_id_of[hit.photo_row]
+            results.append(
+                product
+                | {
+                    "image_id": image_id,
+                    "photo_url": image_id and f"/images/{image_id}.jpg",
+                    "duplicates": hit.duplicates,
+                    "score": round(hit.score, 6),
+                    "parts": {kind: round(value, 6) for kind, value in hit.parts.items()},
+                }
+            )
+        return results
 
     def predict(self, vector: np.ndarray | None, probabilities: np.ndarray | None, text: str | None) -> dict:
         """Category probabilities, best first, and a price range, from a photo's vector and (C,) probabilities, words, or both.

@@ -77,14 +77,15 @@ def update(index: faiss.Index, vectors: np.ndarray, first_added: int, removed: n
     index.add_with_ids(np.ascontiguousarray(vectors[first_added:], np.float32), np.arange(first_added, len(vectors)))
 
 
-def rebuild_is_due(index: faiss.Index, rows: int, built_rows: int, kind: str = "auto") -> bool:
-    """Whether an updated index should be built anew: rows added since, and tombstones, exceed a fifth of what it was built on,
-    or a flat index has outgrown its kind.
+def rebuild_is_due(index: faiss.Index, rows: int, live: int, built_rows: int, kind: str = "auto") -> bool:
+    """Whether an index should be built anew rather than updated: rows added since, and tombstones, exceed a fifth of what it was
+    built on, or a flat index would outgrow its kind.
 
-    rows: of the vectors, tombstones included. built_rows: of the vectors at the last full build.
+    rows: of the vectors after the update, tombstones included; live: of those, the ones that are none; built_rows: of the
+    vectors at the last full build.
     """
-    changed = (rows - built_rows) + (rows - index.ntotal)
-    outgrown = kind == "auto" and _ivf(index) is None and index.ntotal > FLAT_ROWS
+    changed = (rows - built_rows) + (rows - live)
+    outgrown = kind == "auto" and _ivf(index) is None and live > FLAT_ROWS
     return changed > MAX_DRIFT * built_rows or outgrown
 
 
@@ -115,16 +116,12 @@ def measure_recall(index: faiss.Index, vectors: np.ndarray) -> float:
 def measure(index: faiss.Index, vectors: np.ndarray) -> dict:
     """What a report says of an index: describe(), rows, tombstones, recall@10, and milliseconds of one search at a time."""
     searched = VectorIndex(index, vectors)
-    rows, tenth = _exact_neighbours(searched)
-    times_ms = []
-    for row in rows:
-        start_s = time.perf_counter()
-        searched.nearest(searched.vectors[row], RECALL_K)
-        times_ms.append(1000 * (time.perf_counter() - start_s))
+    times_ms: list[float] = []
+    recall = _recall(searched, *_exact_neighbours(searched), times_ms)
     return describe(index) | {
         "rows": index.ntotal,
         "tombstones": len(vectors) - index.ntotal,
-        "recall_at_10": round(_recall(searched, rows, tenth), 4),
+        "recall_at_10": round(recall, 4),
         "p50_ms": round(float(np.percentile(times_ms or [0], 50)), 3),
         "p99_ms": round(float(np.percentile(times_ms or [0], 99)), 3),
     }
@@ -152,16 +149,17 @@ def _exact_neighbours(searched: "VectorIndex") -> tuple[np.ndarray, np.ndarray]:
     return rows, best.min(axis=1)
 
 
-def _recall(searched: "VectorIndex", rows: np.ndarray, tenth: np.ndarray) -> float:
+def _recall(searched: "VectorIndex", rows: np.ndarray, tenth: np.ndarray, times_ms: list[float] | None = None) -> float:
+    """Of _exact_neighbours(); appends the milliseconds of each search to times_ms."""
     others = min(RECALL_K, searched.index.ntotal - 1)
-    if not others or not len(rows):
-        return 1.0
-    found = [searched.nearest(searched.vectors[row], others + 1) for row in rows]
-    near = [
-        np.count_nonzero(cosines[hits != row] >= least - 1e-5)
-        for row, least, (hits, cosines) in zip(rows, tenth, found, strict=True)
-    ]
-    return float(np.minimum(near, others).mean() / others)
+    near = []
+    for row, least in zip(rows, tenth, strict=True):
+        started_s = time.perf_counter()
+        hits, cosines = searched.nearest(searched.vectors[row], others + 1)
+        if times_ms is not None:
+            times_ms.append(1000 * (time.perf_counter() - started_s))
+        near.append(np.count_nonzero(cosines[hits != row] >= least - 1e-5))
+    return float(np.minimum(near, others).mean() / others) if others and len(rows) else 1.0
 
 
 class VectorIndex:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 import anyio
+import uvicorn._subprocess
 from fastapi import HTTPException
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from starlette.datastructures import Headers, MutableHeaders
@@ -36,6 +37,12 @@ POLL_S = 1  # between two looks at current.json
 RESTART_S = 5  # between two attempts to start a worker that cannot
 WORKER_START_S = 120  # until a worker that does not answer its supervisor counts as hung; imports take seconds
 STEP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+# What workers share, imported once, before they are forked: 100 MB. No threads may run by then, so ONNX Runtime is not here.
+PRELOADED = (
+    "PIL.Image", "anyio", "faiss", "fastapi", "lightgbm", "pandas", "prometheus_client", "rapidfuzz.process", "scipy.optimize",
+    "sklearn.decomposition", "sklearn.feature_extraction.text", "sklearn.linear_model", "sklearn.model_selection",
+    "sklearn.naive_bayes", "sklearn.svm", "uvicorn",
+)  # fmt: skip
 METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client looks for it when it is imported
 REQUEST_ID = re.compile(r"[0-9a-fA-F-]{16,64}")  # a UUID or trace id: a client's own words would be written to the log
 # What opening a generation of another version, or one that goes meanwhile, may raise beside StageError.
@@ -321,8 +328,11 @@ class Workers(Multiprocess):
 def run_workers(config: Config, sockets) -> None:
     """Serve with `config.workers` processes until told to stop; StageError when none can start."""
     cores = len(os.sched_getaffinity(0))
-    # Read by OpenMP when a worker imports FAISS: workers that each take every core only wait for each other.
+    # Read when FAISS and NumPy are imported: workers that each take every core only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // config.workers)))
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # as api.py limits it later: no thread is there when a worker is forked
+    multiprocessing.set_forkserver_preload(list(PRELOADED))
+    uvicorn._subprocess.spawn = multiprocessing.get_context("forkserver")  # there is no setting for it
     with tempfile.TemporaryDirectory(prefix="marketplace-metrics-") as folder:
         os.environ[METRICS_DIR] = folder
         workers = Workers(config, sockets)

@@ -1,5 +1,7 @@
 """Models of the table's words: text encoder, category, path, and the fusion with the photo's category; fitted, saved, run."""
 
+import json
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,18 +53,38 @@ class TableModels:
     fusion_weights: np.ndarray = field(default_factory=lambda: np.array([0.5, 0.5]))  # of photo, of text
 
     def features(self, texts: list[str]) -> scipy.sparse.csr_matrix:
-        """(N, F + G) float32: TF-IDF of the text, then of its title, which is all before the first newline."""
-        return self._tfidf(texts, WHOLE + TITLE)
+        """(N, F + G) float32: TF-IDF of the text, then of its title, which is all before the first newline.
+
+        As the vectorisers transform, whose checks of what they made themselves take ten times longer for one text.
+        """
+        parts = [(vectoriser, vectoriser.build_analyzer(), _part(name, texts)) for name, vectoriser in self.vectorisers.items()]
+        columns, values, ends = [], [], np.zeros(len(texts) + 1, np.int32)
+        for row in range(len(texts)):
+            first, ends[row + 1] = 0, ends[row]
+            for vectoriser, analyse, part in parts:
+                found = Counter(map(vectoriser.vocabulary_.get, analyse(part[row])))
+                del found[None]  # what the vocabulary does not hold
+                order = sorted(found)
+                weights = np.log(np.array([found[column] for column in order], np.float32)) + 1
+                weights *= vectoriser.idf_[order]
+                columns.append(np.array(order, np.int32) + first)
+                values.append(weights / max(np.linalg.norm(weights), SMALLEST))
+                first += len(vectoriser.vocabulary_)
+                ends[row + 1] += len(order)
+        return scipy.sparse.csr_matrix((np.concatenate(values), np.concatenate(columns), ends), shape=(len(texts), first))
 
     def encode(self, texts: list[str]) -> np.ndarray:
         """(N, T) float32 unit rows; a text without a known word gives a row of zeros."""
-        return normalize(self._tfidf(texts, WHOLE) @ self.svd)
+        return self._vectors(self.features(texts))
 
     def category_probabilities(self, texts: list[str]) -> np.ndarray:
         """(N, C) float32 rows that sum to 1, calibrated by calibrate(); classes that training never saw get 0."""
-        probabilities = np.zeros((len(texts), self.n_classes), np.float32)
-        probabilities[:, self.classes] = softmax(np.tensordot(self.category_weights, self._scores(texts), 1), axis=1)
-        return probabilities
+        return self._categories(self.features(texts))
+
+    def read(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """encode() and category_probabilities(), from features that are computed once."""
+        features = self.features(texts)
+        return self._vectors(features), self._categories(features)
 
     def path_probabilities(self, text_vectors: np.ndarray) -> np.ndarray:
         """(N, L) float32 rows that sum to 1, of `paths`, from encode()'s (N, T); a level's is the sum over the paths below."""
@@ -72,7 +94,7 @@ class TableModels:
         """Set the category's weights from listings that fit() did not see; fewer than MIN_VALIDATION change nothing."""
         known = np.flatnonzero(np.isin(labels, self.classes))
         if len(known) >= MIN_VALIDATION:
-            scores = self._scores([texts[row] for row in known])
+            scores = self._scores(self.features([texts[row] for row in known]))
             positions = np.searchsorted(self.classes, np.asarray(labels)[known])
             self.category_weights = _likeliest_weights(scores, positions, np.array(CATEGORY_WEIGHTS))
 
@@ -102,16 +124,20 @@ class TableModels:
         pooled = softmax(np.tensordot(self.fusion_weights, _log(np.stack([photo, text])), 1), axis=1).astype(np.float32)
         return np.where(np.isnan(photo).any(axis=1, keepdims=True), text, pooled)
 
-    def _tfidf(self, texts: list[str], names: tuple[str, ...]) -> scipy.sparse.csr_matrix:
-        # Not a FeatureUnion: its joblib takes longer than the vectorising of one text.
-        return scipy.sparse.hstack([self.vectorisers[name].transform(_part(name, texts)) for name in names], format="csr")
+    def _vectors(self, features: scipy.sparse.csr_matrix) -> np.ndarray:
+        vectors = features[:, : len(self.svd)] @ self.svd
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), SMALLEST)
 
-    def _scores(self, texts: list[str]) -> np.ndarray:
+    def _categories(self, features: scipy.sparse.csr_matrix) -> np.ndarray:
+        probabilities = np.zeros((features.shape[0], self.n_classes), np.float32)
+        probabilities[:, self.classes] = softmax(np.tensordot(self.category_weights, self._scores(features), 1), axis=1)
+        return probabilities
+
+    def _scores(self, features: scipy.sparse.csr_matrix) -> np.ndarray:
         """(3, N, K): SVM margins, the same standardised by row, and naive Bayes on the presence of words standardised by row.
 
         Each is right on other listings; and naive Bayes alone grows with the length of the text, which standardising undoes.
         """
-        features = self.features(texts)
         margins = features @ self.margin + self.margin_bias
         naive_bayes = _presence(features, len(self.naive_bayes)) @ self.naive_bayes
         return np.stack([margins, _standardise(margins), _standardise(naive_bayes)])
@@ -179,11 +205,21 @@ def fit(texts: list[str], labels: np.ndarray, paths: list[str], n_classes: int, 
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file that train.py wrote; StageError when it is missing or damaged."""
+    """The float32 arrays of a safetensors file that train.py wrote, memory-mapped: the workers of a server share them.
+
+    Raises StageError when it is missing or damaged. Source of the layout, which safetensors' own reader copies: its README.
+    """
     try:
-        return safetensors.numpy.load_file(path)
+        with safetensors.safe_open(path, "numpy"):  # which checks it
+            data = np.asarray(np.memmap(path, np.uint8, "r"))
     except (FileNotFoundError, safetensors.SafetensorError):
         raise StageError(f"{path} is missing or damaged: run python train.py again") from None
+    start = 8 + int(data[:8].view("<u8")[0])
+    arrays = {}
+    for name, tensor in json.loads(data[8:start].tobytes()).items():
+        begin, end = tensor["data_offsets"]
+        arrays[name] = data[start + begin : start + end].view("<f4").reshape(tensor["shape"])
+    return arrays
 
 
 def _vectoriser(name: str, vocabulary: list[str] | None = None) -> TfidfVectorizer:

@@ -18,6 +18,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from marketplace import storage
 
 ARRAYS = ("words", "stem_of_word", "stems", "postings_starts", "postings_rows", "postings_scores")  # each a .npy of that name
+STATISTICS = "word_statistics.json"
 K1, B = 1.2, 0.75  # of BM25, as in SQLite's FTS5
 LEAST_IDF = 1e-6  # of a word that most listings hold, as in FTS5
 MAX_WORDS = 32  # of a query; the rest is noise
@@ -36,37 +37,61 @@ def split(text: str) -> list[str]:
     return [word[:MAX_LETTERS] for word in re.findall(r"[^\W_]+", text)]
 
 
-def write(folder: Path, fields: Sequence[Sequence[str]], weights: Sequence[float]) -> None:
+def write(folder: Path, fields: Sequence[Sequence[str]], weights: Sequence[float], previous: Path | None = None) -> None:
     """Write the index of listings' words.
 
-    fields: texts of each field, P each; weights: of a word's occurrence in each field.
+    fields: texts of each field, P each; weights: of a word's occurrence in each field; previous: the folder of an index whose
+    listings stand before these. What a word is worth is then that of all listings; how long they are on average stays as it was.
     Source: BM25 (Robertson and Zaragoza 2009) with weighted term frequencies, as SQLite's FTS5 computes it.
     """
-    listings = len(fields[0])
+    added = len(fields[0])
     # The last text is of no listing: scikit-learn refuses to count where there is no word at all.
     counts = CountVectorizer(analyzer=split, dtype=np.float32)
     of_texts = counts.fit_transform(itertools.chain(*fields, ["nothing"]))
     words = counts.get_feature_names_out()
     stems, stem_of_word = np.unique(_stem(words), return_inverse=True)
     merge = scipy.sparse.csr_matrix((np.ones(len(words), np.float32), (np.arange(len(words)), stem_of_word)))
-    of_fields = [(of_texts[n * listings : (n + 1) * listings] @ merge) for n in range(len(fields))]
+    of_fields = [(of_texts[n * added : (n + 1) * added] @ merge) for n in range(len(fields))]
     lengths = np.sum([of_field.sum(axis=1) for of_field in of_fields], axis=0).ravel()
     frequencies = scipy.sparse.csc_matrix(sum(weight * of_field for weight, of_field in zip(weights, of_fields, strict=True)))
     frequencies.sort_indices()
-    holding = np.diff(frequencies.indptr)
-    idf = np.maximum(np.log((listings - holding + 0.5) / (holding + 0.5)), LEAST_IDF)
-    norm = K1 * (1 - B + B * lengths / max(lengths.mean(), 1e-9))[frequencies.indices]
-    scores = np.repeat(idf, holding) * frequencies.data * (K1 + 1) / (frequencies.data + norm)
+    words, stems = (np.array([name.encode() for name in names]) for names in (words, stems))
+    if previous is None:
+        before = {"words": words[:0], "stem_of_word": np.empty(0, np.int32), "stems": stems[:0]}
+        before |= {"postings_starts": np.zeros(1, np.int64), "postings_rows": np.empty(0, np.int32)}
+        before |= {"postings_scores": np.empty(0, np.float32)}
+        listings, mean_length = 0, max(float(lengths.mean()), 1e-9)
+    else:
+        before = {name: storage.read_array(previous / f"{name}.npy") for name in ARRAYS}
+        listings, mean_length = storage.read_json(previous / STATISTICS).values()
+
+    all_words, all_stems = np.union1d(before["words"], words), np.union1d(before["stems"], stems)
+    places, places_before = np.searchsorted(all_stems, stems), np.searchsorted(all_stems, before["stems"])
+    stem_of = np.empty(len(all_words), np.int32)
+    stem_of[np.searchsorted(all_words, words)] = places[stem_of_word]
+    stem_of[np.searchsorted(all_words, before["words"])] = places_before[before["stem_of_word"]]
+    held, held_before = np.zeros((2, len(all_stems)), np.int64)
+    held[places], held_before[places_before] = np.diff(frequencies.indptr), np.diff(before["postings_starts"])
+    idf_before, idf = _idf(held_before, listings), _idf(held_before + held, listings + added)
+    norm = K1 * (1 - B + B * lengths / mean_length)[frequencies.indices]
+    scores = np.repeat(idf[places], held[places]) * frequencies.data * (K1 + 1) / (frequencies.data + norm)
+    ends = np.repeat(np.cumsum(held_before)[places], held[places])  # a stem's new listings come after its old ones
+    scores_before = before["postings_scores"] * np.repeat((idf / idf_before).astype(np.float32), held_before)
     arrays = {
-        "words": np.array([word.encode() for word in words]),
-        "stem_of_word": stem_of_word.astype(np.int32),
-        "stems": np.array([stem.encode() for stem in stems]),
-        "postings_starts": frequencies.indptr.astype(np.int64),
-        "postings_rows": frequencies.indices.astype(np.int32),
-        "postings_scores": scores.astype(np.float32),
+        "words": all_words,
+        "stem_of_word": stem_of,
+        "stems": all_stems,
+        "postings_starts": np.concatenate([[0], np.cumsum(held_before + held)]),
+        "postings_rows": np.insert(before["postings_rows"], ends, frequencies.indices.astype(np.int32) + np.int32(listings)),
+        "postings_scores": np.insert(scores_before, ends, scores.astype(np.float32)),
     }
     for name in ARRAYS:
         storage.write_array(folder / f"{name}.npy", arrays[name])
+    storage.write_json(folder / STATISTICS, {"listings": listings + added, "mean_length": mean_length}, indent=None)
+
+
+def _idf(holding: np.ndarray, listings: int) -> np.ndarray:
+    return np.maximum(np.log((listings - holding + 0.5) / (holding + 0.5)), LEAST_IDF)
 
 
 class WordIndex:
@@ -85,7 +110,7 @@ class WordIndex:
         for rows, values in words:
             scores[rows] += values
             held[rows] += 1
-        found = np.flatnonzero(held if allowed is None else held * allowed)
+        found = np.flatnonzero(held > 0 if allowed is None else (held > 0) & allowed)
         keys = scores[found] + ALL_WORDS * (held[found] == len(words)).astype(float)
         if len(found) > k:
             best = keys >= np.partition(keys, -k)[-k]

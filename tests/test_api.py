@@ -297,7 +297,7 @@ def test_metrics_count_requests_by_path_and_status(client):
     client.get("/products/nobody")
     text = client.get("/metrics").text
     assert 'marketplace_requests_total{path="/products/{product_id}",status="404"}' in text
-    for step in ("decode", "embed", "search"):
+    for step in ("decode", "embed", "search", "rank"):
         assert f'marketplace_step_seconds_count{{step="{step}"}}' in text
     assert "marketplace_photos_pending 0.0" in text and 'marketplace_reloads_total{result="switched"} 1.0' in text
 

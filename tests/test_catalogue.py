@@ -94,6 +94,9 @@ def test_no_filter_is_no_mask(opened):
 def test_photos_of_a_product_are_its_own(opened):
     for row in range(60):
         assert opened.photos_of(row).tolist() == np.flatnonzero(row == PHOTO_PRODUCTS).tolist()
+    rows, counts = opened.photos_of_each(np.array([5, 0, 5, 59]))
+    assert rows.tolist() == [photo for row in (5, 0, 5, 59) for photo in opened.photos_of(row)]
+    assert counts.tolist() == [len(opened.photos_of(row)) for row in (5, 0, 5, 59)]
     assert opened.image_ids(opened.photos_of(5)) == [f"i{row}" for row in np.flatnonzero(PHOTO_PRODUCTS == 5)]
 
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import build_index
 from marketplace import listings, storage
+from marketplace import recommender as recommender_module
 from marketplace.catalogue import Filters
 from marketplace.recommender import Recommender
 
@@ -69,6 +70,47 @@ def test_folded_listings_are_counted_among_those_that_pass_the_filters(recommend
     assert by_group[sizes.argmax()]["duplicates"] == len(within) - 1
 
 
+def plain_hits(recommender: Recommender, query, count: int, allowed: np.ndarray) -> list[tuple]:
+    """Row, photo, score and folded listings of the first `count` hits, one candidate after the other."""
+    rows = recommender.candidates(query, 200, allowed)
+    if len(rows) < 100:
+        others = [row for row in np.flatnonzero(allowed) if row not in rows and row != query.excluded_row]
+        rows = np.concatenate([rows, others[: 100 - len(rows)]]).astype(int)
+    evidence, _ = recommender.evidence(query, rows)
+    order, scores, _ = recommender.ranker.rank(evidence)
+    groups, hits, seen = recommender.catalogue.columns["duplicates"], [], set()
+    for place in order:
+        if groups[rows[place]] in seen:
+            continue
+        seen.add(groups[rows[place]])
+        photos = recommender.catalogue.photos_of(rows[place])
+        photo = photos[0] if len(photos) else None
+        if query.photos is not None and len(photos):
+            photo = photos[(recommender.photo_index.vectors[photos] @ query.photos.T).max(axis=1).argmax()]
+        copies = np.flatnonzero((groups == groups[rows[place]]) & allowed)
+        hits.append((rows[place], photo, scores[place], sum(copy != query.excluded_row for copy in copies) - 1))
+    return hits[:count]
+
+
+@pytest.mark.parametrize("name", ["photo", "words", "photo and words", "listing"])
+@pytest.mark.parametrize("share", [1, 0.5, 0.1])
+def test_hits_are_those_found_one_candidate_after_the_other(recommender, queries, name, share):
+    allowed = np.random.default_rng(3).random(recommender.catalogue.n_rows) < share
+    found = recommender._hits(queries[name], 0, 90, allowed)
+    expected = plain_hits(recommender, queries[name], 90, allowed)
+    assert [(hit.row, hit.photo_row, hit.score, hit.duplicates) for hit in found] == expected
+    assert len(expected) >= 5
+
+
+@pytest.mark.parametrize("name", ["photo", "words", "photo and words", "listing"])
+def test_pages_in_further_windows_are_parts_of_the_whole_list(recommender, queries, name, monkeypatch):
+    monkeypatch.setattr(recommender_module, "WINDOW", 3)
+    whole = recommender.recommend(queries[name], 200)
+    assert len({hit["product_id"] for hit in whole}) == len(whole) > 40
+    for offset, k in ((0, 2), (2, 5), (3, 27), (4, 40), (29, 3)):
+        assert recommender.recommend(queries[name], k, offset=offset) == whole[offset : offset + k]
+
+
 def test_a_photo_alone_brings_its_own_listing_first(recommender, queries):
     own = recommender.catalogue.product(int(recommender.catalogue.product_of_photo[7]))
     first = recommender.recommend(queries["photo"], 1)[0]
@@ -129,13 +171,11 @@ def test_an_update_of_the_listings_keeps_the_ranker_and_another_model_does_not(d
     shutil.copytree(demo_dir, tmp_path / "data", ignore=shutil.ignore_patterns("raw", "tensorboard"))
     index_dir = tmp_path / "data" / "index"
     first = storage.current_generation(index_dir)
-    digests = {f"model/{name}": digest for name, digest in storage.read_json(first / "report.json")["files"].items()}
-    of_model = {name: digest for name, digest in digests.items() if (tmp_path / "data" / name).exists()}
-    assert len(of_model) >= 5
-    assert build_index.kept_ranker(index_dir, of_model) == first / "ranker.json"
-    changed = of_model | {next(iter(of_model)): "another"}
-    assert build_index.kept_ranker(index_dir, changed) is None
-    assert build_index.kept_ranker(tmp_path / "nowhere", of_model) is None
+    published = build_index.Published.of(index_dir)
+    settings = published.report["settings"]
+    assert published.ranker(settings) == first / "ranker.json"
+    assert published.ranker(settings | {"models": settings["models"] | {"model/image_model.json": "another"}}) is None
+    assert build_index.Published.of(tmp_path / "nowhere") is None
     assert build_index.main(["--data", str(tmp_path / "data"), "--recall", "0.9"]) == 0
     second = storage.current_generation(index_dir)
     assert second != first and (second / "ranker.json").read_bytes() == (first / "ranker.json").read_bytes()

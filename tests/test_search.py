@@ -239,18 +239,16 @@ def test_removing_a_row_that_is_not_there_is_refused():
 
 @pytest.mark.parametrize(("removed", "added", "due"), [(0, 0, False), (60, 40, False), (61, 40, True), (0, 101, True)])
 def test_an_index_is_built_anew_when_a_fifth_of_it_has_changed(removed, added, due):
-    vectors = unit_rows(500 + added)
-    index = search.build(vectors[:500], "ivf")
-    search.update(index, vectors, 500, np.arange(removed))
-    assert search.rebuild_is_due(index, len(vectors), built_rows=500) is due
+    index = search.build(unit_rows(500), "ivf")
+    assert search.rebuild_is_due(index, rows=500 + added, live=500 + added - removed, built_rows=500) is due
 
 
 def test_a_flat_index_that_has_outgrown_its_kind_is_built_anew(monkeypatch):
     index = search.build(VECTORS, "flat")
-    assert not search.rebuild_is_due(index, len(VECTORS), len(VECTORS))
+    assert not search.rebuild_is_due(index, len(VECTORS), len(VECTORS), len(VECTORS))
     monkeypatch.setattr(search, "FLAT_ROWS", 499)
-    assert search.rebuild_is_due(index, len(VECTORS), len(VECTORS))
-    assert not search.rebuild_is_due(index, len(VECTORS), len(VECTORS), kind="flat")
+    assert search.rebuild_is_due(index, len(VECTORS), len(VECTORS), len(VECTORS))
+    assert not search.rebuild_is_due(index, len(VECTORS), len(VECTORS), len(VECTORS), kind="flat")
 
 
 # Served from the disk

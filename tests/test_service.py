@@ -1,4 +1,5 @@
 import base64
+import contextlib
 import json
 import logging
 import os
@@ -395,16 +396,13 @@ def workers(demo_dir, tmp_path_factory):
 
 
 def children(pid: int) -> list[int]:
-    """The workers among a process's children."""
-    found = []
+    """The workers of a supervisor: children of the child that they are forked from."""
+    parents = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(status.read_text().rpartition(")")[2].split()[1])
-            if parent == pid and b"spawn_main" in (status.parent / "cmdline").read_bytes():
-                found.append(int(status.parent.name))
-        except OSError:  # it ended meanwhile
-            continue
-    return sorted(found)
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            if b"forkserver" in (status.parent / "cmdline").read_bytes():
+                parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
+    return sorted(worker for worker, parent in parents.items() if parents.get(parent) == pid)
 
 
 def get(url: str) -> bytes:
@@ -422,6 +420,22 @@ def test_a_killed_worker_is_replaced_while_the_other_answers(workers):
     wait_until(lambda: workers.log.read_text().count("Application startup complete") == 3)
     after = children(workers.process.pid)
     assert len(after) == 2 and before[0] not in after and before[1] in after
+
+
+def test_workers_share_what_they_import(workers):
+    for pid in children(workers.process.pid):
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        shared_kb = next(int(line.split()[1]) for line in lines if line.startswith("Shared_Dirty:"))
+        assert shared_kb > 60_000  # of about 100,000; each of them would have its own
+
+
+def test_nothing_that_is_imported_before_workers_are_forked_starts_a_thread():
+    code = (
+        f"import importlib, os; [importlib.import_module(n) for n in {service.PRELOADED}]; print(os.listdir('/proc/self/task'))"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=TIMEOUT_S)
+    assert ran.stdout.count("'") == 2, ran.stdout + ran.stderr  # one name
 
 
 def test_the_figures_are_those_of_all_workers(workers):

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
@@ -47,6 +48,26 @@ def test_categories_of_new_listings_are_predicted_with_probabilities(models):
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
     assert (probabilities.argmax(1) == labels).mean() > 0.98
     assert (probabilities[:, 3] == 0).all()  # a class that training never saw
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text(max_size=30) | st.lists(st.sampled_from([*NOUNS, *WORDS, "Égal", "\n"])).map(" ".join), min_size=1))
+def test_features_are_those_of_scikit_learn_and_read_once_are_the_same(models, texts):
+    parts = {name: [text.partition("\n")[0] for text in texts] if "title" in name else texts for name in models.vectorisers}
+    expected = np.hstack([vectoriser.transform(parts[name]).toarray() for name, vectoriser in models.vectorisers.items()])
+    np.testing.assert_allclose(models.features(texts).toarray(), expected, atol=1e-6)
+    vectors, probabilities = models.read(texts)
+    np.testing.assert_array_equal(vectors, models.encode(texts))
+    np.testing.assert_array_equal(probabilities, models.category_probabilities(texts))
+
+
+def test_arrays_are_mapped_as_the_file_holds_them(models, tmp_path):
+    models.save(tmp_path)
+    mapped = table_models.read_arrays(tmp_path / table_models.WEIGHTS)
+    expected = safetensors.numpy.load_file(tmp_path / table_models.WEIGHTS)
+    assert mapped.keys() == expected.keys() and not any(array.flags.owndata for array in mapped.values())
+    for name, array in expected.items():
+        np.testing.assert_array_equal(mapped[name], array, strict=True)
 
 
 def test_calibrated_probabilities_are_as_often_right_as_they_say():

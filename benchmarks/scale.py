@@ -1,0 +1,157 @@
+"""The tables' stages and the index at two sizes: time a row, memory, and an update of 1% against a full build.
+
+Reads   a finished data folder (make demo), whose listings' words and models are used; photos are rows without files, and vectors
+        are drawn around centres, as in benchmarks/search.py
+Run     python benchmarks/scale.py           100,000 and 1,000,000 listings: half an hour, 12 GB of disk
+        python benchmarks/scale.py --quick   2,000 and 20,000
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from marketplace import model, storage  # noqa: E402
+
+DIMENSION = 256
+LISTINGS_A_CENTRE, NOISE = 50, 0.6
+CHANGED = 0.01  # of the listings: a third each come, go and are edited
+# Stage 3 without its picture, for which there are no photos.
+DATASET = "import dataset, sys; dataset.draw_preview = lambda *_: b''; sys.exit(dataset.main(sys.argv[1:]))"
+
+
+def raw_tables(source: pd.DataFrame, numbers: np.ndarray, edited: set[int]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Raw listings and their photos, one each: words of the source, and twelve more that fall as in any language (Zipf)."""
+    generator = np.random.default_rng(0)
+    rare = np.minimum(generator.zipf(1.2, size=(int(numbers.max()) + 1, 12)), 200_000)[numbers]
+    products = source.iloc[numbers % len(source)].reset_index(drop=True)
+    products["id"] = [str(uuid.UUID(int=number + 1)) for number in numbers.tolist()]
+    more = [" ".join(f"w{word}" for word in words) for words in rare.tolist()]
+    ends = [f" edited {number}" if number in edited else f" {number}" for number in numbers.tolist()]
+    products["product_description"] = [
+        f"{text[:300]} {words}{end}" for text, words, end in zip(products["product_description"], more, ends, strict=True)
+    ]
+    photos = pd.DataFrame(
+        {"id": [str(uuid.UUID(int=2**64 + number)) for number in numbers.tolist()], "product_id": products["id"]}
+    )
+    return products, photos
+
+
+def vectors_of(numbers: np.ndarray, seed: int) -> np.ndarray:
+    """(N, DIMENSION) unit rows; a number's row is always the same."""
+    centres = np.random.default_rng(seed).standard_normal((int(numbers.max()) // LISTINGS_A_CENTRE + 1, DIMENSION), np.float32)
+    vectors = np.empty((len(numbers), DIMENSION), np.float32)
+    for block in np.unique(numbers // 10_000):
+        rows = np.flatnonzero(numbers // 10_000 == block)
+        noise = np.random.default_rng((seed, int(block))).standard_normal((10_000, DIMENSION), np.float32)
+        vectors[rows] = centres[numbers[rows] // LISTINGS_A_CENTRE] + NOISE * noise[numbers[rows] % 10_000]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
+
+
+def run(*command: str | Path) -> tuple[float, float]:
+    """Seconds and peak GB of a stage in a process of its own."""
+    started_s = time.perf_counter()
+    pid = os.posix_spawn(
+        sys.executable,
+        [sys.executable, *map(str, command)],
+        os.environ | {"PYTHONPATH": str(ROOT)},
+        file_actions=[(os.POSIX_SPAWN_DUP2, 2, 1)],
+    )
+    _, status, usage = os.wait4(pid, 0)
+    if status:
+        sys.exit(f"error: {command[0]} failed")
+    return time.perf_counter() - started_s, usage.ru_maxrss * 1024 / 1e9
+
+
+def prepare(data_dir: Path, source_dir: Path, numbers: np.ndarray, edited: set[int]) -> dict[str, float]:
+    """Everything before build_index.py; seconds of the two stages of tables."""
+    source = pd.read_csv(source_dir / "raw" / "Products.csv", dtype=str, index_col=0, keep_default_na=False)
+    kept = storage.read_csv(source_dir / "tabular" / "products.csv")["product_id"]
+    whole = source["id"].isin(kept) & (source != "").all(axis=1)
+    products, photos = raw_tables(source[whole].drop_duplicates("id"), numbers, edited)
+    (data_dir / "raw").mkdir(parents=True, exist_ok=True)
+    products.to_csv(data_dir / "raw" / "Products.csv")
+    photos.to_csv(data_dir / "raw" / "Images.csv")
+    image_ids = photos["id"].tolist()
+    seconds = {"clean": run(ROOT / "clean_tabular_data.py", "--data", data_dir)[0]}
+    shutil.rmtree(data_dir / "images", ignore_errors=True)
+    stage = storage.Stage(data_dir / "images", storage.read_manifest(source_dir / "images")["arguments"], {})
+    stage.begin()
+    pixels = np.random.default_rng(1).integers(2**63, size=int(numbers.max()) + 1)[numbers]
+    kept = pd.DataFrame({"image_id": image_ids, "status": "ok", "reason": "", "width": "256", "height": "256"})
+    kept["sha256"] = [f"{bits:064x}" for bits in pixels.tolist()]
+    kept["phash"] = [f"{bits:016x}" for bits in pixels.tolist()]
+    storage.write_csv(stage.folder / "photos.csv", kept.assign(source=kept["image_id"] + ".jpg").sort_values("image_id"))
+    stage.finish({}, ["photos.csv"])
+    seconds["dataset"] = run("-c", DATASET, "--data", data_dir)[0]
+
+    shutil.copytree(source_dir / "model", data_dir / "model", dirs_exist_ok=True)
+    folder = data_dir / "embeddings"
+    known = storage.read_csv(data_dir / "dataset" / "training_data.csv")["image_id"].tolist()
+    listed = storage.read_csv(data_dir / "tabular" / "products.csv")["product_id"].tolist()
+    of_photos = np.array([uuid.UUID(name).int - 2**64 for name in known])
+    of_listings = np.array([uuid.UUID(name).int - 1 for name in listed])
+    names = ("tabular/products.csv", "images/photos.csv", "dataset/training_data.csv", *(f"model/{name}" for name in model.FILES))
+    stage = storage.Stage(folder, {}, storage.digests(data_dir, *names))
+    stage.begin()
+    storage.write_array(folder / "vectors.npy", vectors_of(of_photos, 2))
+    storage.write_array(folder / "text_vectors.npy", vectors_of(of_listings, 3))
+    storage.write_array(folder / "probabilities.npy", np.full((len(known), 13), 1 / 13, np.float32))
+    storage.write_json(folder / "image_ids.json", known, indent=None)
+    storage.write_json(folder / "product_ids.json", listed, indent=None)
+    stage.finish({}, ["vectors.npy", "text_vectors.npy", "probabilities.npy", "image_ids.json", "product_ids.json"])
+    return seconds
+
+
+def measure(source_dir: Path, data_dir: Path, rows: int) -> dict[str, float]:
+    """Seconds of each stage, of the fit of the ranker within the build, and of an update; GB of the build."""
+    figures = prepare(data_dir, source_dir, np.arange(rows), set())
+    figures["build"], figures["build_gb"] = run(ROOT / "build_index.py", "--data", data_dir)
+    figures["ranker"] = storage.read_json(storage.current_generation(data_dir / "index") / "report.json")["ranker_seconds"]
+    third = max(1, round(CHANGED * rows / 3))
+    prepare(data_dir, source_dir, np.arange(third, rows + third), set(range(2 * third, 3 * third)))
+    figures["update"], figures["update_gb"] = run(ROOT / "build_index.py", "--data", data_dir)
+    report = storage.read_json(storage.current_generation(data_dir / "index") / "report.json")
+    assert report["updated"], "the index was built anew, not updated"
+    figures["changed_rows"], figures["recall"] = report["changed_rows"]["listings"], report["index"]["recall_at_10"]
+    return figures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="data/demo", type=Path, help="a finished data folder (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="2,000 and 20,000 listings, under a minute or two")
+    args = parser.parse_args()
+    sizes = (2_000, 20_000) if args.quick else (100_000, 1_000_000)
+    measured = {}
+    for rows in sizes:
+        with tempfile.TemporaryDirectory(prefix="marketplace-benchmark-") as folder:
+            measured[rows] = measure(args.data, Path(folder), rows)
+    table = pd.DataFrame(measured).round(2)
+    print(re.sub(r"(?m)^", "  ", table.to_string()), file=sys.stderr)
+    small, large = (measured[rows] for rows in sizes)
+    growth = sizes[1] / sizes[0]
+    found = {f"{name}_time_per_row": round(large[name] / small[name] / growth, 3) for name in ("clean", "dataset")}
+    # The ranker is fitted once for a model, on as many questions whatever the size.
+    builds = [of["build"] - of["ranker"] for of in (small, large)]
+    found["build_time_per_row"] = round(builds[1] / builds[0] / growth, 3)
+    found["update_over_build"] = round(large["update"] / builds[1], 4)
+    found["build_peak_over_vectors"] = round(large["build_gb"] * 1e9 / (4 * DIMENSION * sizes[1]), 2)
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
