@@ -82,12 +82,12 @@ def test_every_script_runs_on_resnet50_from_a_file_to_a_served_answer(tmp_path):
     pixels = torch.from_numpy(photos.model_input((tmp_path / "images" / f"{image_id}.jpg").read_bytes(), 64, mean, std))
     with torch.inference_mode():
         expected = torch.nn.functional.normalize(classifier(pixels[None]))[0].numpy()
+    exact, _ = model.PhotoModel(tmp_path / "model", "onnx").run(pixels[None].numpy())
+    assert exact[0] @ expected > 0.99999
     with TestClient(api.create_app(tmp_path)) as client:
         assert client.get("/healthcheck").json()["model"] == "resnet50"
         features = np.array(client.post("/predict/feature_embedding", files={"image": raw}).json()["features"])
         assert features.shape == (2048,) and features @ expected > 0.99  # in 8 bits
-    exact, _ = model.PhotoModel(tmp_path / "model", "onnx").run(pixels[None].numpy())
-    assert exact[0] @ expected > 0.99999
         answer = client.post("/predict/similar_images", files={"image": raw}, data={"k": 3}).json()
     assert answer["similar_index"][0] == image_id or answer["results"][0]["score"] > 0.999
     assert len(answer["results"]) == 3
