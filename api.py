@@ -173,6 +173,7 @@ def create_app(
     async def lifespan(app: FastAPI):
         if workers > 1:
             gc.freeze()  # what is imported stays: looking through it for garbage would copy what they share
+        service.keep_memory_compact()
         # A query's matrices are small: BLAS threads that wait for each other double what a title query costs.
         threadpoolctl.threadpool_limits(1, user_api="blas")
         try:
