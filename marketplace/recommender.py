@@ -107,8 +107,7 @@ class Recommender:
 
     def embed(self, jpeg: bytes) -> tuple[np.ndarray, np.ndarray]:
         """(D,) unit vector and (C,) category probabilities of one cleaned photo."""
-        features, probabilities = self.photo_model.run(self.photo_model.input(jpeg)[None])
-        return features[0], probabilities[0]
+        return self.photo_model.run_one(self.photo_model.input(jpeg))
 
     def query(self, vector: np.ndarray | None = None, text: str | None = None, probabilities: np.ndarray | None = None) -> Query:
         """A query from a photo's vector and its (C,) category probabilities, a person's words, or all of them."""

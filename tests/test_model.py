@@ -1,6 +1,8 @@
 import base64
 import dataclasses
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
@@ -162,3 +164,57 @@ def test_with_two_photos_there_still_is_a_file_and_a_verdict(demo_dir, model_dir
     report = quantise.export(model_dir, demo_dir / "images", table[:1], table[5:6], seed=0)
     assert report["photos"] == 1 and report["neighbours_kept"] == 1.0
     assert model.open_onnx(model_dir / model.INT8)[1].keys() == {model.PROBE_PHOTO, model.PROBE_VECTOR}
+
+
+# Photos of many requests, together
+
+
+class Held:
+    """A run that does not end before it is let; failing for batches of more than `most`."""
+
+    def __init__(self, most: int = 100):
+        self.most, self.sizes = most, []
+        self.entered, self.release = threading.Event(), threading.Event()
+
+    def __call__(self, batch):
+        self.entered.set()
+        assert self.release.wait(60)
+        self.sizes.append(len(batch))
+        if len(batch) > self.most:
+            raise ValueError("out of memory")
+        return batch[:, 0] * 2, batch[:, 0] + 1
+
+
+def ask_together(held: Held, items: int) -> tuple[model.Gathered, list]:
+    """What it gives for items 0, 1, ..., asked by a thread each while the run of the first one is held up."""
+    gathered = model.Gathered(held)
+    with ThreadPoolExecutor(items) as pool:
+        asked = [pool.submit(gathered, np.array([0]))]
+        assert held.entered.wait(60)
+        asked += [pool.submit(gathered, np.array([item])) for item in range(1, items)]
+        while len(gathered._waiting) < items - 1:
+            assert not asked[0].done()
+        held.release.set()
+    return gathered, asked
+
+
+def test_what_arrives_while_a_batch_runs_goes_together_into_the_next():
+    held = Held()
+    _, asked = ask_together(held, 9)
+    assert [future.result() for future in asked] == [(2 * item, item + 1) for item in range(9)]
+    assert held.sizes == [1, 8]
+
+
+def test_no_batch_is_larger_than_it_may_be(monkeypatch):
+    monkeypatch.setattr(model, "GATHERED", 3)
+    held = Held()
+    _, asked = ask_together(held, 8)
+    assert [future.result() for future in asked] == [(2 * item, item + 1) for item in range(8)]
+    assert held.sizes == [1, 3, 3, 1]
+
+
+def test_each_of_a_batch_that_fails_is_told_why_and_the_next_one_runs():
+    gathered, (first, *others) = ask_together(Held(most=1), 4)
+    assert first.result() == (0, 1)
+    assert [str(future.exception()) for future in others] == ["out of memory"] * 3
+    assert gathered(np.array([7])) == (14, 8)
