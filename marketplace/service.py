@@ -188,7 +188,7 @@ class Generations:
 def keep_memory_compact() -> None:
     """Have glibc, where it is the C library, give large arrays back at once and not spread small ones over an arena a thread.
 
-    Else a process that opens a generation every few seconds grows by a tenth in ten minutes.
+    Else a process that opens a generation every 20 seconds has grown by 8% after ten minutes (benchmarks/api.py).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
