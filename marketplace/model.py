@@ -159,13 +159,17 @@ def _choose_runtime(runtime: str, device: str | None) -> str:
 def open_onnx(path: Path, threads: int | None = None) -> tuple[Run, dict[str, str]]:
     """An exported network as a function, and its file's metadata; threads: as PhotoModel."""
     import onnxruntime
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf
 
     if not path.is_file():
         raise StageError(f"{path} is missing: run python train.py first")
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not hold the cores
     options.intra_op_num_threads = threads or _omp_threads()
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf):
+        raise StageError(f"{path} is damaged: delete it and run python train.py again") from None
     return lambda pixels: session.run(["features", "logits"], {"pixels": pixels}), session.get_modelmeta().custom_metadata_map
 
 

@@ -218,3 +218,12 @@ def test_each_of_a_batch_that_fails_is_told_why_and_the_next_one_runs():
     assert first.result() == (0, 1)
     assert [str(future.exception()) for future in others] == ["out of memory"] * 3
     assert gathered(np.array([7])) == (14, 8)
+
+
+@pytest.mark.parametrize("kept", [0, 1000, 0.5, 0.999])
+def test_a_network_cut_short_is_one_sentence(kept, model_dir):
+    path = model_dir / model.ONNX
+    whole = path.read_bytes()
+    path.write_bytes(whole[: kept if isinstance(kept, int) else int(kept * len(whole))])
+    with pytest.raises(StageError, match=f"^{path} is damaged: delete it and run python train.py again$"):
+        model.PhotoModel(model_dir, "onnx")
