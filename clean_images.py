@@ -358,7 +358,7 @@ def run(args: argparse.Namespace) -> dict:
     }
     assert counts["seen"] == counts["kept"] + counts["rejected"], counts
     _check_rejected(counts, args, folder)
-    summary = stage.finish(counts, ["photos.csv", *(f"{image_id}.jpg" for image_id in sorted(kept))])
+    summary = stage.finish(counts, ["photos.csv", *(f"{image_id}.jpg" for image_id in sorted(kept))], ["photos.csv"])
     return summary | {"cleaned": len(todo), "reused": reused, "removed": removed}
 
 

@@ -1,7 +1,7 @@
 """Clean the table of listings: recognise the records, reject what is incomplete, redact, label.
 
 Reads   data/raw/Products.csv, data/raw/Images.csv (or s3://)
-Writes  data/tabular/ (products.csv, images.csv, labels.json, rejected.csv, report.json)
+Writes  data/tabular/ (products.csv, products_records.npy, images.csv, labels.json, rejected.csv, report.json)
 Run     python clean_tabular_data.py
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from marketplace import errors, flags, listings, storage
+from marketplace import changes, errors, flags, listings, storage
 from marketplace.errors import StageError
 
 PRODUCT_COLUMNS = ["id", "product_name", "category", "product_description", "price", "location"]
@@ -29,7 +29,8 @@ CLEAN_PRODUCT_COLUMNS = [
 ]
 CLEAN_PHOTO_COLUMNS = ["image_id", "product_id", "label"]
 REJECT_COLUMNS = ["source", "record", "id", "reason", "raw"]
-OUTPUTS = ["products.csv", "images.csv", "labels.json", "rejected.csv", "report.json"]
+OUTPUTS = ["products.csv", "images.csv", "labels.json", "products_records.npy", "rejected.csv", "report.json"]
+READ_LATER = OUTPUTS[:4]  # by other stages
 
 MAX_HEADER_CHARS = 65_536  # a longer first line is no header
 MAX_STARTS_IN_FIELD = 50  # lines in one quoted field that look like the start of a record
@@ -443,6 +444,7 @@ def run(args: argparse.Namespace) -> dict:
             price_plausible=products["price_plausible"].map({True: "true", False: "false"})
         ),
     )
+    changes.write_records(stage.folder / "products_records.npy", stage.folder / "products.csv", products["product_id"])
     storage.write_csv(stage.folder / "images.csv", photos)
     decoder = {str(label): name for name, label in encoder.items()}
     storage.write_json(stage.folder / "labels.json", {"depth": args.category_depth, "encoder": encoder, "decoder": decoder})
@@ -456,7 +458,7 @@ def run(args: argparse.Namespace) -> dict:
         "photos_rejected": len(photo_rejects),
         "labels": len(encoder),
     }
-    return stage.finish(counts, OUTPUTS)
+    return stage.finish(counts, OUTPUTS, READ_LATER)
 
 
 def write_rejects(folder: Path, rejects: list[dict]) -> None:

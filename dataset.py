@@ -1,7 +1,7 @@
 """Join listings and photos, cluster what belongs together, and split the clusters into train, validation and test.
 
 Reads   data/tabular/ (products.csv, images.csv, labels.json), data/images/ (photos.csv, <image_id>.jpg)
-Writes  data/dataset/ (listings.csv, training_data.csv, preview.png, report.json, settings.json)
+Writes  data/dataset/ (listings.csv, training_data.csv, with hashes of their ids as .npy; preview.png, report.json, settings.json)
 Run     python dataset.py
 """
 
@@ -21,7 +21,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
-from marketplace import errors, flags, photos, storage
+from marketplace import changes, errors, flags, photos, storage
 from marketplace.errors import StageError
 
 SHARES = {"train": 70, "test": 15, "validation": 15}  # percent of the listings of each label; an even choice goes to the first
@@ -34,6 +34,7 @@ BLOCK_PAIRS = 1 << 22  # hashes compared at a time in a long run: 32 MB
 WORD = re.compile(r"[^\W_]+")
 MIN_WORDS = 8  # shorter texts ("Sofa, good condition") are the same by chance
 PREVIEW_TILES, PREVIEW_COLUMNS, PREVIEW_TILE_PX = 48, 8, 128
+READ_LATER = ("settings.json", "listings.csv", "listings.npy", "training_data.csv", "training_data.npy")  # by other stages
 FRAMES = {"train": "#4c78a8", "validation": "#f2a541", "test": "#54a24b"}
 
 
@@ -436,10 +437,12 @@ def run(args: argparse.Namespace) -> dict:
     }
     storage.write_csv(folder / "listings.csv", listings)
     storage.write_csv(folder / "training_data.csv", training)
+    storage.write_array(folder / "listings.npy", changes.hashed(listings, ["product_id", "duplicates", "split"]))
+    storage.write_array(folder / "training_data.npy", changes.hashed(training, ["image_id", "product_id"]))
     storage.write_bytes(folder / "preview.png", draw_preview(training, classes, images_dir, args.seed))
     storage.write_json(folder / "report.json", report)
     print_split_table(splits)
-    return stage.finish(counts, ["settings.json", "listings.csv", "training_data.csv", "preview.png", "report.json"])
+    return stage.finish(counts, [*READ_LATER, "preview.png", "report.json"], READ_LATER)
 
 
 # For training.

@@ -224,7 +224,7 @@ def run(args: argparse.Namespace) -> dict:
         return done
     table = storage.read_csv(args.data / "dataset" / "training_data.csv", usecols=["image_id"])
     counts = embed_photos(stage, args.data, table["image_id"].tolist(), args) | embed_texts(stage, args.data)
-    return stage.finish(counts, OUTPUTS if args.no_json else [*OUTPUTS, JSON])
+    return stage.finish(counts, OUTPUTS if args.no_json else [*OUTPUTS, JSON], OUTPUTS)
 
 
 def main(argv=None) -> int:

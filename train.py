@@ -595,7 +595,7 @@ def run(args: argparse.Namespace) -> dict:
     counts = {name: main_figures(photo_metrics[name] or {}, table_metrics[name] or {}) for name in ("validation", "test")}
     print(json.dumps(counts | {"embedding": embedding}, indent=2), file=sys.stderr)
     pictures = ("curves.png", "confusion.png", "hardest.png")
-    return stage.finish(counts | {"embedding": description.embedding}, [*model.FILES, "metrics.json", *pictures])
+    return stage.finish(counts | {"embedding": description.embedding}, [*model.FILES, "metrics.json", *pictures], model.FILES)
 
 
 def main(argv=None) -> int:

@@ -94,7 +94,7 @@ def prepare(data_dir: Path, source_dir: Path, numbers: np.ndarray, edited: set[i
     kept["sha256"] = [f"{bits:064x}" for bits in pixels.tolist()]
     kept["phash"] = [f"{bits:016x}" for bits in pixels.tolist()]
     storage.write_csv(stage.folder / "photos.csv", kept.assign(source=kept["image_id"] + ".jpg").sort_values("image_id"))
-    stage.finish({}, ["photos.csv"])
+    stage.finish({}, ["photos.csv"], ["photos.csv"])
     seconds["dataset"] = run("-c", DATASET, "--data", data_dir)[0]
 
     shutil.copytree(source_dir / "model", data_dir / "model", dirs_exist_ok=True)
@@ -111,7 +111,8 @@ def prepare(data_dir: Path, source_dir: Path, numbers: np.ndarray, edited: set[i
     storage.write_array(folder / "probabilities.npy", np.full((len(known), 13), 1 / 13, np.float32))
     storage.write_json(folder / "image_ids.json", known, indent=None)
     storage.write_json(folder / "product_ids.json", listed, indent=None)
-    stage.finish({}, ["vectors.npy", "text_vectors.npy", "probabilities.npy", "image_ids.json", "product_ids.json"])
+    files = ["vectors.npy", "text_vectors.npy", "probabilities.npy", "image_ids.json", "product_ids.json"]
+    stage.finish({}, files, files)
     return seconds
 
 

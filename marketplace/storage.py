@@ -20,9 +20,10 @@ import pandas as pd
 
 from marketplace.errors import StageError
 
-SCHEMA_VERSION = 3  # of every manifest; raised when a stage's files change their meaning
+SCHEMA_VERSION = 4  # of every manifest; raised when a stage's files change their meaning
 MANIFEST = "manifest.json"
 TEMPORARY_SUFFIX = ".tmp"
+SETTLED_NS = 20_000_000  # older than this, a file's time tells a later change apart: clocks of file systems tick every 1 to 10 ms
 GENERATIONS_KEPT = 2  # the one being served, and the one before it for readers that still have it open
 S3_BODY_ATTEMPTS = 5  # attempts to read an object's bytes; boto3 makes as many to send a request
 
@@ -124,18 +125,43 @@ def read_json(path: Path) -> dict:
         raise StageError(f"{path} is not valid JSON: delete it and {_remedy(Path(path).parent)}") from None
 
 
+@dataclass(frozen=True)
+class _Content:
+    """What a file holds, as far as its status tells: the same under another name."""
+
+    path: Path = field(compare=False)
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> "_Content":
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            raise StageError(f"{path} is missing: {_remedy(Path(path).parent)}") from None
+        return cls(Path(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
 def digest(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal; computed once a process while the file stays as it is."""
-    try:
-        status = os.stat(path)
-        return _digest(path, status.st_ino, status.st_size, status.st_mtime_ns)
-    except FileNotFoundError:
-        raise StageError(f"{path} is missing: {_remedy(Path(path).parent)}") from None
+    """The sha256 of a file's bytes, in hexadecimal; computed once a process while the file stays as it is.
+
+    Not at all when the manifest beside it holds the digest and the file's inode, size and time show that nobody has written it
+    since, as git tells changed files by.
+    """
+    return _digest(_Content.of(path))
 
 
 @functools.lru_cache(maxsize=256)
-def _digest(path: Path, *unchanged: int) -> str:
-    with open(path, "rb") as file:
+def _digest(content: _Content) -> str:
+    manifest_path = content.path.with_name(MANIFEST)
+    known = (_whole_manifest(content.path.parent) or {"digests": {}})["digests"].get(content.path.name)
+    if known and known[1:] == [content.inode, content.size, content.modified_ns]:
+        with contextlib.suppress(FileNotFoundError):
+            if manifest_path.stat().st_mtime_ns - content.modified_ns > SETTLED_NS:
+                return known[0]
+    with open(content.path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -169,6 +195,8 @@ class Stage:
             path = self.folder / name
             if not path.is_file() or path.stat().st_size != size:
                 return None
+        if any(digest(self.folder / name) != known[0] for name, known in manifest["digests"].items()):
+            return None
         return {"stage": self.folder.name, **manifest["counts"], "unchanged": True}
 
     def begin(self) -> None:
@@ -180,11 +208,14 @@ class Stage:
         (self.folder / MANIFEST).unlink(missing_ok=True)
         _remove_leftovers(self.folder)
 
-    def finish(self, counts: dict, outputs: Iterable[str]) -> dict:
+    def finish(self, counts: dict, outputs: Iterable[str], digested: Iterable[str] = ()) -> dict:
         """Write the manifest, which makes the stage finished, and return its summary.
 
-        counts: JSON values to record and print; outputs: names of the files that a reader relies on.
+        counts: JSON values to record and print; outputs: names of the files that a reader relies on; digested: of those, the
+        ones whose digests are recorded, so that no later stage reads them for that.
         """
+        contents = {name: _Content.of(self.folder / name) for name in digested}
+        digests = {name: [_digest(of), of.inode, of.size, of.modified_ns] for name, of in contents.items()}
         seconds = round(time.time() - self.started_s, 2)
         write_json(
             self.folder / MANIFEST,
@@ -194,6 +225,7 @@ class Stage:
                 "arguments": self.arguments,
                 "inputs": self.inputs,
                 "outputs": {name: (self.folder / name).stat().st_size for name in outputs},
+                "digests": digests,
                 "counts": counts,
                 "started": datetime.datetime.fromtimestamp(self.started_s, datetime.UTC).isoformat(),
                 "seconds": seconds,
@@ -213,7 +245,7 @@ def _whole_manifest(folder: Path) -> dict | None:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    kinds = {"schema": int, "arguments": dict, "inputs": dict, "outputs": dict, "counts": dict}
+    kinds = {"schema": int, "arguments": dict, "inputs": dict, "outputs": dict, "digests": dict, "counts": dict}
     is_whole = isinstance(manifest, dict) and all(isinstance(manifest.get(key), kind) for key, kind in kinds.items())
     return manifest if is_whole else None
 
@@ -239,6 +271,14 @@ def check_inputs(data_dir: Path, stage: str, names: Iterable[str] | None = None)
         if (name in names if names is not None else not name.startswith("--")) and digest(data_dir / name) != recorded:
             raise StageError(f"{data_dir / stage} was made from another {name}: run python {SCRIPTS[stage]} again")
     return manifest
+
+
+def check_outputs(data_dir: Path, stage: str, *names: str) -> None:
+    """StageError when a file of a finished stage is not what the stage wrote; its digest must have been recorded."""
+    recorded = read_manifest(data_dir / stage)["digests"]
+    for name in names:
+        if digest(data_dir / stage / name) != recorded[name][0]:
+            raise StageError(f"{data_dir / stage / name} has been changed: run python {SCRIPTS[stage]} again")
 
 
 def digests(data_dir: Path, *names: str) -> dict[str, str]:
@@ -370,7 +410,26 @@ def local_file(uri: str | Path, cache_dir: Path) -> Path:
     return copy
 
 
-# Generations of data/index/: never changed once named by current.json.
+# Generations of data/index/: never changed once named by current.json. What a full build wrote is linked from one to the next;
+# what was added since stands in files beside it.
+
+
+def added(name: str) -> str:
+    """The name of the file that goes on where the file of that name, of the last full build, ends."""
+    return f"added_{name}"
+
+
+def parts(path: Path) -> list[Path]:
+    """The file of the last full build, and the one with what was added since, where there is one."""
+    return [path, *(part for part in [path.with_name(added(path.name))] if part.exists())]
+
+
+def link(source: Path, target: Path) -> None:
+    """Hard-link, or copy where the file system cannot."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def current_generation(index_dir: Path) -> Path:

@@ -265,8 +265,90 @@ def test_a_manifest_tells_what_was_done(tmp_path):
         "arguments": {"size": 256, "sides": [1, 2]},
         "inputs": INPUTS,
         "outputs": {"a.bin": 4, "b.bin": 0},
+        "digests": {},
         "counts": {"rows": 2},
     }
+
+
+def run_digested(folder: Path) -> dict:
+    stage = Stage(folder, ARGUMENTS, INPUTS)
+    stage.begin()
+    storage.write_bytes(folder / "a.bin", b"1234")
+    return stage.finish({}, ["a.bin"], ["a.bin"])
+
+
+def settle(folder: Path) -> None:
+    """As if the file had been written a second before the manifest."""
+    before_ns = (folder / "manifest.json").stat().st_mtime_ns - 10**9
+    os.utime(folder / "a.bin", ns=(before_ns, before_ns))
+    manifest = storage.read_json(folder / "manifest.json")
+    manifest["digests"]["a.bin"][3] = before_ns
+    status = (folder / "manifest.json").stat()
+    storage.write_json(folder / "manifest.json", manifest)
+    os.utime(folder / "manifest.json", ns=(status.st_mtime_ns, status.st_mtime_ns))
+
+
+def forbid_reading(monkeypatch) -> None:
+    def fail(*_):
+        raise AssertionError("the file was read")
+
+    storage._digest.cache_clear()
+    monkeypatch.setattr(hashlib, "file_digest", fail)
+
+
+def test_a_recorded_digest_is_taken_for_a_file_that_nobody_has_written_since(tmp_path, monkeypatch):
+    folder = tmp_path / "tabular"
+    run_digested(folder)
+    settle(folder)
+    expected = hashlib.sha256(b"1234").hexdigest()
+    forbid_reading(monkeypatch)
+    assert storage.digest(folder / "a.bin") == expected
+    assert Stage(folder, ARGUMENTS, INPUTS).finished()
+
+
+def test_a_recorded_digest_is_not_taken_where_the_clock_is_too_coarse_to_tell(tmp_path, monkeypatch):
+    folder = tmp_path / "tabular"
+    run_digested(folder)
+    forbid_reading(monkeypatch)
+    with pytest.raises(AssertionError, match="^the file was read$"):
+        storage.digest(folder / "a.bin")
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_file_changed_since_has_its_own_digest_and_its_stage_is_not_finished(in_place, tmp_path):
+    folder = tmp_path / "tabular"
+    run_digested(folder)
+    settle(folder)
+    modified_ns = (folder / "a.bin").stat().st_mtime_ns
+    if in_place:
+        (folder / "a.bin").write_bytes(b"4321")
+    else:  # with the old file's time
+        storage.write_bytes(folder / "a.bin", b"4321")
+        os.utime(folder / "a.bin", ns=(modified_ns, modified_ns))
+    storage._digest.cache_clear()
+    assert storage.digest(folder / "a.bin") == hashlib.sha256(b"4321").hexdigest()
+    assert Stage(folder, ARGUMENTS, INPUTS).finished() is None
+    expected = f"{folder / 'a.bin'} has been changed: run python clean_tabular_data.py again"
+    assert sentence_of(storage.check_outputs, tmp_path, "tabular", "a.bin") == expected
+
+
+def test_a_copy_of_a_finished_stage_is_finished(tmp_path):
+    run_digested(tmp_path / "a" / "tabular")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert Stage(tmp_path / "b" / "tabular", ARGUMENTS, INPUTS).finished()
+    storage.check_outputs(tmp_path / "b", "tabular", "a.bin")
+
+
+def test_a_file_that_cannot_be_linked_is_copied(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("no links here")
+
+    (tmp_path / "a").write_bytes(b"1")
+    storage.link(tmp_path / "a", tmp_path / "b")
+    monkeypatch.setattr(os, "link", refuse)
+    storage.link(tmp_path / "a", tmp_path / "c")
+    assert (tmp_path / "b").samefile(tmp_path / "a") and not (tmp_path / "c").samefile(tmp_path / "a")
+    assert (tmp_path / "c").read_bytes() == b"1"
 
 
 SPOILED = {
@@ -315,7 +397,7 @@ def test_a_stage_of_another_schema_is_not_finished_and_its_reader_says_so(tmp_pa
 
 
 def damaged_manifests() -> list[bytes]:
-    whole = {"schema": storage.SCHEMA_VERSION, "arguments": {}, "inputs": {}, "outputs": {}, "counts": {}}
+    whole = {"schema": storage.SCHEMA_VERSION, "arguments": {}, "inputs": {}, "outputs": {}, "digests": {}, "counts": {}}
     lacking = [{key: value for key, value in whole.items() if key != gone} for gone in whole]
     odd = [whole | {key: None} for key in whole] + [[], "text", None, 3]
     return [json.dumps(value).encode() for value in lacking + odd] + [b"", b"{", b"\xff", json.dumps(whole).encode()[:-1]]
