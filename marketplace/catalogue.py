@@ -5,7 +5,7 @@ import json
 import queue
 import shutil
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +13,13 @@ import numpy as np
 import pandas as pd
 
 from marketplace import storage, words
+from marketplace.changes import Rows
 from marketplace.errors import StageError
 from marketplace.listings import category_levels
 
 DATABASE, FILTERS = "catalogue.sqlite", "filters.json"
-COLUMNS = ("price", "category", "town", "county", "product_of_photo", "duplicates")  # each a .npy of the same name
+OF_LISTINGS = ("price", "category", "town", "county")
+COLUMNS = (*OF_LISTINGS, "product_of_photo", "duplicates")  # each a .npy of the same name
 WORD_WEIGHTS = {"name": 5.0, "description": 1.0, "category": 2.0}  # in BM25: a title says what a thing is
 TOMBSTONE = -1  # in the columns of rows that are no more
 CONNECTIONS = 8  # to the database, shared by all threads: each query holds one for a millisecond or two
@@ -26,9 +28,20 @@ PRODUCT_FIELDS = (
 )  # fmt: skip
 
 SCHEMA = """
-CREATE TABLE products (row INTEGER PRIMARY KEY, product_id TEXT NOT NULL UNIQUE, name TEXT NOT NULL, description TEXT NOT NULL,
-    category TEXT NOT NULL, price REAL, price_plausible INTEGER, town TEXT, county TEXT, posted_on TEXT);
-CREATE TABLE photos (row INTEGER PRIMARY KEY, image_id TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS products (row INTEGER PRIMARY KEY, product_id TEXT NOT NULL, name TEXT NOT NULL,
+    description TEXT NOT NULL, category TEXT NOT NULL, price REAL, price_plausible INTEGER, town TEXT, county TEXT,
+    posted_on TEXT);
+CREATE TABLE IF NOT EXISTS photos (row INTEGER PRIMARY KEY, image_id TEXT NOT NULL);
+"""
+# After the rows: a million ids at once are sorted, one by one they are looked up. An id may stand for tombstones too.
+INDEXES = """
+CREATE INDEX IF NOT EXISTS products_by_id ON products (product_id);
+CREATE INDEX IF NOT EXISTS photos_by_id ON photos (image_id);
+"""
+# What connections read from: the listings of the last full build, and those added since.
+VIEWS = """
+CREATE TEMP VIEW products AS SELECT * FROM main.products UNION ALL SELECT * FROM added.products;
+CREATE TEMP VIEW photos AS SELECT * FROM main.photos UNION ALL SELECT * FROM added.photos;
 """
 
 
@@ -43,44 +56,10 @@ class Filters:
     location: str | None = None
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Where the entries of a table stand in a generation. Rows are only ever appended: those of an entry that went, or changed,
-    stay as tombstones until the next full build.
-
-    of: (n,) the row of each entry; added: (n,) bool, the entries whose row is new; removed: rows that are tombstones from now
-    on; total: the number of rows.
-    """
-
-    of: np.ndarray
-    added: np.ndarray
-    removed: np.ndarray
-    total: int
-
-    @classmethod
-    def plan(cls, keys: np.ndarray, before: np.ndarray | None = None) -> "Rows":
-        """keys: (n,) uint64, different for different entries; before: (rows,) keys of the generation before, 0 for tombstones."""
-        before = np.empty(0, np.uint64) if before is None else before
-        order = np.argsort(before, kind="stable")
-        at = np.minimum(np.searchsorted(before, keys, sorter=order), max(len(before) - 1, 0))
-        added = before[order[at]] != keys if len(before) else np.ones(len(keys), bool)
-        of = np.empty(len(keys), np.int64)
-        of[~added] = order[at[~added]]
-        of[added] = np.arange(len(before), len(before) + added.sum())
-        removed = np.setdiff1d(np.flatnonzero(before), of)
-        return cls(of, added, removed, len(before) + int(added.sum()))
-
-    def spread(self, values: np.ndarray, fill) -> np.ndarray:
-        """Values of the entries (n, ...) -> of the rows (total, ...), `fill` for tombstones."""
-        spread = np.full((self.total, *values.shape[1:]), fill, values.dtype)
-        spread[self.of] = values
-        return spread
-
-
 def write(
     folder: Path,
-    products: pd.DataFrame,
-    image_ids: list[str],
+    added: Iterable[pd.DataFrame],
+    added_image_ids: Sequence[str],
     product_of_photo: np.ndarray,
     duplicates: np.ndarray | None = None,
     rows: tuple[Rows, Rows] | None = None,
@@ -88,52 +67,91 @@ def write(
 ) -> None:
     """Write the catalogue's files into a generation's folder.
 
-    products: PRODUCT_FIELDS, P entries; image_ids: N photos; product_of_photo: (N,) the entry of each photo's product;
-    duplicates: (P,) the same number for listings of the same photo or text (default: none are); rows: of products and photos
-    (default: row i is entry i); previous: the folder of the generation that `rows` follow.
+    added: listings whose rows are new, PRODUCT_FIELDS, in the order of their rows, some at a time; added_image_ids: of the photos
+    whose rows are new; product_of_photo: (N,) the entry of each photo's product; duplicates: (P,) the same number for listings of
+    the same photo or text (default: none are); rows: of products and photos (default: row i is entry i, all of them new);
+    previous: the folder of the generation that `rows` follow, whose database is linked: what is added stands in one beside it.
     """
-    of_products, of_photos = rows or (Rows.plan(np.arange(1, len(entries) + 1)) for entries in (products, image_ids))
+    added = iter(added)
+    if rows is None:
+        tables = list(added)
+        added = iter(tables)
+        entries = sum(map(len, tables)), len(product_of_photo)
+        rows = tuple(Rows.plan(np.arange(1, count + 1, dtype=np.uint64)) for count in entries)
+    of_products, of_photos = rows
+    duplicates = np.arange(len(of_products.of)) if duplicates is None else np.asarray(duplicates)
+    path = folder / DATABASE
     if previous is not None:
-        shutil.copyfile(previous / DATABASE, folder / DATABASE)
-    connection = sqlite3.connect(folder / DATABASE)
+        storage.link(previous / DATABASE, path)
+        path = folder / storage.added(DATABASE)
+        if (previous / path.name).exists():
+            shutil.copyfile(previous / path.name, path)
+    known: dict[str, dict[str, int]] = {"category": {}, "town": {}, "county": {}}
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in OF_LISTINGS}
+    if previous is not None:
+        names = storage.read_json(previous / FILTERS)
+        known = {name: {value: code for code, value in enumerate(names[name])} for name in known}
+        columns = {name: [storage.read_array(previous / f"{name}.npy")] for name in OF_LISTINGS}
+
+    connection = sqlite3.connect(path)
     connection.execute("PRAGMA journal_mode = OFF")
     connection.execute("PRAGMA synchronous = OFF")
-    if previous is None:
-        connection.executescript(SCHEMA)
-    for table, changed in (("products", of_products), ("photos", of_photos)):
-        connection.executemany(f"DELETE FROM {table} WHERE row = ?", [(row,) for row in changed.removed.tolist()])
-    added = products[of_products.added]
-    fields = added[list(PRODUCT_FIELDS)].astype(object).itertuples(index=False)
-    values = ((row, *of_row) for row, of_row in zip(of_products.of[of_products.added].tolist(), fields, strict=True))
-    connection.executemany(f"INSERT INTO products VALUES ({', '.join('?' * (len(PRODUCT_FIELDS) + 1))})", values)
-    named = [(int(of_photos.of[entry]), image_ids[entry]) for entry in np.flatnonzero(of_photos.added)]
+    connection.executescript(SCHEMA)
+
+    def blocks() -> Iterator[list[list[str]]]:
+        """The texts of the listings, which go into the database and the columns on their way."""
+        row = of_products.before
+        for products in added:
+            fields = products[list(PRODUCT_FIELDS)].astype(object).itertuples(index=False)
+            values = ((row + place, *of_row) for place, of_row in enumerate(fields))
+            connection.executemany(f"INSERT INTO products VALUES ({', '.join('?' * (len(PRODUCT_FIELDS) + 1))})", values)
+            row += len(products)
+            columns["price"].append(products["price"].to_numpy(np.float32))
+            columns["category"].append(_category_codes(products["category"], known["category"]))
+            for name in ("town", "county"):
+                codes = [known[name].setdefault(value, len(known[name])) for value in products[name]]
+                columns[name].append(np.array(codes, np.int32))
+            yield [products[field].tolist() for field in WORD_WEIGHTS]
+
+    words.write(folder, blocks(), list(WORD_WEIGHTS.values()), previous)
+    named = zip(range(of_photos.before, of_photos.total), added_image_ids, strict=True)
     connection.executemany("INSERT INTO photos VALUES (?, ?)", named)
+    connection.executescript(INDEXES)
     connection.commit()
     connection.close()
 
-    codes: dict[str, dict[str, int]] = {"category": {}, "town": {}, "county": {}}
-    paths = [category_levels(path) for path in products["category"]]
-    depth = max((len(path) for path in paths), default=1) or 1
-    category = np.full((len(products), depth), -1, np.int32)
-    for entry, path in enumerate(paths):
-        for level in range(len(path)):
-            category[entry, level] = codes["category"].setdefault(" / ".join(path[: level + 1]), len(codes["category"]))
-    arrays = {
-        "price": of_products.spread(products["price"].to_numpy(np.float32), np.nan),
-        "category": of_products.spread(category, TOMBSTONE),
-    }
-    for name in ("town", "county"):
-        known = codes[name]
-        column = np.array([known.setdefault(value, len(known)) for value in products[name]], np.int32)
-        arrays[name] = of_products.spread(column, TOMBSTONE)
+    arrays = {}
+    for name, parts in columns.items():
+        if name == "category":
+            depth = max((part.shape[1] for part in parts), default=1)
+            parts = [np.pad(part, ((0, 0), (0, depth - part.shape[1])), constant_values=-1) for part in parts]
+        arrays[name] = np.concatenate(parts) if parts else np.empty((0, 1) if name == "category" else 0, np.int32)
+        arrays[name][of_products.removed] = np.nan if name == "price" else TOMBSTONE
+        if name != "price":
+            arrays[name], known[name] = _used(arrays[name], list(known[name]))
+    arrays["duplicates"] = of_products.spread(duplicates.astype(np.int32), TOMBSTONE)
     owners = of_products.of[np.asarray(product_of_photo, np.int64)].astype(np.int32)
     arrays["product_of_photo"] = of_photos.spread(owners, TOMBSTONE)
-    duplicates = np.arange(len(products)) if duplicates is None else np.asarray(duplicates)
-    arrays["duplicates"] = of_products.spread(duplicates.astype(np.int32), TOMBSTONE)
-    words.write(folder, [added[field].tolist() for field in WORD_WEIGHTS], list(WORD_WEIGHTS.values()), previous)
     for name, array in arrays.items():
         storage.write_array(folder / f"{name}.npy", array)
-    storage.write_json(folder / FILTERS, {name: list(known) for name, known in codes.items()})
+    storage.write_json(folder / FILTERS, known)
+
+
+def _category_codes(categories: Iterable[str], known: dict[str, int]) -> np.ndarray:
+    """(P, depth) int32 codes of the levels of each path, -1 where it has no such level; new ones are added to the known."""
+    paths = [category_levels(path) for path in categories]
+    codes = np.full((len(paths), max(map(len, paths), default=1) or 1), -1, np.int32)
+    for entry, path in enumerate(paths):
+        for level in range(len(path)):
+            codes[entry, level] = known.setdefault(" / ".join(path[: level + 1]), len(known))
+    return codes
+
+
+def _used(codes: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Codes, negative ones for none, and the name of each, without the names that nothing has any more."""
+    used = np.bincount(codes[codes >= 0], minlength=len(names)) > 0
+    renumbered = np.append(np.cumsum(used, dtype=np.int32) - 1, np.int32(-1))
+    return renumbered[codes] if not used.all() else codes, [name for name, is_used in zip(names, used, strict=True) if is_used]
 
 
 class Catalogue:
@@ -145,9 +163,13 @@ class Catalogue:
             raise StageError(f"{self._path} is missing: run python build_index.py again")
         # Opened now, all of them: a generation that is no longer current may lose its files while it is still served.
         self._connections: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
-        uri = f"{self._path.absolute().as_uri()}?mode=ro&immutable=1"
+        added = folder / storage.added(DATABASE)
         for _ in range(CONNECTIONS):
-            self._connections.put(sqlite3.connect(uri, uri=True, check_same_thread=False))
+            connection = sqlite3.connect(_immutable(self._path), uri=True, check_same_thread=False)
+            if added.exists():
+                connection.execute("ATTACH ? AS added", (_immutable(added),))
+                connection.executescript(VIEWS)
+            self._connections.put(connection)
         # Plain views of the mapped files: slicing a numpy.memmap costs a microsecond more, thousands of times a query.
         self.columns = {name: np.asarray(storage.read_array(folder / f"{name}.npy")) for name in COLUMNS}
         self.names: dict[str, list[str]] = storage.read_json(folder / FILTERS)
@@ -159,15 +181,18 @@ class Catalogue:
         self.product_of_photo = self.columns["product_of_photo"]
         self.n_rows = len(self.columns["price"])  # of products, tombstones included
         self.live = self.columns["duplicates"] != TOMBSTONE
-        live_photos = self.product_of_photo != TOMBSTONE
-        self.n_products, self.n_photos = int(self.live.sum()), int(live_photos.sum())
-        self.tombstones = {"products": self.n_rows - self.n_products, "photos": len(live_photos) - self.n_photos}
-        self.first_product, self.first_photo = int(self.live.argmax()), int(live_photos.argmax())  # rows, for examples
+        self.live_photos = self.product_of_photo != TOMBSTONE
+        self.n_products, self.n_photos = int(self.live.sum()), int(self.live_photos.sum())
+        self.first_product, self.first_photo = int(self.live.argmax()), int(self.live_photos.argmax())  # rows, for examples
         self._photos = _Grouped(self.product_of_photo, self.n_rows)
         self._duplicates = _Grouped(self.columns["duplicates"], int(self.columns["duplicates"].max(initial=-1)) + 1)
         self._words = words.WordIndex(folder, self.n_rows)
-        counts = [self._one(f"SELECT count(*) FROM {table}")[0] for table in ("products", "photos")]
-        if counts != [self.n_products, self.n_photos]:
+        databases = ("main", "added") if added.exists() else ("main",)
+        counts = [
+            sum(self._one(f"SELECT count(*) FROM {database}.{table}")[0] for database in databases)
+            for table in ("products", "photos")
+        ]
+        if counts != [self.n_rows, len(self.product_of_photo)]:
             raise StageError(
                 f"{self._path} and the filter columns beside it do not belong together: run python build_index.py again"
             )
@@ -181,9 +206,14 @@ class Catalogue:
         finally:
             self._connections.put(connection)
 
-    def _one(self, query: str, *values) -> tuple | None:
+    def _one(self, query: str, *values) -> tuple:
         with self._connection() as connection:
             return connection.execute(query, values).fetchone()
+
+    def _live_row(self, query: str, value: str, live: np.ndarray) -> int | None:
+        """Of the rows that a query finds, the one that is no tombstone."""
+        with self._connection() as connection:
+            return next((row for (row,) in connection.execute(query, (value,)).fetchall() if live[row]), None)
 
     def allowed(self, filters: Filters) -> np.ndarray | None:
         """(P,) bool of the products that pass, or None when everything does."""
@@ -223,12 +253,13 @@ class Catalogue:
     def product_row(self, product_id: str) -> int | None:
         """The row of a product; an id in capitals is the same id."""
         for spelling in (product_id, product_id.lower()):
-            if found := self._one("SELECT row FROM products WHERE product_id = ?", spelling):
-                return found[0]
+            row = self._live_row("SELECT row FROM products WHERE product_id = ?", spelling, self.live)
+            if row is not None:
+                return row
         return None
 
     def has_photo(self, image_id: str) -> bool:
-        return self._one("SELECT 1 FROM photos WHERE image_id = ?", image_id) is not None
+        return self._live_row("SELECT row FROM photos WHERE image_id = ?", image_id, self.live_photos) is not None
 
     def product(self, product_row: int) -> dict:
         """PRODUCT_FIELDS of one product."""
@@ -259,7 +290,7 @@ class Catalogue:
 
         A word that no listing holds stands for those that begin so, else for those spelt much alike, at half their score.
         """
-        return self._words.match(query, k, self.live if allowed is None and self.tombstones["products"] else allowed)
+        return self._words.match(query, k, self.live if allowed is None and self.n_products < self.n_rows else allowed)
 
     def score_words(self, query: str, rows: np.ndarray) -> np.ndarray:
         """(N,) BM25 scores of the products of `rows` for any of a query's words; 0 for one that holds none of them."""
@@ -292,6 +323,11 @@ class _Grouped:
         counts = self._starts[groups + 1] - self._starts[groups]
         shifts = self._starts[groups] - (counts.cumsum() - counts)
         return self._rows[np.arange(counts.sum()) + np.repeat(shifts, counts)], counts
+
+
+def _immutable(path: Path) -> str:
+    """The URI by which SQLite reads a file that nobody changes."""
+    return f"{path.absolute().as_uri()}?mode=ro&immutable=1"
 
 
 def _pounds(price: float) -> np.float32:

@@ -300,7 +300,11 @@ def texts(products: pd.DataFrame) -> list[str]:
 
 def read_products(tabular_dir: Path) -> pd.DataFrame:
     """products.csv with its types: price float64 (pounds), price_plausible bool, label and photos int64, the rest text."""
-    products = storage.read_csv(Path(tabular_dir) / "products.csv")
+    return typed(storage.read_csv(Path(tabular_dir) / "products.csv"))
+
+
+def typed(products: pd.DataFrame) -> pd.DataFrame:
+    """Rows of products.csv, as text, with the types of read_products()."""
     return products.assign(
         price=products["price"].astype("float64"),
         price_plausible=products["price_plausible"] == "true",

@@ -66,8 +66,8 @@ class Recommender:
         # Vectors of one's own (build_index.py --embeddings) answer for listings; no photo can be compared with them.
         self.takes_photos = not self.report["own_embeddings"]
         pairs = [
-            ("photos", self.photo_index.index.ntotal, self.catalogue.n_photos),
-            ("listings", self.text_index.index.ntotal, self.catalogue.n_products),
+            ("photos", self.photo_index.rows, self.catalogue.n_photos),
+            ("listings", self.text_index.rows, self.catalogue.n_products),
             ("classes", len(self.photo_model.description.classes), self.table_models.n_classes),
         ]
         if self.takes_photos:
@@ -89,10 +89,8 @@ class Recommender:
     def _open(self, folder: Path) -> None:
         self.generation = folder.name
         self.catalogue = Catalogue(folder)
-        self.photo_index = VectorIndex.open(folder / "index.faiss", folder / "vectors.npy", self.catalogue.tombstones["photos"])
-        self.text_index = VectorIndex.open(
-            folder / "text.faiss", folder / "text_vectors.npy", self.catalogue.tombstones["products"]
-        )
+        self.photo_index = VectorIndex.open(folder / "index.faiss", folder / "vectors.npy", self.catalogue.live_photos)
+        self.text_index = VectorIndex.open(folder / "text.faiss", folder / "text_vectors.npy", self.catalogue.live)
         self.dimension = self.photo_index.index.d
         self.ranker = Ranker.load(folder / "ranker.json")
         self.table_models = table_models.TableModels.load(folder)

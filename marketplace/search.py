@@ -1,4 +1,4 @@
-"""Vector search: build, update and open an index; the nearest rows, filtered, grouped by product."""
+"""Vector search: build, extend and open an index; the nearest rows, filtered, grouped by product."""
 
 import time
 from collections.abc import Iterator
@@ -65,24 +65,30 @@ def _ivf(index: faiss.Index) -> faiss.IndexIVF | None:
     return index if isinstance(index, faiss.IndexIVF) else None
 
 
-def update(index: faiss.Index, vectors: np.ndarray, first_added: int, removed: np.ndarray) -> None:
-    """Take the `removed` rows out of an index and add those of `vectors` from `first_added` on; other rows keep their ids.
+def extend(index: faiss.Index, added: faiss.Index | None, vectors: np.ndarray, first_row: int) -> faiss.Index:
+    """The index of all rows added to those of `index`, which stays as it is: those of `added`, and `vectors` after them.
 
-    index: from build() or read(), never one that is memory-mapped: changing that ends the process.
-    vectors: (N, D) float32 unit rows, the old ones before the new. Raises ValueError when a removed row is not in the index.
+    index: from build() or read(); it loses its rows, memory-mapped or not, to save a copy of what it was trained to.
+    vectors: (n, D) float32 unit rows; first_row: the id of the first of them.
     """
-    removed = np.unique(np.asarray(removed, np.int64))
-    if index.remove_ids(removed) != len(removed):
-        raise ValueError("a row to be removed is not in the index")
-    index.add_with_ids(np.ascontiguousarray(vectors[first_added:], np.float32), np.arange(first_added, len(vectors)))
+    if added is None:
+        if (ivf := _ivf(index)) is None:
+            added = faiss.index_factory(index.d, "IDMap,Flat", faiss.METRIC_INNER_PRODUCT)
+        else:
+            added, ivf.ntotal = index, 0
+            empty = faiss.ArrayInvertedLists(ivf.nlist, ivf.code_size)
+            empty.this.disown()  # the index frees it
+            ivf.replace_invlists(empty, True)
+    added.add_with_ids(np.ascontiguousarray(vectors, np.float32), np.arange(first_row, first_row + len(vectors)))
+    return added
 
 
 def rebuild_is_due(index: faiss.Index, rows: int, live: int, built_rows: int, kind: str = "auto") -> bool:
     """Whether an index should be built anew rather than updated: rows added since, and tombstones, exceed a fifth of what it was
     built on, or a flat index would outgrow its kind.
 
-    rows: of the vectors after the update, tombstones included; live: of those, the ones that are none; built_rows: of the
-    vectors at the last full build.
+    index: of the last full build; rows: of the vectors after the update, tombstones included; live: of those, the ones that are
+    none; built_rows: of the vectors at the last full build.
     """
     changed = (rows - built_rows) + (rows - live)
     outgrown = kind == "auto" and _ivf(index) is None and live > FLAT_ROWS
@@ -104,24 +110,23 @@ def describe(index: faiss.Index) -> dict:
     return {"kind": f"IVF{ivf.nlist},SQ{8 * ivf.code_size // ivf.d}", "nprobe": ivf.nprobe}
 
 
-def measure_recall(index: faiss.Index, vectors: np.ndarray) -> float:
-    """recall@10 of searches in the index against exact search, queried with evenly spaced rows of it; each row itself left out.
+def measure_recall(searched: "VectorIndex", queries: int = RECALL_QUERIES) -> float:
+    """recall@10 of searches against exact search, queried with evenly spaced rows of the index; each row itself left out.
 
     A row as near as the tenth nearest counts as one of them: which of several equal photos comes first is chance.
     """
-    searched = VectorIndex(index, vectors)
-    return _recall(searched, *_exact_neighbours(searched))
+    return _recall(searched, *_exact_neighbours(searched, queries))
 
 
-def measure(index: faiss.Index, vectors: np.ndarray) -> dict:
+def measure(searched: "VectorIndex", queries: int = RECALL_QUERIES) -> dict:
     """What a report says of an index: describe(), rows, tombstones, recall@10, and milliseconds of one search at a time."""
-    searched = VectorIndex(index, vectors)
     times_ms: list[float] = []
-    recall = _recall(searched, *_exact_neighbours(searched), times_ms)
-    return describe(index) | {
-        "rows": index.ntotal,
-        "tombstones": len(vectors) - index.ntotal,
+    recall = _recall(searched, *_exact_neighbours(searched, queries), times_ms)
+    return describe(searched.index) | {
+        "rows": searched.rows,
+        "tombstones": len(searched.vectors) - searched.rows,
         "recall_at_10": round(recall, 4),
+        "recall_queries": queries,
         "p50_ms": round(float(np.percentile(times_ms or [0], 50)), 3),
         "p99_ms": round(float(np.percentile(times_ms or [0], 99)), 3),
     }
@@ -130,28 +135,32 @@ def measure(index: faiss.Index, vectors: np.ndarray) -> dict:
 def _tune(searched: "VectorIndex", recall: float) -> None:
     """Set nprobe to the least of those tried that reaches the recall."""
     ivf = searched.index
-    exact = _exact_neighbours(searched)
+    exact = _exact_neighbours(searched, RECALL_QUERIES)
     ivf.nprobe = max(1, round(PROBED_SHARE * ivf.nlist))
     while ivf.nprobe < ivf.nlist and _recall(searched, *exact) < recall:
         ivf.nprobe = min(ivf.nlist, int(1.4 * ivf.nprobe) + 1)
 
 
-def _exact_neighbours(searched: "VectorIndex") -> tuple[np.ndarray, np.ndarray]:
-    """Up to RECALL_QUERIES rows, and each one's cosine to its RECALL_K-th nearest other row (or the last, if fewer)."""
-    vectors, live = searched.vectors, searched.live_rows()
-    rows = np.unique(live[np.linspace(0, len(live) - 1, min(RECALL_QUERIES, len(live))).astype(int)])
-    rows = rows[vectors[rows].any(axis=1)]  # a text without a known word is no direction
-    k = min(RECALL_K + 1, len(live))
+def _exact_neighbours(searched: "VectorIndex", queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """Up to `queries` rows, and each one's cosine to its RECALL_K-th nearest other row (or the last, if fewer)."""
+    vectors, live = searched.vectors, searched.live
+    rows = np.flatnonzero(live)
+    rows = np.unique(rows[np.linspace(0, len(rows) - 1, min(queries, len(rows))).astype(int)])
+    asked = vectors[rows]
+    filled = asked.any(axis=1)  # a text without a known word is no direction
+    rows, asked = rows[filled], asked[filled]
+    k = min(RECALL_K + 1, searched.rows)
     best = np.full((len(rows), k), -1, np.float32)
-    for start in range(0, len(live), BLOCK_ROWS):
-        cosines = np.hstack([best, vectors[rows] @ vectors[live[start : start + BLOCK_ROWS]].T])
-        best = np.partition(cosines, -k)[:, -k:]
+    for start, block in vectors.blocks():
+        cosines = asked @ block.T
+        cosines[:, ~live[start : start + len(block)]] = -1
+        best = np.partition(np.hstack([best, cosines]), -k)[:, -k:]
     return rows, best.min(axis=1)
 
 
 def _recall(searched: "VectorIndex", rows: np.ndarray, tenth: np.ndarray, times_ms: list[float] | None = None) -> float:
     """Of _exact_neighbours(); appends the milliseconds of each search to times_ms."""
-    others = min(RECALL_K, searched.index.ntotal - 1)
+    others = min(RECALL_K, searched.rows - 1)
     near = []
     for row, least in zip(rows, tenth, strict=True):
         started_s = time.perf_counter()
@@ -162,37 +171,100 @@ def _recall(searched: "VectorIndex", rows: np.ndarray, tenth: np.ndarray, times_
     return float(np.minimum(near, others).mean() / others) if others and len(rows) else 1.0
 
 
+class Vectors:
+    """(N, D) float32 rows in parts that follow one another, memory-mapped or not: of the last full build, and added since."""
+
+    def __init__(self, *parts: np.ndarray):
+        self._parts = [np.ascontiguousarray(part, np.float32) for part in parts]
+        self._starts = np.cumsum([0, *map(len, parts)]).tolist()
+        self.shape = (self._starts[-1], parts[0].shape[1])
+
+    @classmethod
+    def open(cls, path: Path) -> "Vectors":
+        """A file of a full build, with what was added to it since; memory-mapped."""
+        return cls(*(storage.read_array(part) for part in storage.parts(path)))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: int | np.ndarray) -> np.ndarray:
+        """One row, or those of (n,) rows."""
+        if len(self._parts) == 1:
+            return self._parts[0][rows]
+        if np.ndim(rows) == 0:
+            return self[np.array([rows])][0]
+        found = np.empty((len(rows), self.shape[1]), np.float32)
+        for places, part, own in self._split(np.asarray(rows)):
+            found[places] = part[own]
+        return found
+
+    def _split(self, rows: np.ndarray) -> Iterator[tuple[slice | np.ndarray, np.ndarray, np.ndarray]]:
+        """For each part that holds some of the rows: where those stand among them, the part, and where they stand in it."""
+        if len(self._parts) == 1:
+            yield slice(None), self._parts[0], rows
+            return
+        for start, end, part in zip(self._starts, self._starts[1:], self._parts, strict=False):
+            places = np.flatnonzero((rows >= start) & (rows < end))
+            if len(places):
+                yield places, part, rows[places] - start
+
+    def cosines(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """(n,) inner products of a (D,) query and rows, read in place: a copy of them would take longer than the arithmetic."""
+        found = np.empty(len(rows), np.float32)
+        for places, part, own in self._split(rows):
+            cosines = np.empty(len(own), np.float32)
+            pointers = map(faiss.swig_ptr, (cosines, query, part, own))
+            with _one_thread():
+                faiss.fvec_inner_products_by_idx(*pointers, len(query), 1, len(own))
+            found[places] = cosines
+        return found
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The first row of each block of BLOCK_ROWS, and the block."""
+        for first, part in zip(self._starts, self._parts, strict=False):
+            for start in range(0, len(part), BLOCK_ROWS):
+                yield first + start, part[start : start + BLOCK_ROWS]
+
+
 class VectorIndex:
     """An index with the vectors it was built from; safe to search from many threads, each search on its own thread alone."""
 
-    def __init__(self, index: faiss.Index, vectors: np.ndarray):
-        """vectors: (N, D) float32; rows that are not in the index are tombstones, found by no search."""
-        self.index, self.vectors = index, np.ascontiguousarray(vectors, np.float32)
-        if (ivf := _ivf(index)) is None:
-            ids, self._list_sizes = faiss.vector_to_array(index.id_map), np.array([index.ntotal])
-        else:
-            self._list_sizes = np.array([ivf.invlists.list_size(number) for number in range(ivf.nlist)])
-            lists = [
-                faiss.rev_swig_ptr(ivf.invlists.get_ids(n), size) for n, size in enumerate(self._list_sizes.tolist()) if size
-            ]
-            ids = np.concatenate(lists or [np.empty(0, np.int64)])
-        if len(ids) and ids.max() >= len(vectors):
+    def __init__(
+        self,
+        index: faiss.Index,
+        vectors: np.ndarray | Vectors,
+        added: faiss.Index | None = None,
+        live: np.ndarray | None = None,
+    ):
+        """vectors: (N, D) float32; added: the index of the rows that `index` has not, from extend(); live: (N,) bool, False for
+        tombstones, rows that no search finds (default: all rows of the indexes are live). Raises ValueError for a live row in
+        neither, or rows beyond the vectors."""
+        self.index, self.indexes = index, [index] if added is None else [index, added]
+        self.vectors = vectors if isinstance(vectors, Vectors) else Vectors(vectors)
+        ids, lists = (np.concatenate(arrays) for arrays in zip(*map(_rows_and_lists, self.indexes), strict=True))
+        if len(ids) and ids.max() >= len(self.vectors):
             raise ValueError("the index holds more rows than the vectors")
         # Of each row, -1 for a tombstone: a filter's rows are then narrowed to the nearest lists by NumPy alone.
-        self._list_of_row = np.full(len(vectors), -1, np.intp)
-        self._list_of_row[ids] = np.repeat(np.arange(len(self._list_sizes)), self._list_sizes)
-        self._live = self._list_of_row >= 0
+        self._list_of_row = np.full(len(self.vectors), -1, np.intp)
+        self._list_of_row[ids] = lists
+        if live is not None:
+            if (self._list_of_row[live] < 0).any():
+                raise ValueError("the index lacks rows that are live")
+            self._list_of_row[~live] = -1
+        self.live = self._list_of_row >= 0
+        self.rows = int(np.count_nonzero(self.live))
+        self._list_sizes = np.bincount(self._list_of_row[self.live], minlength=1 if (ivf := _ivf(index)) is None else ivf.nlist)
 
     @classmethod
-    def open(cls, index_path: Path, vectors_path: Path, tombstones: int = 0) -> "VectorIndex":
-        """Both memory-mapped. Raises StageError when the two do not belong together, the number of tombstones included."""
-        vectors, index = storage.read_array(vectors_path), read(index_path, mapped=True)
-        if (index.ntotal + tombstones, index.d) != vectors.shape:
+    def open(cls, index_path: Path, vectors_path: Path, live: np.ndarray | None = None) -> "VectorIndex":
+        """Both, and what was added to them since they were built, memory-mapped; live: as above. Raises StageError when the files
+        do not belong together."""
+        vectors = Vectors.open(vectors_path)
+        indexes = [read(path, mapped=True) for path in storage.parts(index_path)]
+        shape = (sum(index.ntotal for index in indexes), indexes[0].d)
+        if not shape == vectors.shape == (len(vectors) if live is None else len(live), indexes[-1].d):
             raise StageError(f"{index_path} and {vectors_path} do not belong together: run python build_index.py again")
-        return cls(index, vectors)
-
-    def live_rows(self) -> np.ndarray:
-        return np.flatnonzero(self._live)
+        return cls(indexes[0], vectors, *indexes[1:], live=live)
 
     def nearest(self, query: np.ndarray, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The k rows nearest to one query, best first, and their cosines in [-1, 1]; fewer only when there are fewer.
@@ -203,14 +275,14 @@ class VectorIndex:
         Source: FAISS wiki, "MetricType and distances" (inner product of unit vectors).
         """
         query = unit(query, self.index.d)
-        wanted = min(k, self.index.ntotal)
+        wanted = min(k, self.rows)
         if allowed is not None:
-            if allowed.shape != self._live.shape:
-                raise ValueError(f"allowed has shape {allowed.shape}, the index holds {len(self._live)} rows")
-            rows = self._allowed_near(query, wanted, allowed & self._live)
+            if allowed.shape != self.live.shape:
+                raise ValueError(f"allowed has shape {allowed.shape}, the index holds {len(self.live)} rows")
+            rows = self._allowed_near(query, wanted, allowed & self.live)
         elif len(rows := self._coded_near(query, wanted)) < wanted:  # the lists probed hold too few rows
-            rows = self._allowed_near(query, wanted, self._live)
-        cosines = self._cosines(query, rows)
+            rows = self._allowed_near(query, wanted, self.live)
+        cosines = self.vectors.cosines(query, rows)
         if len(rows) > k:
             least = np.partition(cosines, len(rows) - k)[len(rows) - k]
             near = np.flatnonzero(cosines >= least)
@@ -219,12 +291,25 @@ class VectorIndex:
         return rows[best], cosines[best]
 
     def _coded_near(self, query: np.ndarray, k: int) -> np.ndarray:
-        """Candidates for the k nearest rows, by the index's codes."""
+        """Candidates for the k nearest rows, by the indexes' codes."""
         if k == 0:
             return np.empty(0, np.int64)
-        depth = k if _ivf(self.index) is None else min(RERANKED * k, self.index.ntotal)
-        rows = self.index.search(query[None], depth)[1][0]
-        return rows[rows >= 0]
+        ivf, tombstones = _ivf(self.index), self.rows < len(self.vectors)
+        depth = k if ivf is None and not tombstones else min(RERANKED * k, len(self.vectors) + 1)
+        if ivf is not None:  # trained together, the indexes have the same lists
+            near, lists = ivf.quantizer.search(query[None], ivf.nprobe)
+        while True:
+            if ivf is None:
+                found = [index.search(query[None], depth)[1][0] for index in self.indexes]
+            else:
+                found = [index.search_preassigned(query[None], depth, lists, near)[1][0] for index in self.indexes]
+            rows = np.concatenate(found) if len(found) > 1 else found[0]
+            rows = rows[rows >= 0]
+            if tombstones:
+                rows = rows[self.live[rows]]
+            if len(rows) >= depth // 2 or all(of[-1] < 0 for of in found):  # or there are no more
+                return rows
+            depth *= 2
 
     def _allowed_near(self, query: np.ndarray, k: int, allowed: np.ndarray) -> np.ndarray:
         """All allowed rows, or those in the lists nearest to the query that hold enough of them.
@@ -237,22 +322,14 @@ class VectorIndex:
             return np.flatnonzero(allowed)
         nearest_lists = ivf.quantizer.search(query[None], ivf.nlist)[1][0]
         held = self._list_sizes[nearest_lists].cumsum()
-        wanted = enough * self.index.ntotal // passing  # rows of all kinds, if those that pass lay evenly
+        wanted = enough * self.rows // passing  # rows of all kinds, if those that pass lay evenly
         while True:
             probed = np.zeros(ivf.nlist + 1, bool)  # the last for tombstones, whose list is -1
             probed[nearest_lists[: np.searchsorted(held, wanted) + 1]] = True
             rows = np.flatnonzero(np.take(probed, self._list_of_row) & allowed)
-            if len(rows) >= enough / 2 or wanted >= self.index.ntotal:
+            if len(rows) >= enough / 2 or wanted >= self.rows:
                 return rows
             wanted *= 4
-
-    def _cosines(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """(n,) cosines of rows of the vectors, read in place: a copy of them would take longer than the arithmetic."""
-        cosines = np.empty(len(rows), np.float32)
-        pointers = map(faiss.swig_ptr, (cosines, query, self.vectors, rows))
-        with _one_thread():
-            faiss.fvec_inner_products_by_idx(*pointers, len(query), 1, len(rows))
-        return cosines
 
     def nearest_groups(
         self, query: np.ndarray, k: int, group_of_row: np.ndarray, allowed: np.ndarray | None = None
@@ -266,6 +343,15 @@ class VectorIndex:
             if len(groups) >= k or len(rows) < depth:  # enough, or nothing more is to be found
                 return groups[np.argsort(first)][:k]
             depth *= 4
+
+
+def _rows_and_lists(index: faiss.Index) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of an index's rows, and the number of the list that each is in; 0 for one without lists."""
+    if (ivf := _ivf(index)) is None:
+        return faiss.vector_to_array(index.id_map), np.zeros(index.ntotal, np.intp)
+    sizes = [ivf.invlists.list_size(number) for number in range(ivf.nlist)]
+    lists = [faiss.rev_swig_ptr(ivf.invlists.get_ids(number), size) for number, size in enumerate(sizes) if size]
+    return np.concatenate(lists or [np.empty(0, np.int64)]), np.repeat(np.arange(ivf.nlist), sizes)
 
 
 @contextmanager

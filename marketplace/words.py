@@ -6,18 +6,18 @@ import itertools
 import re
 import sqlite3
 import unicodedata
-from collections.abc import Sequence
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import scipy.sparse
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
-from sklearn.feature_extraction.text import CountVectorizer
 
 from marketplace import storage
 
-ARRAYS = ("words", "stem_of_word", "stems", "postings_starts", "postings_rows", "postings_scores")  # each a .npy of that name
+ARRAYS = ("words", "stem_of_word", "stems", "postings_starts", "postings_rows", "postings_weights")  # each a .npy of that name
 STATISTICS = "word_statistics.json"
 K1, B = 1.2, 0.75  # of BM25, as in SQLite's FTS5
 LEAST_IDF = 1e-6  # of a word that most listings hold, as in FTS5
@@ -37,77 +37,153 @@ def split(text: str) -> list[str]:
     return [word[:MAX_LETTERS] for word in re.findall(r"[^\W_]+", text)]
 
 
-def write(folder: Path, fields: Sequence[Sequence[str]], weights: Sequence[float], previous: Path | None = None) -> None:
+def write(
+    folder: Path, blocks: Iterable[Sequence[Sequence[str]]], weights: Sequence[float], previous: Path | None = None
+) -> None:
     """Write the index of listings' words.
 
-    fields: texts of each field, P each; weights: of a word's occurrence in each field; previous: the folder of an index whose
-    listings stand before these. What a word is worth is then that of all listings; how long they are on average stays as it was.
-    Source: BM25 (Robertson and Zaragoza 2009) with weighted term frequencies, as SQLite's FTS5 computes it.
+    blocks: of listings in the order of their rows, each the texts of every field, of as many listings; weights: of a word's
+    occurrence in each field; previous: the folder of an index whose listings stand before these. Its own files are linked, those
+    of what was added since are written anew: what a word is worth is then that of all listings, how long they are on average
+    stays as it was at the last full build.
+    Source: BM25 (Robertson and Zaragoza 2009) with weighted term frequencies, as SQLite's FTS5 computes it; its inverse document
+    frequency is left to the search, so that listings which come later do not change what is written of these.
     """
-    added = len(fields[0])
-    # The last text is of no listing: scikit-learn refuses to count where there is no word at all.
-    counts = CountVectorizer(analyzer=split, dtype=np.float32)
-    of_texts = counts.fit_transform(itertools.chain(*fields, ["nothing"]))
-    words = counts.get_feature_names_out()
-    stems, stem_of_word = np.unique(_stem(words), return_inverse=True)
-    merge = scipy.sparse.csr_matrix((np.ones(len(words), np.float32), (np.arange(len(words)), stem_of_word)))
-    of_fields = [(of_texts[n * added : (n + 1) * added] @ merge) for n in range(len(fields))]
-    lengths = np.sum([of_field.sum(axis=1) for of_field in of_fields], axis=0).ravel()
-    frequencies = scipy.sparse.csc_matrix(sum(weight * of_field for weight, of_field in zip(weights, of_fields, strict=True)))
-    frequencies.sort_indices()
-    words, stems = (np.array([name.encode() for name in names]) for names in (words, stems))
-    if previous is None:
-        before = {"words": words[:0], "stem_of_word": np.empty(0, np.int32), "stems": stems[:0]}
-        before |= {"postings_starts": np.zeros(1, np.int64), "postings_rows": np.empty(0, np.int32)}
-        before |= {"postings_scores": np.empty(0, np.float32)}
-        listings, mean_length = 0, max(float(lengths.mean()), 1e-9)
-    else:
-        before = {name: storage.read_array(previous / f"{name}.npy") for name in ARRAYS}
-        listings, mean_length = storage.read_json(previous / STATISTICS).values()
+    vocabulary: defaultdict[str, int] = defaultdict()
+    vocabulary.default_factory = vocabulary.__len__
+    stem_codes: dict[str, int] = {}
+    stem_of_word: list[int] = []
+    first, mean_length, before = 0, None, None
+    if previous is not None:
+        first, mean_length = storage.read_json(previous / STATISTICS).values()
+        for name in ARRAYS:
+            storage.link(previous / f"{name}.npy", folder / f"{name}.npy")
+        if (previous / storage.added(f"{ARRAYS[0]}.npy")).exists():
+            before = _Part(previous, added=True)
+            vocabulary.update((word.decode(), place) for place, word in enumerate(before.words.tolist()))
+            stem_codes = {stem.decode(): place for place, stem in enumerate(before.stems.tolist())}
+            stem_of_word = before.stem_of_word.tolist()
+    counted, lengths = [], [np.empty(0, np.int64)]
+    for fields in blocks:
+        codes, sizes = array("i"), []
+        for text in itertools.chain(*fields):
+            words = split(text)
+            codes.extend(map(vocabulary.__getitem__, words))
+            sizes.append(len(words))
+        new = list(itertools.islice(vocabulary, len(stem_of_word), None))
+        stem_of_word += [stem_codes.setdefault(stem, len(stem_codes)) for stem in _stem(new)]
+        listings = len(fields[0])
+        rows = np.repeat(np.tile(np.arange(listings), len(fields)), sizes)
+        counted.append(_count(np.array(stem_of_word, np.int64)[codes], rows, np.repeat(np.repeat(weights, listings), sizes)))
+        lengths.append(np.bincount(rows, minlength=listings))
+    starts = first + np.cumsum([len(of_block) for of_block in lengths])
+    norms = np.concatenate(lengths)
+    mean_length = mean_length or max(float(norms.mean()), 1e-9)
+    norms = (K1 * (1 - B + B * norms / mean_length)).astype(np.float32)
 
-    all_words, all_stems = np.union1d(before["words"], words), np.union1d(before["stems"], stems)
-    places, places_before = np.searchsorted(all_stems, stems), np.searchsorted(all_stems, before["stems"])
-    stem_of = np.empty(len(all_words), np.int32)
-    stem_of[np.searchsorted(all_words, words)] = places[stem_of_word]
-    stem_of[np.searchsorted(all_words, before["words"])] = places_before[before["stem_of_word"]]
-    held, held_before = np.zeros((2, len(all_stems)), np.int64)
-    held[places], held_before[places_before] = np.diff(frequencies.indptr), np.diff(before["postings_starts"])
-    idf_before, idf = _idf(held_before, listings), _idf(held_before + held, listings + added)
-    norm = K1 * (1 - B + B * lengths / mean_length)[frequencies.indices]
-    scores = np.repeat(idf[places], held[places]) * frequencies.data * (K1 + 1) / (frequencies.data + norm)
-    ends = np.repeat(np.cumsum(held_before)[places], held[places])  # a stem's new listings come after its old ones
-    scores_before = before["postings_scores"] * np.repeat((idf / idf_before).astype(np.float32), held_before)
+    stems = np.array([stem.encode() for stem in stem_codes] or [b""])[: len(stem_codes)]
+    order = np.argsort(stems)
+    place_of = np.argsort(order)
+    held = np.zeros(len(stems), np.int64)
+    for codes, sizes, _, _ in counted:
+        held[place_of[codes]] += sizes
+    if before is not None:
+        held[place_of[: len(before.stems)]] += np.diff(before.starts)
+    ends = np.cumsum(held)
+    postings_rows, postings_weights = np.empty(held.sum(), np.int32), np.empty(held.sum(), np.float32)
+    free = ends - held
+
+    def place(codes: np.ndarray, sizes: np.ndarray, rows: np.ndarray, values: np.ndarray) -> None:
+        """Postings by stem, after those of the listings before."""
+        places = place_of[codes]
+        at = np.arange(len(rows)) + np.repeat(free[places] - (np.cumsum(sizes) - sizes), sizes)
+        postings_rows[at], postings_weights[at] = rows, values
+        free[places] += sizes
+
+    if before is not None:
+        place(np.arange(len(before.stems)), np.diff(before.starts), before.rows, before.weights)
+    for start in starts[:-1]:
+        codes, sizes, rows, frequencies = counted.pop(0)  # its memory is free for those that are placed
+        place(codes, sizes, start + rows, frequencies * np.float32(K1 + 1) / (frequencies + norms[start - first + rows]))
+    words = np.array([word.encode() for word in vocabulary] or [b""])[: len(vocabulary)]
+    by_word = np.argsort(words)
     arrays = {
-        "words": all_words,
-        "stem_of_word": stem_of,
-        "stems": all_stems,
-        "postings_starts": np.concatenate([[0], np.cumsum(held_before + held)]),
-        "postings_rows": np.insert(before["postings_rows"], ends, frequencies.indices.astype(np.int32) + np.int32(listings)),
-        "postings_scores": np.insert(scores_before, ends, scores.astype(np.float32)),
+        "words": words[by_word],
+        "stem_of_word": place_of[np.array(stem_of_word, np.int64)[by_word]].astype(np.int32),
+        "stems": stems[order],
+        "postings_starts": np.concatenate([[0], ends]),
+        "postings_rows": postings_rows,
+        "postings_weights": postings_weights,
     }
     for name in ARRAYS:
-        storage.write_array(folder / f"{name}.npy", arrays[name])
-    storage.write_json(folder / STATISTICS, {"listings": listings + added, "mean_length": mean_length}, indent=None)
+        file_name = f"{name}.npy"
+        storage.write_array(folder / (file_name if previous is None else storage.added(file_name)), arrays[name])
+    storage.write_json(folder / STATISTICS, {"listings": first + len(norms), "mean_length": mean_length}, indent=None)
 
 
-def _idf(holding: np.ndarray, listings: int) -> np.ndarray:
-    return np.maximum(np.log((listings - holding + 0.5) / (holding + 0.5)), LEAST_IDF)
+def _count(stems: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Of (n,) occurrences: the different stems, how many rows hold each, those rows, ascending, and their summed weights."""
+    if not len(stems):
+        return stems, stems, stems.astype(np.int32), stems.astype(np.float32)
+    keys = stems << 32 | rows
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    different, sizes = np.unique(keys[first] >> 32, return_counts=True)
+    held = (keys[first] & 0xFFFFFFFF).astype(np.int32)
+    return different, sizes, held, np.add.reduceat(weights[order], first).astype(np.float32)
+
+
+class _Part:
+    """The words and postings of the listings of the last full build, or of those added since."""
+
+    def __init__(self, folder: Path, added: bool):
+        names = [storage.added(f"{name}.npy") if added else f"{name}.npy" for name in ARRAYS]
+        self.words, self.stem_of_word, self.stems, self.starts, self.rows, self.weights = (
+            np.asarray(storage.read_array(folder / name)) for name in names
+        )
+
+    def holding(self, stems: np.ndarray) -> np.ndarray:
+        """(n,) how many listings hold each of (n,) stems."""
+        if not len(self.stems):
+            return np.zeros(len(stems), np.int64)
+        places = np.minimum(np.searchsorted(self.stems, stems), len(self.stems) - 1)
+        return np.where(self.stems[places] == stems, self.starts[places + 1] - self.starts[places], 0)
+
+    def postings(self, stem: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """Rows, ascending, and their weights."""
+        place = _find(self.stems, stem)
+        part = slice(0, 0) if place is None else slice(self.starts[place], self.starts[place + 1])
+        return self.rows[part], self.weights[part]
+
+    @functools.cached_property
+    def by_length(self) -> dict[int, tuple[list[str], list[int]]]:
+        """Number of letters -> the words of so many, and their places; a number is not a misspelt number."""
+        grouped: dict[int, tuple[list[str], list[int]]] = {}
+        for place, word in enumerate(self.words.tolist()):
+            word = word.decode()
+            if word.isalpha():
+                words, places = grouped.setdefault(len(word), ([], []))
+                words.append(word)
+                places.append(place)
+        return grouped
 
 
 class WordIndex:
     """The words of one generation's listings; safe to read from many threads."""
 
     def __init__(self, folder: Path, listings: int):
+        """listings: number of rows."""
         self._listings = listings
-        self._words, self._stem_of_word, self._stems, self._starts, self._rows, self._scores = (
-            np.asarray(storage.read_array(folder / f"{name}.npy")) for name in ARRAYS
-        )
+        self._parts = [_Part(folder, added=False)]
+        if (folder / storage.added(f"{ARRAYS[0]}.npy")).exists():
+            self._parts.append(_Part(folder, added=True))
 
     def match(self, query: str, k: int, allowed: np.ndarray | None = None) -> np.ndarray:
         """Rows of the k listings that match a query's words best: those with all the words first, each kind by score."""
         scores, held = np.zeros(self._listings, np.float32), np.zeros(self._listings, np.uint8)
         words = self._postings(query)
-        for rows, values in words:
+        for rows, values in itertools.chain(*words):
             scores[rows] += values
             held[rows] += 1
         found = np.flatnonzero(held > 0 if allowed is None else (held > 0) & allowed)
@@ -120,77 +196,78 @@ class WordIndex:
     def score(self, query: str, rows: np.ndarray) -> np.ndarray:
         """(N,) scores of the listings of `rows` for a query's words; 0 for one that holds none of them."""
         scores = np.zeros(len(rows), np.float32)
-        for holding, values in self._postings(query):
+        for holding, values in itertools.chain(*self._postings(query)):
             if len(holding):
                 places = np.minimum(np.searchsorted(holding, rows), len(holding) - 1)
                 scores += np.where(holding[places] == rows, values[places], 0)
         return scores
 
-    def _postings(self, query: str) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each different word of a query that anything holds: rows, ascending, and their scores."""
-        found: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
+    def _postings(self, query: str) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+        """For each different word of a query that anything holds, and each part of the index: rows, ascending, and scores."""
+        found: dict[tuple, list[tuple[np.ndarray, np.ndarray]]] = {}
         for word in list(dict.fromkeys(split(query)))[:MAX_WORDS]:
             stems, certainty = self._meaning(word)
             if stems and stems not in found:
-                found[stems] = self._union(stems, certainty)
+                worth = [np.float32(certainty * idf) for idf in self._idf(np.array(stems))]
+                found[stems] = [_union([part.postings(stem) for stem in stems], worth) for part in self._parts]
         return list(found.values())
 
-    def _union(self, stems: tuple[int, ...], certainty: float) -> tuple[np.ndarray, np.ndarray]:
-        """Listings with any of the stems, and the score of each one's best."""
-        slices = [slice(self._starts[stem], self._starts[stem + 1]) for stem in stems]
-        if len(slices) == 1:
-            return self._rows[slices[0]], self._scores[slices[0]] * np.float32(certainty)
-        rows, place = np.unique(np.concatenate([self._rows[part] for part in slices]), return_inverse=True)
-        scores = np.zeros(len(rows), np.float32)
-        np.maximum.at(scores, place, np.concatenate([self._scores[part] for part in slices]))
-        return rows, scores * np.float32(certainty)
+    def _holding(self, stems: np.ndarray) -> np.ndarray:
+        return np.sum([part.holding(stems) for part in self._parts], axis=0)
 
-    def _meaning(self, word: str) -> tuple[tuple[int, ...], float]:
+    def _idf(self, stems: np.ndarray) -> np.ndarray:
+        holding = self._holding(stems)
+        return np.maximum(np.log((self._listings - holding + 0.5) / (holding + 0.5)), LEAST_IDF)
+
+    def _meaning(self, word: str) -> tuple[tuple[bytes, ...], float]:
         """The stems that a query's word stands for, and how much they count: itself, else what begins so, else what is alike.
 
         Of the last, words of 4 or 5 letters may differ by one edit, longer ones by two; a neighbouring pair of letters turned
         round is one. Source: Elasticsearch, "fuzziness AUTO".
         """
-        if (at := _find(self._words, word)) is not None:
-            return (int(self._stem_of_word[at]),), 1.0
-        if (stem := _find(self._stems, _stem([word])[0])) is not None:
+        for part in self._parts:
+            if (at := _find(part.words, word.encode())) is not None:
+                return (bytes(part.stems[part.stem_of_word[at]]),), 1.0
+        stem = _stem([word])[0].encode()
+        if any(_find(part.stems, stem) is not None for part in self._parts):
             return (stem,), 1.0
         if len(word) >= PREFIX_LETTERS:
-            first, last = np.searchsorted(self._words, [word.encode(), word.encode() + b"\xff"])
-            if first < last:
-                return self._commonest(np.unique(self._stem_of_word[first:last]), PREFIX_STEMS), UNSURE
+            begun = []
+            for part in self._parts:
+                first, last = np.searchsorted(part.words, [word.encode(), word.encode() + b"\xff"])
+                begun.append(part.stems[np.unique(part.stem_of_word[first:last])])
+            if any(len(stems) for stems in begun):
+                return self._commonest(begun, PREFIX_STEMS), UNSURE
         if len(word) >= TYPO_LETTERS and word.isalpha():
             edits = 1 if len(word) < 6 else 2
-            near: list[tuple[int, int]] = []
-            for letters in range(len(word) - edits, len(word) + edits + 1):
-                words, places = self._by_length.get(letters, ((), ()))
+            near: list[tuple[int, bytes]] = []
+            for part, letters in itertools.product(self._parts, range(len(word) - edits, len(word) + edits + 1)):
+                words, places = part.by_length.get(letters, ((), ()))
                 hits = process.extract(word, words, scorer=OSA.distance, score_cutoff=edits, limit=None)
-                near += [(distance, int(self._stem_of_word[places[at]])) for _, distance, at in hits]
+                near += [(distance, part.stems[part.stem_of_word[places[at]]]) for _, distance, at in hits]
             if near:
                 nearest = min(distance for distance, _ in near)
-                return self._commonest(np.unique([stem for distance, stem in near if distance == nearest]), TYPO_WORDS), UNSURE
+                return self._commonest([np.array([stem for distance, stem in near if distance == nearest])], TYPO_WORDS), UNSURE
         return (), 0.0
 
-    def _commonest(self, stems: np.ndarray, most: int) -> tuple[int, ...]:
-        holding = self._starts[stems + 1] - self._starts[stems]
-        return tuple(stems[np.argsort(-holding, kind="stable")][:most].tolist())
-
-    @functools.cached_property
-    def _by_length(self) -> dict[int, tuple[list[str], list[int]]]:
-        """Number of letters -> the words of so many, and their places; a number is not a misspelt number."""
-        grouped: dict[int, tuple[list[str], list[int]]] = {}
-        for place, word in enumerate(self._words.tolist()):
-            word = word.decode()
-            if word.isalpha():
-                words, places = grouped.setdefault(len(word), ([], []))
-                words.append(word)
-                places.append(place)
-        return grouped
+    def _commonest(self, stems: list[np.ndarray], most: int) -> tuple[bytes, ...]:
+        different = np.unique(np.concatenate(stems))
+        return tuple(different[np.argsort(-self._holding(different), kind="stable")][:most].tolist())
 
 
-def _find(ordered: np.ndarray, word: str) -> int | None:
-    place = int(np.searchsorted(ordered, word.encode()))
-    return place if place < len(ordered) and ordered[place] == word.encode() else None
+def _union(postings: list[tuple[np.ndarray, np.ndarray]], worth: list[np.float32]) -> tuple[np.ndarray, np.ndarray]:
+    """Listings with any of several stems, and the score of each one's best. worth: of a weight of 1 of each stem."""
+    if len(postings) == 1:
+        return postings[0][0], postings[0][1] * worth[0]
+    rows, place = np.unique(np.concatenate([rows for rows, _ in postings]), return_inverse=True)
+    scores = np.zeros(len(rows), np.float32)
+    np.maximum.at(scores, place, np.concatenate([weights * of for (_, weights), of in zip(postings, worth, strict=True)]))
+    return rows, scores
+
+
+def _find(ordered: np.ndarray, word: bytes) -> int | None:
+    place = int(np.searchsorted(ordered, word))
+    return place if place < len(ordered) and ordered[place] == word else None
 
 
 def _stem(words: Sequence[str]) -> list[str]:

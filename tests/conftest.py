@@ -33,6 +33,15 @@ def run_stages(data_dir: Path, names=tuple(STAGES)) -> None:
         assert main(["--data", str(data_dir), *flags]) == 0, name
 
 
+def stamp(data_dir: Path, *names: str) -> None:
+    """Make stages' manifests say that each read, and wrote, the files that are there now."""
+    for name in names:
+        folder = data_dir / name
+        manifest = storage.read_json(folder / "manifest.json")
+        inputs = {path: storage.digest(data_dir / path) if "/" in path else old for path, old in manifest["inputs"].items()}
+        storage.Stage(folder, manifest["arguments"], inputs).finish(manifest["counts"], manifest["outputs"], manifest["digests"])
+
+
 @pytest.fixture(scope="session")
 def demo_dir(tmp_path_factory) -> Path:
     """The data folder of a small synthetic marketplace that went through the whole pipeline; not to be written to."""

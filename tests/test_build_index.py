@@ -1,5 +1,8 @@
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import build_index
-from marketplace import storage
-from marketplace.catalogue import Filters, Rows
+from marketplace import changes, storage
+from marketplace.catalogue import Filters
+from marketplace.changes import Rows
 from marketplace.recommender import Recommender
+from tests.conftest import stamp
 
 ADDED, GONE, EDITED = 3, 2, 2  # listings: a small part of those of the demo
 
@@ -23,7 +28,7 @@ def changed(demo_dir, tmp_path_factory):
     shutil.copytree(demo_dir, data_dir, ignore=shutil.ignore_patterns("raw", "tensorboard", "features"))
     assert build_index.main(["--data", str(data_dir), "--full"]) == 0  # linked to the copies of the models
     before = storage.current_generation(data_dir / "index")
-    vectors = np.load(before / "vectors.npy")  # only the two newest generations stay
+    files = {path.name: path.read_bytes() for path in before.iterdir()}  # only the two newest generations stay
     products = storage.read_csv(data_dir / "tabular" / "products.csv")
     gone, edited = products["product_id"][:GONE].tolist(), products["product_id"][GONE : GONE + EDITED].tolist()
     change_listings(data_dir, gone, edited)
@@ -32,7 +37,7 @@ def changed(demo_dir, tmp_path_factory):
     assert build_index.main(["--data", str(data_dir), "--full"]) == 0
     full = storage.current_generation(data_dir / "index")
     return SimpleNamespace(
-        data_dir=data_dir, before=before.name, vectors=vectors, updated=updated, full=full, gone=gone, edited=edited
+        data_dir=data_dir, before=before.name, files=files, updated=updated, full=full, gone=gone, edited=edited
     )
 
 
@@ -71,10 +76,17 @@ def change_listings(data_dir, gone, edited) -> None:
         storage.write_array(data_dir / "embeddings" / f"{name}.npy", array)
     storage.write_json(data_dir / "embeddings" / "image_ids.json", photos["image_id"].tolist())
     storage.write_json(data_dir / "embeddings" / "product_ids.json", products["product_id"].tolist())
-    for stage in ("dataset", "embeddings"):
-        manifest = storage.read_json(data_dir / stage / "manifest.json")
-        manifest["inputs"] = storage.digests(data_dir, *manifest["inputs"])
-        storage.write_json(data_dir / stage / "manifest.json", manifest)
+    write_hashes(data_dir)
+    stamp(data_dir, "tabular", "dataset", "embeddings")
+
+
+def write_hashes(data_dir) -> None:
+    """What the stages of the tables write beside these."""
+    tabular, dataset = data_dir / "tabular", data_dir / "dataset"
+    ids = storage.read_csv(tabular / "products.csv")["product_id"]
+    changes.write_records(tabular / "products_records.npy", tabular / "products.csv", ids)
+    for name, columns in (("listings", ["product_id", "duplicates", "split"]), ("training_data", ["image_id", "product_id"])):
+        storage.write_array(dataset / f"{name}.npy", changes.hashed(storage.read_csv(dataset / f"{name}.csv"), columns))
 
 
 def answers(recommender: Recommender, query, **options) -> tuple[set, list[float]]:
@@ -89,10 +101,11 @@ def test_an_update_keeps_the_rows_of_what_did_not_change(changed):
     report = storage.read_json(changed.updated / "report.json")
     assert report["updated"] == changed.before and storage.read_json(changed.full / "report.json")["updated"] is None
     assert report["changed_rows"]["listings"] == ADDED + GONE + 2 * EDITED
-    after = np.load(changed.updated / "vectors.npy")
-    np.testing.assert_array_equal(after[: len(changed.vectors)], changed.vectors)
+    for name in ("vectors.npy", "text_vectors.npy", "index.faiss", "text.faiss", "catalogue.sqlite", "postings_rows.npy"):
+        assert (changed.updated / name).read_bytes() == changed.files[name]
+    rows = sum(len(np.load(changed.updated / name)) for name in ("vectors.npy", "added_vectors.npy"))
     assert report["photos"] == report["index"]["rows"] == storage.read_json(changed.full / "report.json")["photos"]
-    assert report["index"]["tombstones"] == len(after) - report["photos"] > 0
+    assert report["index"]["tombstones"] == rows - report["photos"] > 0
     assert report["ranker"] == "kept"
 
 
@@ -147,9 +160,151 @@ def test_rows_are_appended_and_never_moved(data):
         rows = Rows.plan(np.array(keys, np.uint64), before)
         by_row = rows.spread(np.array(keys, np.uint64), 0)
         known = [] if before is None else before.tolist()
-        assert by_row[rows.of].tolist() == keys and rows.total == len(by_row) == len(known) + sum(rows.added)
+        assert by_row[rows.of].tolist() == keys and rows.total == len(by_row) == len(known) + len(rows.added)
         for row, key in enumerate(known):
             assert by_row[row] in (key, 0) and (by_row[row] == key) == (key in keys and key != 0 or key == 0)
         assert rows.removed.tolist() == [row for row, key in enumerate(known) if key and key not in keys]
-        assert [key for key, new in zip(keys, rows.added, strict=True) if new] == [key for key in keys if key not in known]
+        assert [keys[entry] for entry in rows.added] == [key for key in keys if key not in known]
         before = by_row
+
+
+def random_change(data_dir, generator: np.random.Generator) -> None:
+    """Listings come, go and are edited; photos come, go, look different and move to other listings. None to many of each."""
+    some = lambda rows: generator.random(rows) < generator.choice([0, 0.02, 0.05])  # noqa: E731
+    products, known, photos = (
+        storage.read_csv(data_dir / name)
+        for name in ("tabular/products.csv", "dataset/listings.csv", "dataset/training_data.csv")
+    )
+    folder = data_dir / "embeddings"
+    vectors, probabilities, texts = (np.load(folder / f"{name}.npy") for name in ("vectors", "probabilities", "text_vectors"))
+    tag = f"{generator.integers(10**6)}"
+    edited = some(len(products))
+    products.loc[edited, "description"] += f', now with "quotes",\na second line, and word{tag}'
+    products.loc[edited, "price"] = "12.5"
+    texts[edited] = np.roll(texts[edited], 1, axis=1)
+    moved = some(len(photos))
+    photos.loc[moved, "product_id"] = generator.choice(products["product_id"], moved.sum())
+    vectors[some(len(photos))] *= -1
+    copies = products[some(len(products))]
+    products = pd.concat(
+        [products, copies.assign(product_id=f"{tag}-" + copies["product_id"], town=f"Town {tag}")], ignore_index=True
+    )
+    of_copies = known[known["product_id"].isin(copies["product_id"])]
+    known = pd.concat([known, of_copies.assign(product_id=f"{tag}-" + of_copies["product_id"])], ignore_index=True)
+    more = np.flatnonzero(photos["product_id"].isin(copies["product_id"]))
+    new = photos.iloc[more]
+    new = new.assign(image_id=f"{tag}-" + new["image_id"], product_id=f"{tag}-" + new["product_id"])
+    photos, texts = pd.concat([photos, new], ignore_index=True), np.concatenate([texts, texts[copies.index]])
+    vectors, probabilities = (np.concatenate([rows, rows[more]]) for rows in (vectors, probabilities))
+    gone = set(products["product_id"][some(len(products))])
+    left = np.flatnonzero(~products["product_id"].isin(gone))
+    products, texts = products.iloc[left], texts[left]
+    kept = generator.permutation(np.flatnonzero(~photos["product_id"].isin(gone) & ~some(len(photos))))
+    photos, vectors, probabilities = photos.iloc[kept], vectors[kept], probabilities[kept]
+    storage.write_csv(data_dir / "tabular" / "products.csv", products)
+    storage.write_csv(data_dir / "dataset" / "listings.csv", known[~known["product_id"].isin(gone)])
+    storage.write_csv(data_dir / "dataset" / "training_data.csv", photos)
+    for name, array in {"vectors": vectors, "probabilities": probabilities, "text_vectors": texts}.items():
+        storage.write_array(folder / f"{name}.npy", array)
+    storage.write_json(folder / "image_ids.json", photos["image_id"].tolist())
+    storage.write_json(folder / "product_ids.json", products["product_id"].tolist())
+    write_hashes(data_dir)
+    stamp(data_dir, "tabular", "dataset", "embeddings")
+
+
+def everything(generation: Path) -> dict:
+    """What a generation answers, by ids."""
+    opened = Recommender(generation)
+    listed = opened.catalogue
+    rows = np.flatnonzero(listed.live)
+    found = {}
+    for row, product in zip(rows.tolist(), listed.products(rows), strict=True):
+        photos = listed.photos_of(row)
+        found[product["product_id"]] = {
+            "product": product,
+            "row": listed.product_row(product["product_id"]) == row,
+            "photos": {
+                name: opened.photo_index.vectors[photo].tobytes()
+                for name, photo in zip(listed.image_ids(photos), photos, strict=True)
+            },
+            "text": opened.text_index.vectors[row].tobytes(),
+            "duplicates": sorted(of["product_id"] for of in listed.products(listed.duplicates_of(row))),
+            "similar": [round(hit["score"], 4) for hit in opened.recommend(opened.query_of(row), 10)],
+        }
+    words = {}
+    for query in ("quotes second line", "bik", "guitra", "table with chairs", "the"):
+        best = listed.match_words(query, 10_000)
+        words[query] = {product["product_id"] for product in listed.products(best)}
+    return {"listings": found, "words": words, "choices": listed.choices()}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_updates_one_after_another_answer_as_full_builds_do(seed, demo_dir, tmp_path):
+    generator = np.random.default_rng(seed)
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    shutil.copytree(demo_dir, ours, ignore=shutil.ignore_patterns("raw", "tensorboard", "features"))
+    updates = 0
+    for _ in range(3):
+        random_change(ours, generator)
+        assert build_index.main(["--data", str(ours)]) == 0
+        updated = storage.current_generation(ours / "index")
+        updates += storage.read_json(updated / "report.json")["updated"] is not None
+        shutil.copytree(ours, theirs)
+        assert build_index.main(["--data", str(theirs), "--full"]) == 0
+        assert everything(updated) == everything(storage.current_generation(theirs / "index"))
+        shutil.rmtree(theirs)
+    assert updates
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 6, 12, 20, 25])
+def test_an_update_killed_at_any_moment_ends_with_the_same_bytes(after, changed, tmp_path, monkeypatch):
+    data_dir = tmp_path / "data"
+    shutil.copytree(changed.data_dir, data_dir)  # as it is after a full build
+    random_change(data_dir, np.random.default_rng(1))
+    undisturbed = tmp_path / "undisturbed"
+    shutil.copytree(data_dir, undisturbed)
+    assert build_index.main(["--data", str(undisturbed)]) == 0
+    expected = storage.current_generation(undisturbed / "index")
+    assert storage.read_json(expected / "report.json")["updated"] == changed.full.name
+    before = {path.name: path.read_bytes() for path in storage.current_generation(data_dir / "index").iterdir()}
+    calls = iter(range(after))
+    flush = storage._flush
+
+    def killed(path):
+        if next(calls, None) is None:
+            raise Killed
+        flush(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_flush", killed)
+        with pytest.raises(Killed):
+            build_index.main(["--data", str(data_dir)])
+    assert {path.name: path.read_bytes() for path in changed.full.iterdir()} == before
+    assert build_index.main(["--data", str(data_dir)]) == 0
+    found = storage.current_generation(data_dir / "index")
+    files = [path.name for path in sorted(expected.iterdir())]
+    assert found.name == expected.name and files == [path.name for path in sorted(found.iterdir())]
+    assert all((found / name).read_bytes() == (expected / name).read_bytes() for name in files if name != "report.json")
+
+
+def test_a_table_changed_by_hand_asks_for_the_stage_that_wrote_it(changed, tmp_path, capsys):
+    data_dir = tmp_path / "data"
+    shutil.copytree(changed.data_dir, data_dir)
+    path = data_dir / "dataset" / "listings.csv"
+    path.write_text(path.read_text().replace("train", "trail", 1))
+    assert build_index.main(["--data", str(data_dir)]) == 1
+    assert capsys.readouterr().err == f"error: {path} has been changed: run python dataset.py again\n"
+
+
+def test_an_update_imports_neither_torch_nor_the_models(changed, tmp_path):
+    code = "import sys, build_index; build_index.main(sys.argv[1:]); print([m for m in sys.modules if m in {'torch', 'sklearn'}])"
+    shutil.copytree(changed.data_dir, tmp_path / "data")
+    random_change(tmp_path / "data", np.random.default_rng(1))
+    run = subprocess.run(
+        [sys.executable, "-c", code, "--data", str(tmp_path / "data")], capture_output=True, text=True, check=True
+    )
+    assert '"updated": null' not in run.stdout and run.stdout.splitlines()[-1] == "[]"

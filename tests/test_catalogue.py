@@ -45,7 +45,7 @@ PHOTO_PRODUCTS = np.array([row for row in range(60) for _ in range(row % 3)])
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory) -> Catalogue:
     folder = tmp_path_factory.mktemp("catalogue")
-    catalogue.write(folder, PRODUCTS, [f"i{row}" for row in range(len(PHOTO_PRODUCTS))], PHOTO_PRODUCTS)
+    catalogue.write(folder, [PRODUCTS], [f"i{row}" for row in range(len(PHOTO_PRODUCTS))], PHOTO_PRODUCTS)
     return Catalogue(folder)
 
 
@@ -174,7 +174,7 @@ def test_the_database_is_read_only(opened):
 def test_equal_inputs_give_equal_bytes(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        catalogue.write(tmp_path / name, PRODUCTS, [f"i{row}" for row in range(len(PHOTO_PRODUCTS))], PHOTO_PRODUCTS)
+        catalogue.write(tmp_path / name, [PRODUCTS], [f"i{row}" for row in range(len(PHOTO_PRODUCTS))], PHOTO_PRODUCTS)
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert [(tmp_path / "one" / name).read_bytes() for name in files] == [
         (tmp_path / "two" / name).read_bytes() for name in files
@@ -183,8 +183,8 @@ def test_equal_inputs_give_equal_bytes(tmp_path):
 
 def test_columns_of_another_catalogue_are_refused(tmp_path):
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    catalogue.write(tmp_path / "a", PRODUCTS, ["x"], np.array([0]))
-    catalogue.write(tmp_path / "b", PRODUCTS[:50], ["x"], np.array([0]))
+    catalogue.write(tmp_path / "a", [PRODUCTS], ["x"], np.array([0]))
+    catalogue.write(tmp_path / "b", [PRODUCTS[:50]], ["x"], np.array([0]))
     (tmp_path / "a" / "catalogue.sqlite").write_bytes((tmp_path / "b" / "catalogue.sqlite").read_bytes())
     with pytest.raises(StageError, match="do not belong together: run python build_index.py again$"):
         Catalogue(tmp_path / "a")

@@ -310,7 +310,7 @@ def test_a_lost_photo_is_one_sentence(copied, capsys):
 def test_without_the_earlier_stages_each_says_what_to_run(tmp_path, capsys):
     expected = f"error: {tmp_path / 'dataset'} is not finished: run python dataset.py first\n"
     assert fails(extract_embeddings.main, ["--data", str(tmp_path)], capsys) == expected
-    expected = f"error: {tmp_path / 'tabular' / 'products.csv'} is missing: run python clean_tabular_data.py first\n"
+    expected = f"error: {tmp_path / 'tabular'} is not finished: run python clean_tabular_data.py first\n"
     assert fails(build_index.main, ["--data", str(tmp_path)], capsys) == expected
 
 

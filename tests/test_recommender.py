@@ -150,7 +150,7 @@ def test_the_ranker_is_fitted_on_validation_listings_against_training_ones_only(
     recommender = Recommender(storage.current_generation(demo_dir / "index"))
     products = listings.read_products(demo_dir / "tabular")
     splits = storage.read_csv(demo_dir / "dataset" / "listings.csv").set_index("product_id")["split"]
-    photos = {name: storage.read_array(demo_dir / "embeddings" / f"{name}.npy") for name in ("vectors", "probabilities")}
+    split = products["product_id"].map(splits).to_numpy()
     candidates, seen = recommender.candidates, set()
 
     def watched(*arguments):
@@ -159,8 +159,7 @@ def test_the_ranker_is_fitted_on_validation_listings_against_training_ones_only(
         return rows
 
     monkeypatch.setattr(recommender, "candidates", watched)
-    judged = build_index.judge(recommender, products, splits, photos)
-    split = products["product_id"].map(splits).to_numpy()
+    judged = build_index.judge(recommender, split, storage.read_array(demo_dir / "embeddings" / "probabilities.npy"))
     assert {split[query.product_row] for query in judged} == {"validation"}
     assert {split[row] for row in seen} == {"train"}
     for query in judged:

@@ -142,9 +142,10 @@ def test_ivf_is_tuned_to_the_asked_recall():
     exact = [exact_top_k(CLUSTERED, query, 11) for query in CLUSTERED[::60]]
     recall = np.mean([len(set(a.tolist()) & set(b.tolist())) / 11 for a, b in zip(found, exact, strict=True)])
     assert recall >= 0.98
-    assert search.measure_recall(index, CLUSTERED) == pytest.approx(recall, abs=0.02) and index.nprobe < index.nlist
+    searched = search.VectorIndex(index, CLUSTERED)
+    assert search.measure_recall(searched) == pytest.approx(recall, abs=0.02) and index.nprobe < index.nlist
     index.nprobe = 1
-    assert search.measure_recall(index, CLUSTERED) < 0.9
+    assert search.measure_recall(searched) < 0.9
 
 
 @pytest.mark.parametrize(
@@ -178,13 +179,14 @@ def test_an_ivf_search_probes_on_until_it_has_k_groups(filtered, monkeypatch):
     assert len(ivf.nearest_groups(CLUSTERED[0], 900, np.arange(len(CLUSTERED)), allowed)) == 900
 
 
-# Updates: rows taken out and appended
+# Updates: rows appended, and others that are no more
 
 
 def updated(kind: str, vectors: np.ndarray, first_added: int, removed: np.ndarray) -> search.VectorIndex:
     index = search.build(vectors[:first_added], kind)
-    search.update(index, vectors, first_added, removed)
-    return search.VectorIndex(index, vectors)
+    of_rest = search.extend(faiss.clone_index(index), None, vectors[first_added:], first_added)
+    live = ~np.isin(np.arange(len(vectors)), removed)
+    return search.VectorIndex(index, search.Vectors(vectors[:first_added], vectors[first_added:]), of_rest, live)
 
 
 @settings(max_examples=20, deadline=None)
@@ -194,7 +196,7 @@ def test_an_updated_index_finds_what_exact_search_finds_among_the_rows_left(seed
     removed = np.flatnonzero(generator.random(first_added) < share)
     left = np.setdiff1d(np.arange(len(VECTORS)), removed)
     index = updated(kind, VECTORS, first_added, removed)
-    assert index.live_rows().tolist() == left.tolist()
+    assert np.flatnonzero(index.live).tolist() == left.tolist()
     query = unit_rows(1, seed=seed)[0]
     allowed = None
     if filtered:
@@ -212,29 +214,50 @@ def test_an_updated_index_recalls_as_much_as_one_built_anew():
     order = np.random.default_rng(8).permutation(len(CLUSTERED))
     vectors, removed = CLUSTERED[order], np.arange(0, 600, 10)
     index = updated("ivf", vectors, 5900, removed)
-    left = index.live_rows()
-    rebuilt = search.build(vectors[left], "ivf")
-    assert search.measure_recall(index.index, vectors) >= search.measure_recall(rebuilt, vectors[left]) - 0.02 >= 0.93
+    left = vectors[index.live]
+    rebuilt = search.VectorIndex(search.build(left, "ivf"), left)
+    assert search.measure_recall(index) >= search.measure_recall(rebuilt) - 0.02 >= 0.93
 
 
-def test_rows_keep_their_numbers_over_many_updates(tmp_path):
-    index = search.build(VECTORS[:300], "ivf")
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_rows_keep_their_numbers_over_many_updates(kind, tmp_path):
+    paths = tmp_path / "index.faiss", tmp_path / "vectors.npy"
+    faiss.write_index(search.build(VECTORS[:300], kind), str(paths[0]))
+    storage.write_array(paths[1], VECTORS[:300])
     for first in (300, 400):
-        path = tmp_path / f"{first}.faiss"
-        faiss.write_index(index, str(path))
-        index = search.read(path)
-        search.update(index, VECTORS[: first + 100], first, np.array([first - 1, first - 200]))
-    expected = np.setdiff1d(np.arange(500), [299, 100, 399, 200])
-    opened = search.VectorIndex(index, VECTORS)
-    assert opened.live_rows().tolist() == expected.tolist()
+        indexes = [search.read(path, mapped=path == paths[0]) for path in storage.parts(paths[0])]
+        added = search.extend(indexes[0], indexes[1] if first > 300 else None, VECTORS[first : first + 100], first)
+        faiss.write_index(added, str(tmp_path / "added_index.faiss"))
+        storage.write_array(tmp_path / "added_vectors.npy", VECTORS[300 : first + 100])
+    live = ~np.isin(np.arange(500), [299, 100, 399, 200])
+    opened = search.VectorIndex.open(*paths, live)
+    assert opened.live.tolist() == live.tolist()
     assert all(opened.nearest(VECTORS[row], 1)[0] == [row] for row in (0, 298, 300, 398, 499))
+    assert not {299, 100, 399, 200} & set(opened.nearest(VECTORS[299], 500)[0].tolist())
 
 
-def test_removing_a_row_that_is_not_there_is_refused():
-    index = search.build(VECTORS, "flat")
-    search.update(index, VECTORS, len(VECTORS), np.array([3, 3]))
-    with pytest.raises(ValueError, match="^a row to be removed is not in the index$"):
-        search.update(index, VECTORS, len(VECTORS), np.array([3]))
+def test_a_live_row_that_no_index_has_is_refused():
+    index = search.build(VECTORS[:499], "flat")
+    with pytest.raises(ValueError, match="^the index lacks rows that are live$"):
+        search.VectorIndex(index, VECTORS, live=np.ones(500, bool))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 499), max_size=40), st.integers(1, 499))
+def test_vectors_in_two_parts_are_read_as_one(rows, end):
+    parts, rows = search.Vectors(VECTORS[:end], VECTORS[end:]), np.array(rows, np.int64)
+    assert len(parts) == 500 and parts.shape == VECTORS.shape
+    np.testing.assert_array_equal(parts[rows], VECTORS[rows])
+    np.testing.assert_allclose(parts.cosines(VECTORS[0], rows), VECTORS[rows] @ VECTORS[0], atol=1e-6)
+    np.testing.assert_array_equal([parts[row] for row in (0, end - 1, end, 499)], VECTORS[[0, end - 1, end, 499]])
+
+
+def test_what_stood_nearest_may_all_be_gone():
+    index = search.build(CLUSTERED, "ivf")
+    live = np.arange(len(CLUSTERED)) >= 200  # the two clusters before are no more
+    searched = search.VectorIndex(index, CLUSTERED, live=live)
+    near = exact_top_k(CLUSTERED[200:], CLUSTERED[0], 10) + 200
+    assert np.isin(searched.nearest(CLUSTERED[0], 10)[0], near).mean() >= 0.9
 
 
 @pytest.mark.parametrize(("removed", "added", "due"), [(0, 0, False), (60, 40, False), (61, 40, True), (0, 101, True)])
@@ -285,15 +308,14 @@ def test_an_opened_index_and_its_vectors_are_mapped_not_loaded(kind, tmp_path):
     assert mapped_bytes(paths[0]) and search.read(paths[0]).ntotal == len(CLUSTERED)
 
 
-def test_tombstones_must_be_as_many_as_are_told(tmp_path):
-    index = search.build(VECTORS, "ivf")
-    search.update(index, VECTORS, len(VECTORS), np.array([1, 2]))
+def test_the_rows_that_are_live_must_be_as_many_as_the_vectors(tmp_path):
     paths = tmp_path / "index.faiss", tmp_path / "vectors.npy"
-    faiss.write_index(index, str(paths[0]))
+    faiss.write_index(search.build(VECTORS, "ivf"), str(paths[0]))
     storage.write_array(paths[1], VECTORS)
-    assert len(search.VectorIndex.open(*paths, tombstones=2).live_rows()) == len(VECTORS) - 2
+    live = np.arange(500) > 1
+    assert search.VectorIndex.open(*paths, live).rows == len(VECTORS) - 2
     with pytest.raises(StageError, match="do not belong together: run python build_index.py again$"):
-        search.VectorIndex.open(*paths)
+        search.VectorIndex.open(*paths, live[:-1])
 
 
 def test_a_search_leaves_the_threads_of_its_caller_as_they_were():
@@ -321,29 +343,29 @@ def test_a_filter_of_the_wrong_length_is_refused():
 
 def test_a_report_tells_kind_recall_times_and_tombstones():
     index = search.build(VECTORS, "ivf", recall=1.0)
-    search.update(index, VECTORS, len(VECTORS), np.array([5, 6]))
-    report = search.measure(index, VECTORS)
+    searched = search.VectorIndex(index, VECTORS, live=~np.isin(np.arange(500), [5, 6]))
+    report = search.measure(searched, queries=50)
     assert 0 < report.pop("p50_ms") <= report.pop("p99_ms")
-    recall = search.measure_recall(index, VECTORS)
-    assert report == {"kind": "IVF12,SQ8", "nprobe": index.nprobe, "rows": 498, "tombstones": 2, "recall_at_10": recall}
+    recall = {"recall_at_10": search.measure_recall(searched, 50), "recall_queries": 50}
+    assert report == {"kind": "IVF12,SQ8", "nprobe": index.nprobe, "rows": 498, "tombstones": 2} | recall
 
 
 def test_rows_of_zeros_are_no_queries_when_recall_is_measured():
     vectors = VECTORS.copy()
     vectors[::2] = 0
-    assert search.measure_recall(search.build(vectors, "flat"), vectors) == 1.0
+    assert search.measure_recall(search.VectorIndex(search.build(vectors, "flat"), vectors)) == 1.0
     nothing = np.zeros((3, 4), np.float32)
-    assert search.measure(search.build(nothing), nothing)["recall_at_10"] == 1.0
+    assert search.measure(search.VectorIndex(search.build(nothing), nothing))["recall_at_10"] == 1.0
 
 
 def test_a_single_row_is_found():
     index = search.VectorIndex(search.build(VECTORS[:1], "ivf"), VECTORS[:1])
     assert index.nearest(VECTORS[0], 5)[0].tolist() == [0]
-    assert search.measure_recall(index.index, VECTORS[:1]) == 1.0
+    assert search.measure_recall(index) == 1.0
 
 
 def test_an_exact_index_has_recall_one():
-    assert search.measure_recall(search.build(VECTORS, "flat"), VECTORS) == 1.0
+    assert search.measure_recall(INDEX) == 1.0
 
 
 def test_an_index_and_vectors_that_do_not_belong_together_are_refused(tmp_path):

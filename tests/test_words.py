@@ -21,7 +21,7 @@ VOCABULARY = sorted({word for text in (*NAMES, *DESCRIPTIONS, *CATEGORIES) for w
 @pytest.fixture(scope="module")
 def index(tmp_path_factory) -> words.WordIndex:
     folder = tmp_path_factory.mktemp("words")
-    words.write(folder, FIELDS, WEIGHTS)
+    words.write(folder, [FIELDS], WEIGHTS)
     return words.WordIndex(folder, len(NAMES))
 
 
@@ -97,7 +97,7 @@ def test_whatever_is_typed_is_words(index, query, k):
 
 
 def test_listings_without_any_word_can_be_written(tmp_path):
-    words.write(tmp_path, (["", "!"], ["", ""], ["", "?"]), WEIGHTS)
+    words.write(tmp_path, [(["", "!"], ["", ""], ["", "?"])], WEIGHTS)
     index = words.WordIndex(tmp_path, 2)
     assert not len(index.match("guitar nothing", 5)) and not index.score("nothing", np.arange(2)).any()
     assert not len(index.match("guitra", 5))
