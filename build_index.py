@@ -103,22 +103,22 @@ class Entries:
         storage.check_inputs(data_dir, "dataset")
         storage.check_inputs(data_dir, "embeddings")
         storage.check_outputs(data_dir, "dataset", *(f"{name}.{kind}" for name in HASHED for kind in ("csv", "npy")))
+        storage.check_outputs(data_dir, "embeddings", "image_ids.json", "product_ids.json")
         records = storage.read_array(data_dir / "tabular" / RECORDS)
         known, photos = (storage.read_array(data_dir / "dataset" / f"{name}.npy") for name in HASHED)
-        image_ids, vectors = storage.read_json(folder / "image_ids.json"), storage.read_array(folder / "vectors.npy")
-        text_vectors = storage.read_array(folder / "text_vectors.npy")
-        if len(image_ids) != len(vectors):
-            raise StageError(
-                f"{folder} holds {len(vectors)} vectors and {len(image_ids)} ids: run python extract_embeddings.py again"
-            )
-        product_hashes = changes.hashes(storage.read_json(folder / "product_ids.json"))
-        if len(text_vectors) != len(records) or not np.array_equal(product_hashes, records["id"]):
-            raise StageError(f"{folder} holds other listings than the table: run python extract_embeddings.py again")
+        vectors, text_vectors = (storage.read_array(folder / f"{name}.npy") for name in ("vectors", "text_vectors"))
+        # Their ids are those of the tables that they were made from, in the same order.
+        for name, found, wanted in (("photos", vectors, photos), ("listings", text_vectors, records)):
+            if len(found) != len(wanted):
+                counts = f"vectors of {len(found)} {name} where the tables have {len(wanted)}"
+                raise StageError(f"{folder} holds {counts}: run python extract_embeddings.py again")
         if own_embeddings:
             image_ids, vectors = read_dictionary(own_embeddings)
+            image_hashes = changes.hashes(image_ids)
+        else:
+            image_ids, image_hashes = storage.read_json(folder / "image_ids.json"), photos["image_id"]
         if not image_ids:
             raise StageError(f"{folder} holds no photo: check that the photos' names are the ids in Images.csv")
-        image_hashes = changes.hashes(image_ids)
         in_dataset = changes.positions(image_hashes, photos["image_id"])
         owners = np.where(in_dataset < 0, -1, changes.positions(photos["product_id"], records["id"])[in_dataset])
         strangers = np.flatnonzero(owners < 0)
@@ -146,6 +146,8 @@ class Entries:
         unchanged row by."""
         of_photos = self.image_hashes ^ changes.vector_hashes(self.vectors)
         of_listings = self.records["content"] ^ changes.vector_hashes(self.text_vectors)
+        for array in (self.vectors, self.text_vectors):
+            storage.release(array)
         of_strangers = self.image_hashes[self.owners >= len(self.records)]
         keys = {"photos": of_photos, "listings": np.append(of_listings, of_strangers)}
         return {name: np.maximum(of_kind, np.uint64(1)) for name, of_kind in keys.items()}
@@ -393,6 +395,7 @@ def build_indexes(folder: Path, entries: Entries, args: argparse.Namespace) -> N
     for kind, (vectors, *of_kind) in settings.items():
         storage.write_array(folder / VECTORS[kind], vectors)
         faiss.write_index(search.build(vectors, *of_kind), str(folder / INDEXES[kind]))
+        storage.release(vectors)
 
 
 def digests_of(folder: Path, updated: Published | None) -> dict[str, str]:

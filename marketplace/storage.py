@@ -6,6 +6,7 @@ import datetime
 import functools
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import threading
@@ -104,6 +105,12 @@ def read_array(path: Path) -> np.ndarray:
         raise StageError(f"{path} is missing: {_remedy(Path(path).parent)}") from None
     except (ValueError, EOFError, SyntaxError, tokenize.TokenError):  # numpy parses the header as Python
         raise StageError(f"{path} is damaged: delete it and {_remedy(Path(path).parent)}") from None
+
+
+def release(array: np.ndarray) -> None:
+    """Let go of the pages that were read of an array from read_array(): the system may keep them, this process does not."""
+    if isinstance(array.base, mmap.mmap):
+        array.base.madvise(mmap.MADV_DONTNEED)
 
 
 def read_csv(path: Path, **options) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import math
 import re
 import sqlite3
 import unicodedata
@@ -208,16 +209,14 @@ class WordIndex:
         for word in list(dict.fromkeys(split(query)))[:MAX_WORDS]:
             stems, certainty = self._meaning(word)
             if stems and stems not in found:
-                worth = [np.float32(certainty * idf) for idf in self._idf(np.array(stems))]
-                found[stems] = [_union([part.postings(stem) for stem in stems], worth) for part in self._parts]
+                parts = [[part.postings(stem) for stem in stems] for part in self._parts]
+                holding = [sum(len(rows) for rows, _ in of_stem) for of_stem in zip(*parts, strict=True)]
+                worth = [np.float32(certainty * self._idf(count)) for count in holding]
+                found[stems] = [_union(of_part, worth) for of_part in parts]
         return list(found.values())
 
-    def _holding(self, stems: np.ndarray) -> np.ndarray:
-        return np.sum([part.holding(stems) for part in self._parts], axis=0)
-
-    def _idf(self, stems: np.ndarray) -> np.ndarray:
-        holding = self._holding(stems)
-        return np.maximum(np.log((self._listings - holding + 0.5) / (holding + 0.5)), LEAST_IDF)
+    def _idf(self, holding: int) -> float:
+        return max(math.log((self._listings - holding + 0.5) / (holding + 0.5)), LEAST_IDF)
 
     def _meaning(self, word: str) -> tuple[tuple[bytes, ...], float]:
         """The stems that a query's word stands for, and how much they count: itself, else what begins so, else what is alike.
@@ -252,7 +251,8 @@ class WordIndex:
 
     def _commonest(self, stems: list[np.ndarray], most: int) -> tuple[bytes, ...]:
         different = np.unique(np.concatenate(stems))
-        return tuple(different[np.argsort(-self._holding(different), kind="stable")][:most].tolist())
+        holding = np.sum([part.holding(different) for part in self._parts], axis=0)
+        return tuple(different[np.argsort(-holding, kind="stable")][:most].tolist())
 
 
 def _union(postings: list[tuple[np.ndarray, np.ndarray]], worth: list[np.float32]) -> tuple[np.ndarray, np.ndarray]:

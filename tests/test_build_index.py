@@ -308,3 +308,25 @@ def test_an_update_imports_neither_torch_nor_the_models(changed, tmp_path):
         [sys.executable, "-c", code, "--data", str(tmp_path / "data")], capture_output=True, text=True, check=True
     )
     assert '"updated": null' not in run.stdout and run.stdout.splitlines()[-1] == "[]"
+
+
+def test_photos_that_no_listing_claims_are_updated_too(demo_dir, tmp_path):
+    data_dir, path = tmp_path / "data", tmp_path / "own.json"
+    shutil.copytree(demo_dir, data_dir, ignore=shutil.ignore_patterns("raw", "tensorboard", "features"))
+    ids, generator = storage.read_json(data_dir / "embeddings" / "image_ids.json"), np.random.default_rng(0)
+    own = {name: generator.normal(size=8).tolist() for name in [*ids, "nobody-1", "nobody-2"]}
+    path.write_text(json.dumps(own))
+    assert build_index.main(["--data", str(data_dir), "--embeddings", str(path)]) == 0
+    del own["nobody-1"]
+    own = {"nobody-3": own["nobody-2"], **own}  # the first of all, and one that looks like another
+    path.write_text(json.dumps(own))
+    assert build_index.main(["--data", str(data_dir), "--embeddings", str(path)]) == 0
+    updated = storage.current_generation(data_dir / "index")
+    report = storage.read_json(updated / "report.json")
+    assert report["updated"] and report["changed_rows"] == {"photos": 2, "listings": 2} and report["photos_without_listing"] == 2
+    listed = Recommender(updated).catalogue
+    assert listed.product_row("nobody-1") is None and not listed.has_photo("nobody-1")
+    for name in ("nobody-2", "nobody-3"):
+        assert listed.image_ids(listed.photos_of(listed.product_row(name))) == [name]
+    assert build_index.main(["--data", str(data_dir), "--embeddings", str(path), "--full"]) == 0
+    assert everything(updated) == everything(storage.current_generation(data_dir / "index"))

@@ -280,11 +280,15 @@ def test_embeddings_of_another_model_are_refused(copied, capsys):
 
 
 def test_ids_that_do_not_fit_the_vectors_are_refused(copied, capsys):
-    path = copied / "embeddings" / "image_ids.json"
-    ids = json.loads(path.read_text())
-    path.write_text(json.dumps(ids[1:]))
-    counts = f"{len(ids)} vectors and {len(ids) - 1} ids"
+    path = copied / "embeddings" / "vectors.npy"
+    vectors = np.load(path)
+    storage.write_array(path, vectors[1:])
+    counts = f"vectors of {len(vectors) - 1} photos where the tables have {len(vectors)}"
     expected = f"error: {copied / 'embeddings'} holds {counts}: run python extract_embeddings.py again\n"
+    assert fails(build_index.main, ["--data", str(copied)], capsys) == expected
+    path = copied / "embeddings" / "image_ids.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[::-1]))
+    expected = f"error: {path} has been changed: run python extract_embeddings.py again\n"
     assert fails(build_index.main, ["--data", str(copied)], capsys) == expected
 
 

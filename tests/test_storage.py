@@ -351,6 +351,15 @@ def test_a_file_that_cannot_be_linked_is_copied(tmp_path, monkeypatch):
     assert (tmp_path / "c").read_bytes() == b"1"
 
 
+def test_an_array_whose_pages_were_let_go_reads_as_before(tmp_path):
+    storage.write_array(tmp_path / "vectors.npy", np.arange(100_000))
+    array = storage.read_array(tmp_path / "vectors.npy")
+    assert array.sum() == 4_999_950_000
+    storage.release(array)
+    storage.release(np.arange(3))
+    np.testing.assert_array_equal(array, np.arange(100_000))
+
+
 SPOILED = {
     "no manifest": lambda folder: (folder / "manifest.json").unlink(),
     "output gone": lambda folder: (folder / "a.bin").unlink(),
