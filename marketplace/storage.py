@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pandas as pd
 
 from marketplace.errors import StageError
@@ -249,7 +250,7 @@ def _remove_leftovers(folder: Path) -> None:
 def _whole_manifest(folder: Path) -> dict | None:
     """The folder's manifest, None when it is missing, damaged or lacks what finish() writes."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = orjson.loads((folder / MANIFEST).read_bytes())  # that of a million photos names each of them
     except (FileNotFoundError, ValueError):
         return None
     kinds = {"schema": int, "arguments": dict, "inputs": dict, "outputs": dict, "digests": dict, "counts": dict}

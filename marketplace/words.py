@@ -53,7 +53,7 @@ def write(
     vocabulary: defaultdict[str, int] = defaultdict()
     vocabulary.default_factory = vocabulary.__len__
     stem_codes: dict[str, int] = {}
-    stem_of_word: list[int] = []
+    stem_of_word = array("q")
     first, mean_length, before = 0, None, None
     if previous is not None:
         first, mean_length = storage.read_json(previous / STATISTICS).values()
@@ -63,7 +63,7 @@ def write(
             before = _Part(previous, added=True)
             vocabulary.update((word.decode(), place) for place, word in enumerate(before.words.tolist()))
             stem_codes = {stem.decode(): place for place, stem in enumerate(before.stems.tolist())}
-            stem_of_word = before.stem_of_word.tolist()
+            stem_of_word.extend(before.stem_of_word.tolist())
     counted, lengths = [], [np.empty(0, np.int64)]
     for fields in blocks:
         codes, sizes = array("i"), []
@@ -72,10 +72,10 @@ def write(
             codes.extend(map(vocabulary.__getitem__, words))
             sizes.append(len(words))
         new = list(itertools.islice(vocabulary, len(stem_of_word), None))
-        stem_of_word += [stem_codes.setdefault(stem, len(stem_codes)) for stem in _stem(new)]
+        stem_of_word.extend(stem_codes.setdefault(stem, len(stem_codes)) for stem in _stem(new))
         listings = len(fields[0])
-        rows = np.repeat(np.tile(np.arange(listings), len(fields)), sizes)
-        counted.append(_count(np.array(stem_of_word, np.int64)[codes], rows, np.repeat(np.repeat(weights, listings), sizes)))
+        rows, of_field = (np.repeat(of, sizes) for of in np.divmod(np.arange(len(sizes)), listings)[::-1])
+        counted.append(_count(np.array(stem_of_word)[codes], rows, of_field, np.array(weights, np.float32)))
         lengths.append(np.bincount(rows, minlength=listings))
     starts = first + np.cumsum([len(of_block) for of_block in lengths])
     norms = np.concatenate(lengths)
@@ -110,7 +110,7 @@ def write(
     by_word = np.argsort(words)
     arrays = {
         "words": words[by_word],
-        "stem_of_word": place_of[np.array(stem_of_word, np.int64)[by_word]].astype(np.int32),
+        "stem_of_word": place_of[np.array(stem_of_word)[by_word]].astype(np.int32),
         "stems": stems[order],
         "postings_starts": np.concatenate([[0], ends]),
         "postings_rows": postings_rows,
@@ -122,17 +122,17 @@ def write(
     storage.write_json(folder / STATISTICS, {"listings": first + len(norms), "mean_length": mean_length}, indent=None)
 
 
-def _count(stems: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Of (n,) occurrences: the different stems, how many rows hold each, those rows, ascending, and their summed weights."""
-    if not len(stems):
-        return stems, stems, stems.astype(np.int32), stems.astype(np.float32)
-    keys = stems << 32 | rows
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
-    first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
-    different, sizes = np.unique(keys[first] >> 32, return_counts=True)
-    held = (keys[first] & 0xFFFFFFFF).astype(np.int32)
-    return different, sizes, held, np.add.reduceat(weights[order], first).astype(np.float32)
+def _count(stems: np.ndarray, rows: np.ndarray, fields: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Of (n,) occurrences: the different stems, how many rows hold each, those rows, ascending, and their summed weights.
+
+    rows: below 2^24; weights: of the fields.
+    """
+    keys = np.sort(stems << 32 | rows << 8 | fields)  # plain numbers sort several times as fast as an order of them
+    of_pairs, weights = keys >> 8, weights[keys & 0xFF]
+    first = np.flatnonzero(np.diff(of_pairs, prepend=-1))
+    different, sizes = np.unique(of_pairs[first] >> 24, return_counts=True)
+    frequencies = np.add.reduceat(weights, first) if len(first) else weights
+    return different, sizes, (of_pairs[first] & 0xFFFFFF).astype(np.int32), frequencies
 
 
 class _Part:

@@ -1,4 +1,6 @@
 import sqlite3
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,3 +103,28 @@ def test_listings_without_any_word_can_be_written(tmp_path):
     index = words.WordIndex(tmp_path, 2)
     assert not len(index.match("guitar nothing", 5)) and not index.score("nothing", np.arange(2)).any()
     assert not len(index.match("guitra", 5))
+
+
+def part(start: int, end: int) -> list[list[str]]:
+    return [list(field[start:end]) for field in FIELDS]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(1, len(NAMES)), min_size=1, max_size=4).map(sorted))
+def test_listings_written_in_blocks_and_updates_are_found_as_if_written_at_once(ends):
+    queries = ("guitar bed good lamp", "lovely number", "guitra", "bicyc", "camp 64GB", "gui", "iphone 8 washing")
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(words, "B", 0)  # the mean length, which stays that of the first, counts nothing
+        folders = [Path(name) / str(number) for number in range(len(ends) + 2)]
+        for folder in folders:
+            folder.mkdir()
+        words.write(folders[0], [FIELDS], WEIGHTS)
+        starts = [0, *ends]
+        for number, (start, end) in enumerate(zip(starts, [*ends, len(NAMES)], strict=True)):
+            middle = (start + end) // 2
+            blocks = [part(start, middle), part(middle, end)]
+            words.write(folders[number + 1], iter(blocks), WEIGHTS, folders[number] if number else None)
+        once, parts = words.WordIndex(folders[0], len(NAMES)), words.WordIndex(folders[-1], len(NAMES))
+        for query in queries:
+            np.testing.assert_allclose(parts.score(query, ROWS), once.score(query, ROWS), rtol=1e-5)
+            assert parts.match(query, 5).tolist() == once.match(query, 5).tolist()
