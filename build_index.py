@@ -214,7 +214,10 @@ def fit_ranker(folder: Path, entries: Entries, probabilities: np.ndarray | None)
     from marketplace import ranking  # these two import more than an update needs
     from marketplace.recommender import Recommender
 
-    background = {"photo": ranking.background_cosine(entries.vectors), "text": ranking.background_cosine(entries.text_vectors)}
+    background = {}
+    for kind, vectors in (("photo", entries.vectors), ("text", entries.text_vectors)):
+        background[kind] = ranking.background_cosine(vectors)
+        storage.release(vectors)
     ranking.Ranker(ranking.BY_HAND, dict.fromkeys(ranking.KINDS, 0.0), background).save(folder / "ranker.json")
     splits = np.full(len(entries.split), "", "<U10")
     for name, of_name in zip(SPLITS, changes.hashes(SPLITS), strict=True):
