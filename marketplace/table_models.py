@@ -75,7 +75,7 @@ class TableModels:
 
     def encode(self, texts: list[str]) -> np.ndarray:
         """(N, T) float32 unit rows; a text without a known word gives a row of zeros."""
-        return self._vectors(self.features(texts))
+        return self.vectors_of(self.features(texts))
 
     def category_probabilities(self, texts: list[str]) -> np.ndarray:
         """(N, C) float32 rows that sum to 1, calibrated by calibrate(); classes that training never saw get 0."""
@@ -84,7 +84,7 @@ class TableModels:
     def read(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """encode() and category_probabilities(), from features that are computed once."""
         features = self.features(texts)
-        return self._vectors(features), self._categories(features)
+        return self.vectors_of(features), self._categories(features)
 
     def path_probabilities(self, text_vectors: np.ndarray) -> np.ndarray:
         """(N, L) float32 rows that sum to 1, of `paths`, from encode()'s (N, T); a level's is the sum over the paths below."""
@@ -124,7 +124,8 @@ class TableModels:
         pooled = softmax(np.tensordot(self.fusion_weights, _log(np.stack([photo, text])), 1), axis=1).astype(np.float32)
         return np.where(np.isnan(photo).any(axis=1, keepdims=True), text, pooled)
 
-    def _vectors(self, features: scipy.sparse.csr_matrix) -> np.ndarray:
+    def vectors_of(self, features: scipy.sparse.csr_matrix) -> np.ndarray:
+        """encode() of the texts whose features() these are."""
         vectors = features[:, : len(self.svd)] @ self.svd
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), SMALLEST)
 

@@ -93,14 +93,19 @@ def test_median_is_near_the_price_and_nearer_the_more_is_known(model):
     assert known < 0.16 < photo < 0.8 * nothing
 
 
-def test_each_kind_of_evidence_moves_the_median(model):
+def test_each_kind_of_evidence_moves_the_median():
+    data = make_listings(500, seed=0)
+    for row in range(0, 500, 5):  # texts that do not say what the thing is: the path must
+        data["texts"][row] = f"thing {data['texts'][row].partition(' ')[2]}"
+    model = fit(data)
+
     def median(text="", path=None, vector=None):
         return model.price_range(text, path, None, vector)["median"]
 
     dear, cheap = np.zeros(DIMENSION, np.float32), np.zeros(DIMENSION, np.float32)
     dear[0], cheap[0] = 0.75, -0.75
     assert median("bicycle new\nred") > 2 * median("kettle new\nred")
-    assert median("lovely\nred", "Sport / Bicycles") > 2 * median("lovely\nred", "Kitchen / Kettles")
+    assert median("thing new\nred", "Sport / Bicycles") > 2 * median("thing new\nred", "Kitchen / Kettles")
     assert median(vector=dear) > 2 * median(vector=cheap)
 
 
@@ -121,6 +126,34 @@ def test_mean_price_of_a_path_is_drawn_towards_its_parents():
     sport = (3 + 2 + 1 + 5 * all_of_them) / (3 + 5)
     skis = (3 + 2 + 5 * sport) / (2 + 5)
     assert [means[name] for name in ("", "Sport", "Sport / Skis")] == pytest.approx([all_of_them, sport, skis])
+
+
+def test_prices_of_like_texts_are_weighed_by_the_fourth_power_of_their_cosines(monkeypatch):
+    monkeypatch.setattr(price_model, "BLOCK_ROWS", 7)
+    data = make_listings(60, seed=24)
+    tables = tables_of(data)
+    first = fit(data, tables).first
+    order = [data["prices"].tolist().index(pytest.approx(10**price, rel=1e-5)) for price in first.neighbour_prices]
+    vectors = tables.encode(data["texts"])
+    np.testing.assert_allclose(first.neighbours, vectors[order], atol=1e-6)
+    found = first._like_prices(vectors)
+    for vector, row in zip(vectors, found, strict=True):
+        cosines = vectors @ vector
+        for k, (mean, spread) in zip((5, 20), row.reshape(2, 2), strict=True):
+            nearest = np.argsort(-cosines)[:k]
+            if np.isclose(*np.sort(cosines)[[-k, -k - 1]]):  # which of equal ones is taken is no matter here
+                continue
+            prices, weights = np.log10(data["prices"])[nearest], np.maximum(cosines[nearest], 1e-3) ** 4
+            assert mean == pytest.approx(np.average(prices, weights=weights), abs=1e-4)
+            assert spread == pytest.approx(np.sqrt(np.cov(prices, aweights=weights, ddof=0)), abs=1e-4)
+
+
+def test_text_without_a_known_word_has_no_like_texts(model):
+    texts = ["guitar new", "\u4e2d\u6587"]
+    features = model.tables.features(texts)
+    evidence_of = price_model.Evidence.of(texts, None, None, None)
+    columns = model.first.columns(features, model.tables.vectors_of(features), evidence_of)
+    assert np.isfinite(columns[0, 6:10]).all() and np.isnan(columns[1, 6:10]).all()
 
 
 def test_unknown_may_be_none_or_empty_for_a_row_or_for_all(model):
@@ -262,9 +295,14 @@ def test_large_data_is_fitted_on_a_sample(monkeypatch):
     data = make_listings(200, seed=19)
     sizes = []
     fit_layer = price_model.FirstLayer.fit
-    monkeypatch.setattr(price_model.FirstLayer, "fit", lambda *columns: sizes.append(len(columns[2])) or fit_layer(*columns))
+    monkeypatch.setattr(price_model.FirstLayer, "fit", lambda *columns: sizes.append(len(columns[3])) or fit_layer(*columns))
     fit(data)
     assert sizes == [40] * 5 + [50]
+
+
+def test_like_texts_are_looked_for_in_a_sample(monkeypatch):
+    monkeypatch.setattr(price_model, "NEIGHBOUR_LISTINGS", 30)
+    assert len(fit(make_listings(200, seed=25)).first.neighbours) == 30
 
 
 def test_saved_model_gives_the_same_prices_and_equal_models_equal_bytes(model, two_folders):
