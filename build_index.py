@@ -192,9 +192,12 @@ def judge(recommender: "Recommender", splits: np.ndarray, probabilities: np.ndar
         if len(photo_rows):
             photo = photo_rows[0]
             questions += [(photo, None), (photo, title), (photo, text)]
+        by_words: dict[str, np.ndarray | None] = {}
         for photo, words in questions:
             seen = () if photo is None else (recommender.photo_index.vectors[photo], words, probabilities[photo])
-            query = recommender.query(*(seen or (None, words)))
+            query = recommender.query(*(seen or (None, words)), fuses_category=True)
+            if photo is None:
+                by_words[words] = query.category
             if words == text:  # as one listing is compared with another
                 query.price = float(prices[row]) if prices[row] > 0 else None
                 query.place = recommender.place_of(row)
@@ -202,7 +205,9 @@ def judge(recommender: "Recommender", splits: np.ndarray, probabilities: np.ndar
             if len(rows):
                 same_main, same = codes[rows, 0] == codes[row, 0], (codes[rows] == codes[row]).all(axis=1)
                 relevance = np.where(same, 2, np.where(same_main, 1, 0))
-                judged.append(ranking.Judged(recommender.evidence(query, rows)[0], relevance, row))
+                category = None if photo is None else by_words.get(words)
+                agreement = None if category is None else recommender.tree.agreement(category, rows)
+                judged.append(ranking.Judged(recommender.evidence(query, rows)[0], relevance, row, agreement))
     return judged
 
 
@@ -218,7 +223,7 @@ def fit_ranker(folder: Path, entries: Entries, probabilities: np.ndarray | None)
     for kind, vectors in (("photo", entries.vectors), ("text", entries.text_vectors)):
         background[kind] = ranking.background_cosine(vectors)
         storage.release(vectors)
-    ranking.Ranker(ranking.BY_HAND, dict.fromkeys(ranking.KINDS, 0.0), background).save(folder / "ranker.json")
+    ranking.Ranker.by_hand(background).save(folder / "ranker.json")
     splits = np.full(len(entries.split), "", "<U10")
     for name, of_name in zip(SPLITS, changes.hashes(SPLITS), strict=True):
         splits[entries.split == of_name] = name

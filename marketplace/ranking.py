@@ -1,6 +1,6 @@
 """Evidence -> one ranked, explained list; and the fit of how much each kind of evidence counts."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from scipy.special import expit
 from marketplace import metrics, storage
 
 KINDS = ("photo", "text", "words", "category", "price", "place")
+MIXES = ("photo", "words")  # a query without words, and one with: its photo, and the category that it tells, weigh differently
 BACKGROUND_PAIRS = 10_000  # random pairs whose mean cosine is what unrelated listings have
 BY_HAND = {"photo": 1.0, "text": 0.5, "words": 0.5, "category": 0.5, "price": 0.1, "place": 0.05}  # before there is a fit
 SMALLEST_WEIGHT = 0.01  # of the largest: what is asked with one kind of evidence alone must still be ranked by it
@@ -24,13 +25,21 @@ K = 10  # of the nDCG that choices are made by
 class Ranker:
     """How much each kind of evidence counts; ranker.json.
 
-    weights: by kind, any positive scale. missing: by kind, in [0, 1], the evidence that stands in where a candidate has none
-    (no photo, no price). background: by kind, the mean cosine of unrelated pairs, from which similarity counts at all.
+    weights: "words" for queries with words and "photo" for those without -> by kind, any positive scale. missing: likewise, in
+    [0, 1], the evidence that stands in where a candidate has none (no photo, no price). background: by kind, the mean cosine of
+    unrelated pairs, from which similarity counts at all. fuses_category: whether the category of a query with photo and words is
+    predicted from both, or from its words alone.
     """
 
-    weights: dict[str, float]
-    missing: dict[str, float]
+    weights: dict[str, dict[str, float]]
+    missing: dict[str, dict[str, float]]
     background: dict[str, float]
+    fuses_category: bool = True
+
+    @classmethod
+    def by_hand(cls, background: dict[str, float]) -> "Ranker":
+        """What ranks before there is a fit."""
+        return cls(dict.fromkeys(MIXES, BY_HAND), dict.fromkeys(MIXES, dict.fromkeys(KINDS, 0.0)), background)
 
     def save(self, path: Path) -> None:
         storage.write_json(path, asdict(self))
@@ -51,11 +60,11 @@ class Ranker:
         Returns the order (N,), best first, ties in the given order; the scores (N,) in [0, 1]; and each kind's
         contributions (N,), which add up to the score. Kinds that count nothing are left out.
         """
-        counted = {kind: values for kind, values in evidence.items() if self.weights[kind] > 0}
-        total = sum(self.weights[kind] for kind in counted)
+        weights, missing = (values[_mix(evidence)] for values in (self.weights, self.missing))
+        counted = {kind: values for kind, values in evidence.items() if weights[kind] > 0}
+        total = sum(weights[kind] for kind in counted)
         parts = {
-            kind: self.weights[kind] / total * np.where(np.isnan(values), self.missing[kind], values)
-            for kind, values in counted.items()
+            kind: weights[kind] / total * np.where(np.isnan(values), missing[kind], values) for kind, values in counted.items()
         }
         scores = np.sum(list(parts.values()), axis=0)
         return np.argsort(-scores, kind="stable"), scores, parts
@@ -63,11 +72,20 @@ class Ranker:
 
 @dataclass(frozen=True)
 class Judged:
-    """One query whose answers are known: evidence as for rank(), relevance (N,) grades of the candidates, and its listing."""
+    """One query whose answers are known: evidence as for rank(), relevance (N,) grades of the candidates, and its listing.
+
+    category_by_words: (N,) what the category's evidence is when a query with a photo takes it from its words alone.
+    """
 
     evidence: dict[str, np.ndarray]
     relevance: np.ndarray
     product_row: int
+    category_by_words: np.ndarray | None = None
+
+    def by_words(self) -> "Judged":
+        if self.category_by_words is None:
+            return self
+        return replace(self, evidence=self.evidence | {"category": self.category_by_words})
 
 
 def fit(queries: list[Judged], background: dict[str, float], seed: int = 0) -> tuple[Ranker, dict]:
@@ -76,23 +94,41 @@ def fit(queries: list[Judged], background: dict[str, float], seed: int = 0) -> t
     A logistic model of pairs of differently relevant candidates of one query (RankNet without hidden layers: Burges et al.
     2005), weights not negative, pairs weighed by the difference of their gains. The penalty is chosen by 5-fold
     cross-validation over listings; the weights set by hand stand beside it as a baseline, and stay when they are better.
+    A query's photo has a say in its category, beside its words, only where that is better by more than its standard error:
+    poor photos tell the category little, and less than they blur it.
     """
-    by_hand = Ranker(BY_HAND, dict.fromkeys(KINDS, 0.0), background)
     listings = np.array([query.product_row for query in queries])
     fold_of = {row: position % FOLDS for position, row in enumerate(np.random.default_rng(seed).permutation(np.unique(listings)))}
     folds = np.array([fold_of[row] for row in listings])
-    scores = {"by_hand": [_ndcg(by_hand, query) for query in queries]}
-    for penalty in PENALTIES:
-        values = np.full(len(queries), np.nan)
+    by_words = [query.by_words() for query in queries]
+
+    def validated(of: list[Judged], penalty: float) -> np.ndarray:
+        """nDCG@10 of each query, by the fit on the other folds."""
+        values = np.full(len(of), np.nan)
         for fold in np.unique(folds):
-            ranker = _fit([query for query, of in zip(queries, folds, strict=True) if of != fold], background, penalty, seed)
+            ranker = _fit([query for query, own in zip(of, folds, strict=True) if own != fold], background, penalty, seed)
             for position in np.flatnonzero(folds == fold):
-                values[position] = _ndcg(ranker, queries[position])
-        scores[str(penalty)] = values
+                values[position] = _ndcg(ranker, of[position])
+        return values
+
+    scores = {str(penalty): validated(by_words, penalty) for penalty in PENALTIES}
     means = {name: float(np.nanmean(values)) for name, values in scores.items()}
     best = max(means, key=means.get)
-    ranker = by_hand if best == "by_hand" else _fit(queries, background, float(best), seed)
-    return ranker, {"queries": len(queries), "chosen": best, "ndcg_at_10": {name: round(mean, 4) for name, mean in means.items()}}
+    fused = validated(queries, float(best))
+    gains = metrics.by_listing(fused - scores[best], listings).dropna().to_numpy()
+    fuses = bool(gains.sum() > gains.std(ddof=1) * len(gains) ** 0.5) if len(gains) > 1 else False
+    means[f"{best}, category from photo and words"] = float(np.nanmean(fused))
+    means["by_hand"] = float(np.nanmean([_ndcg(Ranker.by_hand(background), query) for query in queries]))
+    if means["by_hand"] >= (np.nanmean(fused) if fuses else means[best]):
+        best, ranker = "by_hand", Ranker.by_hand(background)
+    else:
+        ranker = replace(_fit(queries if fuses else by_words, background, float(best), seed), fuses_category=fuses)
+    figures = {name: round(mean, 4) for name, mean in means.items()}
+    return ranker, {"queries": len(queries), "chosen": best, "fuses_category": ranker.fuses_category, "ndcg_at_10": figures}
+
+
+def _mix(evidence: dict[str, np.ndarray]) -> str:
+    return "words" if "words" in evidence or "text" in evidence else "photo"
 
 
 def _ndcg(ranker: Ranker, query: Judged) -> float:
@@ -101,7 +137,13 @@ def _ndcg(ranker: Ranker, query: Judged) -> float:
 
 def _fit(queries: list[Judged], background: dict[str, float], penalty: float, seed: int) -> Ranker:
     generator = np.random.default_rng(seed)
-    differences, importance = [], []
+    fitted = [_fit_mix([query for query in queries if _mix(query.evidence) == mix], penalty, generator) for mix in MIXES]
+    return Ranker(*(dict(zip(MIXES, values, strict=True)) for values in zip(*fitted, strict=True)), background)
+
+
+def _fit_mix(queries: list[Judged], penalty: float, generator: np.random.Generator) -> tuple[dict, dict]:
+    """weights and missing of one of MIXES; those set by hand where nothing can be learned."""
+    differences, importance = [np.empty((0, 2 * len(KINDS)))], [np.empty(0)]
     for query in queries:
         gains = 2.0**query.relevance - 1
         pairs = generator.integers(len(gains), size=(2, PAIRS_A_QUERY))
@@ -117,7 +159,7 @@ def _fit(queries: list[Judged], background: dict[str, float], penalty: float, se
         importance.append(gains[better] - gains[worse])
     matrix, weight = np.concatenate(differences), np.concatenate(importance)
     if not len(matrix):
-        return Ranker(BY_HAND, dict.fromkeys(KINDS, 0.0), background)
+        return BY_HAND, dict.fromkeys(KINDS, 0.0)
     weight = weight / weight.sum()
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
@@ -129,8 +171,7 @@ def _fit(queries: list[Judged], background: dict[str, float], penalty: float, se
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(start)).x
     weights = np.maximum(found[: len(KINDS)], SMALLEST_WEIGHT * found[: len(KINDS)].max())
     missing = np.clip(found[len(KINDS) :] / np.maximum(weights, 1e-12), 0, 1)
-    named = [dict(zip(KINDS, (round(float(value), 6) for value in values), strict=True)) for values in (weights, missing)]
-    return Ranker(*named, background)
+    return tuple(dict(zip(KINDS, (round(float(value), 6) for value in values), strict=True)) for values in (weights, missing))
 
 
 def background_cosine(vectors: np.ndarray, seed: int = 0) -> float:

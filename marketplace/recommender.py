@@ -107,8 +107,17 @@ class Recommender:
         """(D,) unit vector and (C,) category probabilities of one cleaned photo."""
         return self.photo_model.run_one(self.photo_model.input(jpeg))
 
-    def query(self, vector: np.ndarray | None = None, text: str | None = None, probabilities: np.ndarray | None = None) -> Query:
-        """A query from a photo's vector and its (C,) category probabilities, a person's words, or all of them."""
+    def query(
+        self,
+        vector: np.ndarray | None = None,
+        text: str | None = None,
+        probabilities: np.ndarray | None = None,
+        fuses_category: bool | None = None,
+    ) -> Query:
+        """A query from a photo's vector and its (C,) category probabilities, a person's words, or all of them.
+
+        fuses_category: as ranking.Ranker's (default), or against it.
+        """
         query = Query(photos=None if vector is None else vector[None])
         text = listings.text(*(text or "").partition("\n")[::2]).strip()
         by_text = paths = None
@@ -119,7 +128,8 @@ class Recommender:
                 query.text, by_text = encoded[0], probable
                 paths = self.table_models.path_probabilities(encoded)[0]
         if by_text is not None or probabilities is not None:
-            by_photo = None if probabilities is None else probabilities[None]
+            fuses = self.ranker.fuses_category if fuses_category is None else fuses_category
+            by_photo = None if probabilities is None or (by_text is not None and not fuses) else probabilities[None]
             query.category = self.tree.predicted(self.table_models.fuse(by_photo, by_text)[0], paths)
         return query
 

@@ -6,9 +6,8 @@ from hypothesis.extra.numpy import arrays
 from marketplace import ranking
 
 KINDS = ("photo", "text", "words")
-RANKER = ranking.Ranker(
-    {"photo": 1.0, "text": 0.5, "words": 0.5}, {"photo": 0.2, "text": 0.0, "words": 0.0}, {"photo": 0.4, "text": 0.1}
-)
+WEIGHTS, MISSING = {"photo": 1.0, "text": 0.5, "words": 0.5}, {"photo": 0.2, "text": 0.0, "words": 0.0}
+RANKER = ranking.Ranker({"photo": WEIGHTS, "words": WEIGHTS}, {"photo": MISSING, "words": MISSING}, {"photo": 0.4, "text": 0.1})
 PRESENT = st.floats(0, 1)
 EVIDENCE = st.dictionaries(st.sampled_from(KINDS), arrays(float, 12, elements=st.one_of(PRESENT, st.just(np.nan))), min_size=1)
 
@@ -37,7 +36,7 @@ def test_a_candidate_without_a_photo_counts_as_one_with_the_evidence_that_stands
 
 
 def test_kinds_that_count_nothing_are_left_out():
-    ranker = ranking.Ranker({"photo": 1.0, "place": 0.0}, {"photo": 0.0, "place": 0.0}, {"photo": 0.0})
+    ranker = ranking.Ranker({"photo": {"photo": 1.0, "place": 0.0}}, {"photo": {"photo": 0.0, "place": 0.0}}, {"photo": 0.0})
     assert list(ranker.rank({"photo": np.ones(2), "place": np.ones(2)})[2]) == ["photo"]
 
 
@@ -56,9 +55,10 @@ def made_queries(n: int, seed: int) -> list[ranking.Judged]:
 
 def test_the_fit_finds_what_tells_relevance_and_answers_new_queries_better_than_the_weights_set_by_hand():
     ranker, chosen = ranking.fit(made_queries(60, seed=0), {"photo": 0.0, "text": 0.0})
-    assert ranker.weights["photo"] > ranker.weights["words"] > 5 * ranker.weights["place"]
-    assert ranker.missing["photo"] < 0.2
-    by_hand = ranking.Ranker(ranking.BY_HAND, dict.fromkeys(ranking.KINDS, 0.0), {"photo": 0.0, "text": 0.0})
+    weights = ranker.weights["words"]
+    assert weights["photo"] > weights["words"] > 5 * weights["place"]
+    assert ranker.missing["words"]["photo"] < 0.2
+    by_hand = ranking.Ranker.by_hand({"photo": 0.0, "text": 0.0})
     new = made_queries(60, seed=1)
     fitted, unfitted = (np.mean([ranking._ndcg(each, query) for query in new]) for each in (ranker, by_hand))
     assert fitted > unfitted
@@ -66,10 +66,40 @@ def test_the_fit_finds_what_tells_relevance_and_answers_new_queries_better_than_
     assert ranking.fit(made_queries(60, seed=0), {"photo": 0.0, "text": 0.0})[0] == ranker
 
 
+def test_photos_and_words_have_weights_of_their_own():
+    with_words = made_queries(60, seed=0)
+    alone = [  # photos that tell nothing, and places that tell all
+        ranking.Judged({"photo": query.evidence["place"], "place": query.evidence["photo"]}, query.relevance, query.product_row)
+        for query in with_words
+    ]
+    ranker, _ = ranking.fit([*with_words, *alone], {"photo": 0.0, "text": 0.0})
+    assert ranker.weights["words"]["photo"] > 5 * ranker.weights["words"]["place"]
+    assert ranker.weights["photo"]["place"] > 5 * ranker.weights["photo"]["photo"]
+
+
+def with_category(good: float, seed: int) -> list[ranking.Judged]:
+    """Queries whose category tells more from photo and words than from words alone, by `good`; less where it is negative."""
+    generator = np.random.default_rng(seed)
+    queries = []
+    for query in made_queries(60, seed):
+        told = [np.clip(query.relevance / 2 + generator.normal(0, 0.4 - sign * good, 40), 0, 1) for sign in (1, -1)]
+        evidence = query.evidence | {"category": told[0]}
+        queries.append(ranking.Judged(evidence, query.relevance, query.product_row, told[1]))
+    return queries
+
+
+def test_the_photo_has_a_say_in_the_category_only_where_that_is_better():
+    for good in (0.3, -0.3):
+        ranker, chosen = ranking.fit(with_category(good, seed=3), {"photo": 0.0, "text": 0.0})
+        assert ranker.fuses_category == chosen["fuses_category"] == (good > 0)
+    same = [ranking.Judged(query.evidence, query.relevance, query.product_row) for query in with_category(0.3, seed=3)]
+    assert not ranking.fit(same, {"photo": 0.0, "text": 0.0})[0].fuses_category
+
+
 def test_weights_set_by_hand_stay_where_nothing_can_be_learned():
     queries = [ranking.Judged({"photo": np.array([0.1, 0.9])}, np.array([1, 1]), row) for row in range(10)]
     ranker, chosen = ranking.fit(queries, {"photo": 0.0, "text": 0.0})
-    assert ranker.weights == ranking.BY_HAND and chosen["chosen"] == "by_hand"
+    assert ranker == ranking.Ranker.by_hand({"photo": 0.0, "text": 0.0}) and chosen["chosen"] == "by_hand"
 
 
 def test_kinds_of_evidence_are_weighed_as_the_ranker_says():
