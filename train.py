@@ -40,24 +40,33 @@ from marketplace.errors import StageError
 from marketplace.metrics import PRICE_BOUNDS
 
 EPOCHS = {"head": 30, "last": 6, "all": 6}
-SCRATCH_EPOCHS = 40
 LEARNING_RATE = {"adamw": 1e-3, "sgd": 0.05}
 TRUNK_SHARE = 0.3  # of the learning rate, for a trunk that starts from weights
+BATCH_SIZE, PATIENCE = 32, 5
+# From scratch there are few steps: small batches make more of them. The head sees thousands of positive features that mean
+# nothing yet: at 0.001 one step of AdamW moves its logits by 1.
+SCRATCH_EPOCHS, SCRATCH_BATCH_SIZE = 40, 16
+SCRATCH_LEARNING_RATE = {"adamw": 3e-4, "sgd": 0.005}
 HARDEST_TILES, HARDEST_COLUMNS, HARDEST_TILE_PX = 24, 6, 200
 CHECKPOINT = "checkpoint.pt"  # of the last whole epoch, while --finetune all or last is at work
 
 
-def training_transform(input_size: int, mean: list[float], std: list[float]) -> Callable[[bytes], torch.Tensor]:
-    """JPEG bytes -> a randomly cropped, mirrored, tinted and partly erased (3, S, S) tensor; only training sees it."""
+def training_transform(
+    input_size: int, mean: list[float], std: list[float], scratch: bool = False
+) -> Callable[[bytes], torch.Tensor]:
+    """JPEG bytes -> a randomly cropped, mirrored, tinted and partly erased (3, S, S) tensor; only training sees it.
+
+    From scratch it is cropped less, and neither tinted nor erased: so few steps have the plain photos to learn first.
+    """
     return v2.Compose(
         [
             photo_tensor,
-            v2.RandomResizedCrop(input_size, scale=(0.4, 1.0), antialias=True),
+            v2.RandomResizedCrop(input_size, scale=(0.8 if scratch else 0.4, 1.0), antialias=True),
             v2.RandomHorizontalFlip(),
-            v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05),
+            *([] if scratch else [v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05)]),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(mean, std),
-            v2.RandomErasing(p=0.25),
+            *([] if scratch else [v2.RandomErasing(p=0.25)]),
         ]
     )
 
@@ -205,7 +214,7 @@ def train_photo_model(
         photo_network.embedder = network.Projection(photo_network.head.in_features, args.embedding_size, power=True).to(
             args.device
         )
-        augmented = ListingPhotos(args.data, "train", training_transform(args.image_size, mean, std))
+        augmented = ListingPhotos(args.data, "train", training_transform(args.image_size, mean, std, args.weights == "none"))
         table = augmented.table
         validate = functools.partial(_validate, loader=loader_of(splits["validation"], args), table=splits["validation"].table)
         training.fine_tune(
@@ -474,9 +483,15 @@ def parse_args(argv=None) -> argparse.Namespace:
         type=flags.positive,
         help=f"passes over the photos (default: head {EPOCHS['head']}, else {EPOCHS['all']}; without weights {SCRATCH_EPOCHS})",
     )
-    parser.add_argument("--batch-size", default=32, type=flags.positive, help="photos a step (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size",
+        type=flags.positive,
+        help=f"photos a step (default: {BATCH_SIZE}; without weights {SCRATCH_BATCH_SIZE})",
+    )
     parser.add_argument("--optimizer", default="adamw", choices=["adamw", "sgd"], help="(default: %(default)s)")
-    parser.add_argument("--learning-rate", type=float, help="of the head (default: 0.001; 0.05 with sgd)")
+    parser.add_argument(
+        "--learning-rate", type=float, help="of the head (default: 0.001, 0.05 with sgd; without weights 0.0003, 0.005)"
+    )
     parser.add_argument(
         "--trunk-learning-rate",
         type=float,
@@ -484,9 +499,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--patience",
-        default=5,
         type=flags.positive,
-        help="epochs without a better validation before it ends (default: %(default)s)",
+        help=f"epochs without a better validation before it ends (default: {PATIENCE}; without weights all)",
     )
     parser.add_argument("--resume", action="store_true", help="go on after the last whole epoch of a killed run (last, all)")
     parser.add_argument("--seed", default=0, type=flags.not_negative, help="of everything random (default: %(default)s)")
@@ -502,22 +516,25 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     ranks = training.Ranks()
+    scratch = args.weights == "none"
+    args.batch_size = args.batch_size or (SCRATCH_BATCH_SIZE if scratch else BATCH_SIZE)
     if args.image_size < 32 or args.batch_size < 2:
         parser.error("--image-size is at least 32, --batch-size at least 2")
     for rate in (args.learning_rate, args.trunk_learning_rate):
         if rate is not None and not 0 < rate < float("inf"):
             parser.error("--learning-rate and --trunk-learning-rate are above 0")
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    args.finetune = args.finetune or ("all" if args.device.startswith("cuda") or args.weights == "none" else "head")
-    if args.finetune != "all" and args.weights == "none":
+    args.finetune = args.finetune or ("all" if args.device.startswith("cuda") or scratch else "head")
+    if args.finetune != "all" and scratch:
         parser.error(f"--finetune {args.finetune} needs a pretrained trunk: give --weights, or --finetune all")
     if args.finetune == "head" and (args.resume or args.pooling == "gem"):
         parser.error("--resume and --pooling gem are for --finetune all or last")
     if args.batch_size % ranks.world:
         parser.error(f"--batch-size {args.batch_size} cannot be shared by {ranks.world} processes: give a multiple")
-    args.epochs = args.epochs or (SCRATCH_EPOCHS if args.weights == "none" else EPOCHS[args.finetune])
-    args.learning_rate = args.learning_rate or LEARNING_RATE[args.optimizer]
-    args.trunk_learning_rate = args.trunk_learning_rate or args.learning_rate * (1 if args.weights == "none" else TRUNK_SHARE)
+    args.epochs = args.epochs or (SCRATCH_EPOCHS if scratch else EPOCHS[args.finetune])
+    args.learning_rate = args.learning_rate or (SCRATCH_LEARNING_RATE if scratch else LEARNING_RATE)[args.optimizer]
+    args.trunk_learning_rate = args.trunk_learning_rate or args.learning_rate * (1 if scratch else TRUNK_SHARE)
+    args.patience = args.patience or (args.epochs if scratch else PATIENCE)
     if ranks.world > 1 and args.device.startswith("cuda"):
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     return args
@@ -555,6 +572,8 @@ def run(args: argparse.Namespace) -> dict:
     photo_network = network.build(args.backbone, args.weights, len(classes), args.image_size)  # may fail: before begin()
     if args.pooling == "gem":
         network.use_gem(photo_network)
+    if args.weights == "none":
+        network.prepare_for_scratch(photo_network)
     if ranks.rank == 0:
         stage.begin()
         if not args.resume:

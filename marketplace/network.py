@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torchvision
 from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from marketplace.errors import StageError
 
@@ -23,6 +24,8 @@ LITE0_MEAN, LITE0_STD = (127 / 255,) * 3, (128 / 255,) * 3
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LITE0 = "efficientnet_lite0"
 COMPILED_BATCHES = (1, 8, 64)  # photos; each compiles once, which takes longer than running thousands of them
+
+RESIDUAL_START = 0.2  # from scratch: the scale that each residual block's last normalisation starts with
 
 
 class Projection(nn.Module):
@@ -195,6 +198,18 @@ def build(backbone: str, weights: str, n_classes: int, input_size: int) -> Photo
     dimension = classifier.get_submodule(head_name).in_features
     classifier.set_submodule(head_name, nn.Identity())
     return PhotoNetwork(classifier, dimension, n_classes)
+
+
+def prepare_for_scratch(network: PhotoNetwork) -> None:
+    """Let each residual block of a ResNet start close to its shortcut (Goyal et al. 2017, section 5.1), the head at equal logits.
+
+    Not at the shortcut itself: a block that short training has hardly moved from 0 has no range that can be quantised.
+    """
+    for block in network.trunk.modules():
+        if isinstance(block, Bottleneck | BasicBlock):
+            nn.init.constant_((block.bn3 if isinstance(block, Bottleneck) else block.bn2).weight, RESIDUAL_START)
+    nn.init.zeros_(network.head.weight)
+    nn.init.zeros_(network.head.bias)
 
 
 def use_gem(network: PhotoNetwork) -> None:

@@ -257,15 +257,21 @@ class SeededPhotos(Dataset):
 
 
 class _Trained(nn.Module):
-    """The network and the classes' directions in its embedding: all that end-to-end training moves."""
+    """The network and the classes' directions in its embedding: all that end-to-end training moves.
 
-    def __init__(self, photo_network: network.PhotoNetwork, size: int):
+    trunk_embeds: whether the embedding's losses move the trunk too, or only the embedder.
+    """
+
+    def __init__(self, photo_network: network.PhotoNetwork, size: int, trunk_embeds: bool):
         super().__init__()
-        self.network = photo_network
+        self.network, self.trunk_embeds = photo_network, trunk_embeds
         self.by_category = losses.NormalizedSoftmaxLoss(photo_network.head.out_features, size)
 
     def forward(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        vectors, logits = self.network(pixels)
+        features = self.network.trunk(pixels)
+        vectors, logits = self.network.of_features(features)
+        if not self.trunk_embeds:
+            vectors = self.network.of_features(features.detach())[0]
         return vectors, logits, self.by_category(vectors.float(), labels)
 
 
@@ -288,7 +294,7 @@ def fine_tune(
     """
     pretrained = args.weights != "none"
     size = photo_network.embedder.linear.out_features
-    trained = _Trained(photo_network, size).to(args.device, memory_format=torch.channels_last)
+    trained = _Trained(photo_network, size, trunk_embeds=pretrained).to(args.device, memory_format=torch.channels_last)
     if args.finetune == "last":
         parameters = list(photo_network.trunk.parameters())
         for parameter in parameters[: len(parameters) * 3 // 4]:  # in the order of the layers: the last quarter is trained
@@ -299,7 +305,8 @@ def fine_tune(
         if parameter.requires_grad:
             groups[id(parameter) in in_trunk].append(parameter)
     rates = {True: args.trunk_learning_rate, False: args.learning_rate}
-    optimiser = _optimiser(args.optimizer, [{"params": groups[part], "lr": rates[part]} for part in (True, False)])
+    by_part = [{"params": groups[part], "lr": rates[part]} for part in (True, False)]
+    optimiser = _optimiser(args.optimizer, by_part, fused=not pretrained)
     batches = ListingBatches(products, args.batch_size, args.seed, ranks)
     steps = args.epochs * len(batches)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _warm_up_and_cosine(step, steps))
@@ -366,10 +373,11 @@ def fine_tune(
     photo_network.load_state_dict(state["best_state"])
 
 
-def _optimiser(name: str, groups: list[dict]) -> torch.optim.Optimizer:
+def _optimiser(name: str, groups: list[dict], fused: bool) -> torch.optim.Optimizer:
+    """fused: in one pass over the weights, which takes a sixth of the time on a CPU and rounds in another way."""
     if name == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY)
-    return torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
+        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY, fused=fused)
+    return torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=fused)
 
 
 def _warm_up_and_cosine(step: int, steps: int) -> float:

@@ -127,6 +127,20 @@ def test_lite0_starts_from_its_packages_weights():
     assert not torch.equal(first["_conv_stem.weight"], random["_conv_stem.weight"])
 
 
+@pytest.mark.parametrize(("backbone", "last", "blocks"), [("resnet18", "bn2", 8), ("resnet50", "bn3", 16)])
+def test_from_scratch_residual_blocks_start_close_to_their_shortcuts_and_logits_equal(backbone, last, blocks):
+    torch.manual_seed(0)
+    drawn = network.build(backbone, "none", 4, 32)
+    torch.manual_seed(0)
+    ours = network.build(backbone, "none", 4, 32)
+    network.prepare_for_scratch(ours)
+    changed = {name for name, values in drawn.state_dict().items() if not torch.equal(ours.state_dict()[name], values)}
+    norms = {name for name in changed if name.startswith("trunk.layer") and name.endswith(f".{last}.weight")}
+    assert len(norms) == blocks and changed == norms | {"head.weight", "head.bias"}
+    assert all((ours.state_dict()[name] == 0.2).all() for name in norms)
+    assert (ours(torch.rand(2, 3, 32, 32))[1] == 0).all()
+
+
 @pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_lite0"])
 def test_onnx_gives_what_torch_gives_for_any_batch_size(tmp_path, backbone):
     torch.manual_seed(0)

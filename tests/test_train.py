@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 
@@ -5,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import f1_score
 
 import dataset
@@ -107,6 +109,18 @@ def test_only_training_photos_are_ever_changed_at_random(prepared):
     np.testing.assert_array_equal(plain(jpeg).numpy(), photos.model_input(jpeg, 64, mean, std))
 
 
+def test_training_from_scratch_neither_tints_nor_erases():
+    buffer = io.BytesIO()
+    Image.new("RGB", (256, 256), (200, 120, 40)).save(buffer, "JPEG")
+    mean, std = [0.5] * 3, [0.25] * 3
+    expected = train.evaluation_transform(64, mean, std)(buffer.getvalue())
+    torch.manual_seed(0)
+    for scratch in (False, True):
+        augmented = train.training_transform(64, mean, std, scratch)
+        same = [torch.allclose(augmented(buffer.getvalue()), expected, atol=1e-5) for _ in range(20)]
+        assert all(same) if scratch else not any(same)
+
+
 def test_garbage_in_test_listings_changes_no_fitted_file(prepared, tmp_path):
     """What is learned depends on training and validation listings alone."""
     kept = {}
@@ -130,10 +144,6 @@ def test_garbage_in_test_listings_changes_no_fitted_file(prepared, tmp_path):
 
 
 def _noise() -> bytes:
-    import io
-
-    from PIL import Image
-
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()

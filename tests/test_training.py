@@ -209,6 +209,25 @@ def test_statistics_that_came_with_the_weights_stay_and_only_the_last_quarter_of
     assert "1.running_mean" in started
 
 
+@pytest.mark.parametrize("trunk_embeds", [True, False])
+def test_the_embedding_moves_the_trunk_only_where_it_started_from_weights(trunk_embeds):
+    photo_network = network.PhotoNetwork(torch.nn.Sequential(torch.nn.Conv2d(3, 6, 8), torch.nn.Flatten()), 6, 3)
+    photo_network.embedder = network.Projection(6, 5, power=True)
+    module = training._Trained(photo_network, 5, trunk_embeds)
+    pictures = Pictures()
+    labels = torch.tensor(pictures.labels)
+    vectors, logits, category_loss = module(pictures.plain, labels)
+    expected_vectors, expected_logits = photo_network(pictures.plain)
+    assert torch.equal(vectors, expected_vectors) and torch.equal(logits, expected_logits)
+    trunk = photo_network.trunk[0].weight
+    (vectors[0].sum() + category_loss).backward(retain_graph=True)
+    assert photo_network.embedder.linear.weight.grad.abs().sum() > 0
+    assert (trunk.grad is not None) == trunk_embeds
+    trunk.grad = None
+    torch.nn.functional.cross_entropy(logits, labels).backward()
+    assert trunk.grad.abs().sum() > 0
+
+
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=60), st.integers(2, 16), st.integers(0, 3))
 @settings(deadline=None)
 def test_batches_hold_every_photo_at_most_once_and_listings_together_and_ranks_share_them(products, batch_size, epoch):
@@ -364,6 +383,22 @@ def test_gem_pooling_lies_between_the_mean_and_the_maximum_and_exports(tmp_path)
 def test_gem_needs_a_backbone_with_average_pooling():
     with pytest.raises(StageError, match="^--pooling gem needs a backbone with average pooling: use resnet50"):
         network.use_gem(network.build("vit_b_16", "none", 3, 224))
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--finetune", "all"], (6, 32, 1e-3, 3e-4, 5)),
+        (["--finetune", "all", "--optimizer", "sgd"], (6, 32, 0.05, 0.015, 5)),
+        (["--weights", "none"], (40, 16, 3e-4, 3e-4, 40)),
+        (["--weights", "none", "--optimizer", "sgd", "--epochs", "7"], (7, 16, 0.005, 0.005, 7)),
+        (["--weights", "none", "--batch-size", "32", "--learning-rate", "0.001", "--patience", "5"], (40, 32, 1e-3, 1e-3, 5)),
+    ],
+)
+def test_training_from_scratch_has_defaults_of_its_own(flags, expected):
+    args = train.parse_args(["--device", "cpu", *flags])
+    chosen = (args.epochs, args.batch_size, args.learning_rate, args.trunk_learning_rate, args.patience)
+    assert chosen == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
