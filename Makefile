@@ -9,7 +9,7 @@ DATA ?= data/demo$(if $(filter-out 390,$(LISTINGS)),-$(LISTINGS))
 PORT ?= 8080
 WEIGHTS ?= imagenet
 # From scratch, 64-pixel photos keep ResNet-50 to minutes on two cores.
-TRAIN_FLAGS ?= $(if $(filter none,$(WEIGHTS)),--image-size 64 --epochs 25)
+TRAIN_FLAGS ?= $(if $(filter none,$(WEIGHTS)),--image-size 64 --epochs 14)
 
 PY := .venv/bin/python
 DIGEST := $(shell cat requirements.txt requirements-dev.txt | cksum | cut -d ' ' -f 1)
@@ -35,13 +35,14 @@ pipeline: setup
 	$(PY) clean_tabular_data.py --data $(DATA)
 	$(PY) clean_images.py --data $(DATA)
 	$(PY) dataset.py --data $(DATA)
+# A thread of torch that waits must not spin: the photos' decoders, and others, need its core.
 	@backbone=$(BACKBONE); \
 	if [ -z "$$backbone" ]; then \
 	  backbone=resnet50; \
 	  [ "$(WEIGHTS)" != imagenet ] || $(PY) train.py --check-weights 2>/dev/null || { backbone=efficientnet_lite0; \
 	    echo "ResNet-50's ImageNet weights are not cached and cannot be downloaded here: the demo runs on efficientnet_lite0."; }; \
 	fi; \
-	set -x; $(PY) train.py --data $(DATA) --backbone $$backbone --weights $(WEIGHTS) $(TRAIN_FLAGS)
+	set -x; OMP_WAIT_POLICY=passive $(PY) train.py --data $(DATA) --backbone $$backbone --weights $(WEIGHTS) $(TRAIN_FLAGS)
 	$(PY) extract_embeddings.py --data $(DATA)
 	$(PY) build_index.py --data $(DATA)
 
