@@ -152,7 +152,7 @@ def clean(data: bytes, settings: CleanSettings = DEFAULTS) -> CleanedPhoto:
     width, height = image.size
     if width * height > settings.max_pixels:
         raise _too_many_pixels(settings, width, height)
-    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
+    if image.format in ("JPEG", "MPO") and _scans(data) > MAX_SCANS:
         raise PhotoRejected("unreadable", f"the photo has more than {MAX_SCANS} progressive scans")
     try:
         content, orientation = _decode(image, settings)
@@ -170,6 +170,12 @@ def clean(data: bytes, settings: CleanSettings = DEFAULTS) -> CleanedPhoto:
     return CleanedPhoto(jpeg.getvalue(), width, height, sha256.hexdigest(), _perceptual_hash(content))
 
 
+def _scans(jpeg: bytes) -> int:
+    """How often the marker that begins a scan stands in a JPEG; bytes.count() takes several times as long."""
+    values = np.frombuffer(jpeg, np.uint8)
+    return np.count_nonzero(values[np.flatnonzero(values[:-1] == 0xFF) + 1] == 0xDA)
+
+
 def _perceptual_hash(picture: Image.Image) -> str:
     """imagehash.phash's hash, in half its time: the signs, about their median, of the 8 x 8 lowest frequencies of a thumbnail.
 
@@ -177,7 +183,7 @@ def _perceptual_hash(picture: Image.Image) -> str:
     """
     thumbnail = picture.convert("L").resize((32, 32), Image.Resampling.LANCZOS, reducing_gap=2.0)
     low = LOW_FREQUENCIES @ np.asarray(thumbnail, np.float64) @ LOW_FREQUENCIES.T
-    return np.packbits(low > np.median(low)).tobytes().hex()
+    return np.packbits(low > np.sort(low, axis=None)[31:33].mean()).tobytes().hex()  # np.median() takes four times as long
 
 
 _warnings_lock = threading.Lock()
