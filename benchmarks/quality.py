@@ -30,7 +30,7 @@ from sklearn.svm import LinearSVC
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from marketplace import flags, listings, metrics, sample, storage  # noqa: E402
+from marketplace import changes, flags, listings, metrics, sample, storage  # noqa: E402
 
 VALIDATION_SHARE = 0.15
 RESAMPLES = 2_000
@@ -118,9 +118,12 @@ def prepare_fold(cleaned_dir: Path, fold_dir: Path, product_split: pd.Series) ->
     """A data folder whose cleaned photos and tables are those of `cleaned_dir`, the split a column more of products.csv."""
     for name in ("tabular", "images"):
         link_folder(cleaned_dir / name, fold_dir / name)
-    products = storage.read_csv(cleaned_dir / "tabular" / "products.csv")
-    storage.write_csv(
-        fold_dir / "tabular" / "products.csv", products.assign(fold_split=products["product_id"].map(product_split))
+    folder, cleaned = fold_dir / "tabular", storage.read_manifest(fold_dir / "tabular")
+    products = storage.read_csv(folder / "products.csv")
+    storage.write_csv(folder / "products.csv", products.assign(fold_split=products["product_id"].map(product_split)))
+    changes.write_records(folder / "products_records.npy", folder / "products.csv", products["product_id"])
+    storage.Stage(folder, cleaned["arguments"], cleaned["inputs"]).finish(
+        *(cleaned[name] for name in ("counts", "outputs", "digests"))
     )
 
 
