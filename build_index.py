@@ -33,13 +33,12 @@ if TYPE_CHECKING:
     from marketplace import ranking
     from marketplace.recommender import Recommender
 
-JUDGED_LISTINGS = 400  # of the validation split, asked about to fit the ranker
+JUDGED_LISTINGS = 600  # of the validation split, asked about to fit the ranker
 LISTINGS_AT_A_TIME = 16_384  # read, counted and written to the catalogue
 UPDATE_QUERIES = 20  # that measure the recall of an update: exact search among all vectors is most of the cost
 # What tells changed rows: in data/tabular/, and beside tables in data/dataset/.
 RECORDS, HASHED = "products_records.npy", ("listings", "training_data")
 SPLITS = ("train", "validation")
-JUDGED_DEPTH = 50  # candidates of each kind of evidence, for each of those questions
 LEAST_JUDGED = 20  # listings; with fewer the weights set by hand stay
 # Of a generation, by what their rows are of.
 INDEXES = {"photos": "index.faiss", "listings": "text.faiss"}
@@ -177,6 +176,7 @@ def judge(recommender: "Recommender", splits: np.ndarray, probabilities: np.ndar
     splits: (rows,) of the catalogue's listings, by name; probabilities: (N, C) of its photos.
     """
     from marketplace import ranking
+    from marketplace.recommender import CANDIDATES, WINDOW
 
     allowed = splits == "train"
     asked = np.flatnonzero(splits == "validation")
@@ -201,7 +201,8 @@ def judge(recommender: "Recommender", splits: np.ndarray, probabilities: np.ndar
             if words == text:  # as one listing is compared with another
                 query.price = float(prices[row]) if prices[row] > 0 else None
                 query.place = recommender.place_of(row)
-            rows = recommender.candidates(query, JUDGED_DEPTH, allowed)
+            # As many as an answer is ranked from: among fewer, what photos alone have found looks worse than it is.
+            rows = recommender.candidates(query, CANDIDATES * WINDOW, allowed)
             if len(rows):
                 same_main, same = codes[rows, 0] == codes[row, 0], (codes[rows] == codes[row]).all(axis=1)
                 relevance = np.where(same, 2, np.where(same_main, 1, 0))
