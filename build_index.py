@@ -1,6 +1,7 @@
 """Build everything that the API serves, and publish it as a new generation.
 
-Reads   data/embeddings/, data/model/, data/tabular/products.csv, data/dataset/ (training_data.csv, listings.csv)
+Reads   data/embeddings/, data/model/, data/tabular/ (products.csv, products_records.npy), data/dataset/ (training_data.npy,
+        listings.npy)
 Writes  data/index/ (current.json; <generation>/ with index.faiss, vectors.npy, text.faiss, catalogue.sqlite, ranker.json, models,
         report.json; what an update adds stands in files named added_*)
 Run     python build_index.py
@@ -102,7 +103,8 @@ class Entries:
         storage.check_inputs(data_dir, "dataset")
         storage.check_inputs(data_dir, "embeddings")
         storage.check_outputs(data_dir, "dataset", *(f"{name}.{kind}" for name in HASHED for kind in ("csv", "npy")))
-        storage.check_outputs(data_dir, "embeddings", "image_ids.json", "product_ids.json")
+        names = ("image_ids.json", "product_ids.json", "vectors.npy", "text_vectors.npy", "probabilities.npy")
+        storage.check_outputs(data_dir, "embeddings", *names)
         records = storage.read_array(data_dir / "tabular" / RECORDS)
         known, photos = (storage.read_array(data_dir / "dataset" / f"{name}.npy") for name in HASHED)
         vectors, text_vectors = (storage.read_array(folder / f"{name}.npy") for name in ("vectors", "text_vectors"))
@@ -194,8 +196,8 @@ def judge(recommender: "Recommender", splits: np.ndarray, probabilities: np.ndar
             questions += [(photo, None), (photo, title), (photo, text)]
         by_words: dict[str, np.ndarray | None] = {}
         for photo, words in questions:
-            seen = () if photo is None else (recommender.photo_index.vectors[photo], words, probabilities[photo])
-            query = recommender.query(*(seen or (None, words)), fuses_category=True)
+            vector, by_photo = (None, None) if photo is None else (recommender.photo_index.vectors[photo], probabilities[photo])
+            query = recommender.query(vector, words, by_photo, fuses_category=True)
             if photo is None:
                 by_words[words] = query.category
             if words == text:  # as one listing is compared with another
@@ -257,13 +259,17 @@ class Published:
     ) -> dict[str, Rows] | None:
         """The Rows of photos and listings in an update of this generation; None when a full build is due.
 
-        A full build is due when models or flags have changed, or when search.rebuild_is_due() says so of either index.
+        A full build is due when models or flags have changed, when search.rebuild_is_due() says so of either index, or when files
+        that an update reads are damaged.
         """
-        if self.report["settings"] != settings:
+        if self.report["settings"] != settings or not self.is_whole("ranker.json"):
             return None
-        rows = {name: Rows.plan(keys[name], storage.read_array(self.folder / KEYS[name])) for name in KEYS}
-        for name, file_name in INDEXES.items():
-            index = search.read(self.folder / file_name, mapped=True)
+        try:
+            rows = {name: Rows.plan(keys[name], storage.read_array(self.folder / KEYS[name])) for name in KEYS}
+            indexes = {name: search.read(self.folder / file_name, mapped=True) for name, file_name in INDEXES.items()}
+        except StageError:  # lost or damaged
+            return None
+        for name, index in indexes.items():
             own_kind = kind if name == "photos" else "auto"
             if search.rebuild_is_due(index, rows[name].total, len(keys[name]), self.report["built_rows"][name], own_kind):
                 return None
@@ -271,10 +277,18 @@ class Published:
         grown = built * rows["photos"].total / self.report["built_rows"]["photos"]
         return None if max_memory_bytes is not None and grown > max_memory_bytes else rows
 
-    def ranker(self, settings: dict) -> Path | None:
-        """Its ranker, when it was fitted with the same models: new listings alone keep it."""
+    def ranks_alike(self, settings: dict) -> bool:
+        """Whether its ranker was fitted with the same models: new listings alone keep it."""
         same = all(self.report["settings"][name] == settings[name] for name in ("models", "own_embeddings"))
-        return self.folder / "ranker.json" if same and not settings["own_embeddings"] else None
+        return same and not settings["own_embeddings"] and self.is_whole("ranker.json")
+
+    def is_whole(self, *names: str) -> bool:
+        """Whether files, or all of them, are those it was published with."""
+        recorded = self.report["files"]
+        try:
+            return all(storage.digest(self.folder / name) == recorded[name] for name in names or recorded)
+        except StageError:
+            return False
 
 
 def write_index(previous: Path, folder: Path, kind: str, vectors: np.ndarray, rows: Rows) -> None:
@@ -327,7 +341,8 @@ def run(args: argparse.Namespace) -> dict:
     arguments = {"kind": args.kind, "recall": args.recall, "max_memory": args.max_memory}
     stage = storage.Stage(args.data / "index", arguments | {"full": args.full}, inputs)
     published = Published.of(stage.folder)
-    if (done := stage.finished()) and published and done["generation"] == published.folder.name:
+    is_current = (done := stage.finished()) and published and done["generation"] == published.folder.name
+    if is_current and (not args.full or published.is_whole()):  # --full may be asked for because files are damaged
         return done
     stage.begin()
     started_s = time.perf_counter()
@@ -336,10 +351,12 @@ def run(args: argparse.Namespace) -> dict:
     keys = entries.keys()
     key = hashlib.sha256(json.dumps([arguments, inputs, storage.SCHEMA_VERSION]).encode()).hexdigest()
     rows = published.follows(settings, keys, args.kind, args.max_memory) if published and not args.full else None
+    if rows and published.report["key"] == key:
+        if published.is_whole():  # published by a run that was killed before it could say so
+            return finish(stage, published.folder.name, published.report)
+        rows = None
     updated = published if rows else None
-    name = hashlib.sha256(f"{key} {updated.report['key']}".encode()).hexdigest()[:12] if updated else key[:12]
-    if updated and updated.report["key"] == key:  # published by a run that was killed before it could say so
-        return finish(stage, updated.folder.name, updated.report)
+    name = hashlib.sha256(f"{key} {updated.folder.name}".encode()).hexdigest()[:12] if updated else key[:12]
     rows = rows or {kind: Rows.plan(of_kind) for kind, of_kind in keys.items()}
     of_photos, of_listings = rows["photos"], rows["listings"]
     with storage.new_generation(stage.folder, name) as folder:
@@ -362,9 +379,9 @@ def run(args: argparse.Namespace) -> dict:
         for file_name in model_files:  # a generation's models must outlive a retraining
             storage.link(args.data / "model" / file_name, folder / file_name)
         ranker_started_s = time.perf_counter()
-        if published and (ranker := published.ranker(settings)):
-            shutil.copy2(ranker, folder / "ranker.json")
-            fitted = "kept"
+        if published and published.ranks_alike(settings):
+            shutil.copy2(published.folder / "ranker.json", folder / "ranker.json")
+            fitted = published.report["ranker"]
         else:
             probabilities = None if args.embeddings else storage.read_array(args.data / "embeddings" / "probabilities.npy")
             fitted = fit_ranker(folder, entries, probabilities)

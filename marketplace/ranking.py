@@ -169,7 +169,12 @@ def _fit_mix(queries: list[Judged], penalty: float, generator: np.random.Generat
 
     start = np.array([BY_HAND[kind] for kind in KINDS] + [0.0] * len(KINDS))
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(start)).x
-    weights = np.maximum(found[: len(KINDS)], SMALLEST_WEIGHT * found[: len(KINDS)].max())
+    learned = matrix[:, : len(KINDS)].any(axis=0)
+    largest = found[: len(KINDS)][learned].max(initial=0)
+    if not largest:
+        return BY_HAND, dict.fromkeys(KINDS, 0.0)
+    weights = np.maximum(found[: len(KINDS)], SMALLEST_WEIGHT * largest)
+    weights[~learned] = largest * np.array(list(BY_HAND.values()))[~learned]
     missing = np.clip(found[len(KINDS) :] / np.maximum(weights, 1e-12), 0, 1)
     return tuple(dict(zip(KINDS, (round(float(value), 6) for value in values), strict=True)) for values in (weights, missing))
 

@@ -59,7 +59,7 @@ class Recommender:
         recorded = self.report["files"]
         if storage.digests(generation_dir, *recorded) != recorded:
             raise StageError(
-                f"the files in {generation_dir} are not those it was published with: run python build_index.py again"
+                f"the files in {generation_dir} are not those it was published with: run python build_index.py --full"
             )
         self._open(generation_dir)
         self.photo_model = model.PhotoModel(generation_dir, runtime, device)

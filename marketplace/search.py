@@ -303,12 +303,12 @@ class VectorIndex:
                 found = [index.search(query[None], depth)[1][0] for index in self.indexes]
             else:
                 found = [index.search_preassigned(query[None], depth, lists, near)[1][0] for index in self.indexes]
-            rows = np.concatenate(found) if len(found) > 1 else found[0]
-            rows = rows[rows >= 0]
+            live = [rows[rows >= 0] for rows in found]
             if tombstones:
-                rows = rows[self.live[rows]]
-            if len(rows) >= depth // 2 or all(of[-1] < 0 for of in found):  # or there are no more
-                return rows
+                live = [rows[self.live[rows]] for rows in live]
+            # Enough of each index, or there are no more: what one holds says nothing of what is near in the other.
+            if all(len(rows) >= depth // 2 or of[-1] < 0 for rows, of in zip(live, found, strict=True)):
+                return np.concatenate(live)
             depth *= 2
 
     def _allowed_near(self, query: np.ndarray, k: int, allowed: np.ndarray) -> np.ndarray:

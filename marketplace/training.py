@@ -269,10 +269,8 @@ class _Trained(nn.Module):
 
     def forward(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         features = self.network.trunk(pixels)
-        vectors, logits = self.network.of_features(features)
-        if not self.trunk_embeds:
-            vectors = self.network.of_features(features.detach())[0]
-        return vectors, logits, self.by_category(vectors.float(), labels)
+        vectors = self.network.of_features(features if self.trunk_embeds else features.detach())[0]
+        return vectors, self.network.head(features), self.by_category(vectors.float(), labels)
 
 
 def fine_tune(

@@ -15,6 +15,7 @@ import build_index
 from marketplace import changes, storage
 from marketplace.catalogue import Filters
 from marketplace.changes import Rows
+from marketplace.errors import StageError
 from marketplace.recommender import Recommender
 from tests.conftest import stamp
 
@@ -106,7 +107,7 @@ def test_an_update_keeps_the_rows_of_what_did_not_change(changed):
     rows = sum(len(np.load(changed.updated / name)) for name in ("vectors.npy", "added_vectors.npy"))
     assert report["photos"] == report["index"]["rows"] == storage.read_json(changed.full / "report.json")["photos"]
     assert report["index"]["tombstones"] == rows - report["photos"] > 0
-    assert report["ranker"] == "kept"
+    assert (changed.updated / "ranker.json").read_bytes() == changed.files["ranker.json"]
 
 
 def test_an_update_answers_as_a_full_build_does(changed):
@@ -270,7 +271,8 @@ def test_an_update_killed_at_any_moment_ends_with_the_same_bytes(after, changed,
     assert build_index.main(["--data", str(undisturbed)]) == 0
     expected = storage.current_generation(undisturbed / "index")
     assert storage.read_json(expected / "report.json")["updated"] == changed.full.name
-    before = {path.name: path.read_bytes() for path in storage.current_generation(data_dir / "index").iterdir()}
+    published = storage.current_generation(data_dir / "index")
+    before = {path.name: path.read_bytes() for path in published.iterdir()}
     calls = iter(range(after))
     flush = storage._flush
 
@@ -283,7 +285,7 @@ def test_an_update_killed_at_any_moment_ends_with_the_same_bytes(after, changed,
         patch.setattr(storage, "_flush", killed)
         with pytest.raises(Killed):
             build_index.main(["--data", str(data_dir)])
-    assert {path.name: path.read_bytes() for path in changed.full.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in published.iterdir()} == before
     assert build_index.main(["--data", str(data_dir)]) == 0
     found = storage.current_generation(data_dir / "index")
     files = [path.name for path in sorted(expected.iterdir())]
@@ -330,3 +332,29 @@ def test_photos_that_no_listing_claims_are_updated_too(demo_dir, tmp_path):
         assert listed.image_ids(listed.photos_of(listed.product_row(name))) == [name]
     assert build_index.main(["--data", str(data_dir), "--embeddings", str(path), "--full"]) == 0
     assert everything(updated) == everything(storage.current_generation(data_dir / "index"))
+
+
+@pytest.mark.parametrize("name", ["catalogue.sqlite", "photo_keys.npy", "index.faiss", "ranker.json", "vectors.npy"])
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:100] + b"damaged")]
+)
+def test_a_damaged_generation_is_made_whole_as_its_reader_says(name, damage, changed, tmp_path):
+    shutil.copytree(changed.data_dir, tmp_path / "data")
+    folder = storage.current_generation(tmp_path / "data" / "index")
+    damage(folder / name)
+    with pytest.raises(StageError, match=r"run python build_index.py|is missing"):
+        Recommender(folder)
+    for flags in ([], ["--full"]):  # without the flag too, where an update would read what is damaged
+        assert build_index.main(["--data", str(tmp_path / "data"), *flags]) == 0
+    Recommender(storage.current_generation(tmp_path / "data" / "index"))
+
+
+def test_an_update_follows_only_what_was_built_with_the_same_models(changed):
+    published = build_index.Published.of(changed.data_dir / "index")
+    entries = build_index.Entries.read(changed.data_dir, None)
+    known = published.report["settings"]
+    assert published.follows(known, entries.keys(), "auto", None) is not None
+    other = known | {"models": known["models"] | {"model/image_model.json": "another"}}
+    assert published.follows(other, entries.keys(), "auto", None) is None
+    assert published.ranks_alike(known) and not published.ranks_alike(other)
+    assert build_index.Published.of(changed.data_dir / "nowhere") is None

@@ -1,5 +1,7 @@
 import csv
 import io
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,9 +17,6 @@ TEXT = st.text(st.sampled_from('ab,"\n\r é€'), max_size=12)
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=8), st.integers(1, 7), st.data())
 def test_any_records_of_a_table_are_read_as_the_whole_table_is(fields, block_bytes, data):
-    import tempfile
-    from pathlib import Path
-
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(changes, "BLOCK_BYTES", block_bytes)
         path = Path(folder) / "products.csv"

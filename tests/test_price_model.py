@@ -136,16 +136,18 @@ def test_prices_of_like_texts_are_weighed_by_the_fourth_power_of_their_cosines(m
     order = [data["prices"].tolist().index(pytest.approx(10**price, rel=1e-5)) for price in first.neighbour_prices]
     vectors = tables.encode(data["texts"])
     np.testing.assert_allclose(first.neighbours, vectors[order], atol=1e-6)
-    found = first._like_prices(vectors)
+    found, compared = first._like_prices(vectors), 0
     for vector, row in zip(vectors, found, strict=True):
         cosines = vectors @ vector
         for k, (mean, spread) in zip((5, 20), row.reshape(2, 2), strict=True):
             nearest = np.argsort(-cosines)[:k]
             if np.isclose(*np.sort(cosines)[[-k, -k - 1]]):  # which of equal ones is taken is no matter here
                 continue
+            compared += 1
             prices, weights = np.log10(data["prices"])[nearest], np.maximum(cosines[nearest], 1e-3) ** 4
             assert mean == pytest.approx(np.average(prices, weights=weights), abs=1e-4)
             assert spread == pytest.approx(np.sqrt(np.cov(prices, aweights=weights, ddof=0)), abs=1e-4)
+    assert compared > 60
 
 
 def test_text_without_a_known_word_has_no_like_texts(model):

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -75,6 +76,24 @@ def test_photos_and_words_have_weights_of_their_own():
     ranker, _ = ranking.fit([*with_words, *alone], {"photo": 0.0, "text": 0.0})
     assert ranker.weights["words"]["photo"] > 5 * ranker.weights["words"]["place"]
     assert ranker.weights["photo"]["place"] > 5 * ranker.weights["photo"]["photo"]
+
+
+def test_a_mix_that_tells_nothing_is_ranked_by_the_weights_set_by_hand():
+    generator = np.random.default_rng(4)
+    alone = [
+        ranking.Judged({"photo": 1 - query.relevance / 4, "category": np.zeros(40)}, query.relevance, query.product_row)
+        for query in made_queries(20, seed=4)
+    ]
+    ranker, _ = ranking.fit([*made_queries(60, seed=5), *alone], {"photo": 0.0, "text": 0.0})
+    assert ranker.weights["photo"] == ranking.BY_HAND
+    _, scores, _ = ranker.rank({"photo": generator.random(5)})
+    assert scores.shape == (5,)
+
+
+def test_kinds_that_a_mix_never_saw_weigh_as_by_hand_beside_what_it_learned():
+    ranker, _ = ranking.fit(made_queries(60, seed=0), {"photo": 0.0, "text": 0.0})
+    weights = ranker.weights["words"]
+    assert weights["price"] == pytest.approx(ranking.BY_HAND["price"] * weights["photo"], rel=1e-4)
 
 
 def with_category(good: float, seed: int) -> list[ranking.Judged]:

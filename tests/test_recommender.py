@@ -1,5 +1,4 @@
 import dataclasses
-import shutil
 
 import numpy as np
 import pytest
@@ -176,18 +175,3 @@ def test_the_ranker_is_fitted_on_validation_listings_against_training_ones_only(
     assert {split[row] for row in seen} == {"train"}
     for query in judged:
         assert set(np.unique(query.relevance)) <= {0, 1, 2}
-
-
-def test_an_update_of_the_listings_keeps_the_ranker_and_another_model_does_not(demo_dir, tmp_path):
-    shutil.copytree(demo_dir, tmp_path / "data", ignore=shutil.ignore_patterns("raw", "tensorboard"))
-    index_dir = tmp_path / "data" / "index"
-    first = storage.current_generation(index_dir)
-    published = build_index.Published.of(index_dir)
-    settings = published.report["settings"]
-    assert published.ranker(settings) == first / "ranker.json"
-    assert published.ranker(settings | {"models": settings["models"] | {"model/image_model.json": "another"}}) is None
-    assert build_index.Published.of(tmp_path / "nowhere") is None
-    assert build_index.main(["--data", str(tmp_path / "data"), "--recall", "0.9"]) == 0
-    second = storage.current_generation(index_dir)
-    assert second != first and (second / "ranker.json").read_bytes() == (first / "ranker.json").read_bytes()
-    assert storage.read_json(second / "report.json")["ranker"] == "kept"

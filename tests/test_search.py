@@ -260,6 +260,18 @@ def test_what_stood_nearest_may_all_be_gone():
     assert np.isin(searched.nearest(CLUSTERED[0], 10)[0], near).mean() >= 0.9
 
 
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_what_was_added_does_not_hide_what_is_left_behind_what_is_gone(kind):
+    before, added = CLUSTERED[:-300], CLUSTERED[-300:]  # of other clusters than the query
+    index = search.build(before, kind)
+    second = search.extend(search.build(before, kind), None, added, len(before))
+    live = np.ones(len(CLUSTERED), bool)
+    live[exact_top_k(before, CLUSTERED[0], 60)] = False
+    searched = search.VectorIndex(index, search.Vectors(before, added), second, live)
+    rows = np.flatnonzero(live)
+    assert np.isin(searched.nearest(CLUSTERED[0], 10)[0], rows[exact_top_k(CLUSTERED[rows], CLUSTERED[0], 10)]).mean() >= 0.9
+
+
 @pytest.mark.parametrize(("removed", "added", "due"), [(0, 0, False), (60, 40, False), (61, 40, True), (0, 101, True)])
 def test_an_index_is_built_anew_when_a_fifth_of_it_has_changed(removed, added, due):
     index = search.build(unit_rows(500), "ivf")

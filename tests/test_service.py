@@ -198,7 +198,7 @@ def test_a_spoiled_generation_is_409_and_the_old_one_answers_on(data_dir, unwatc
         publish(data_dir / "index", "second")
         answer = client.post("/admin/reload", headers={"X-API-Key": KEY})
         folder = data_dir / "index" / "second"
-        sentence = f"the files in {folder} are not those it was published with: run python build_index.py again"
+        sentence = f"the files in {folder} are not those it was published with: run python build_index.py --full"
         assert (answer.status_code, answer.json()) == (409, {"detail": sentence})
         assert client.get("/readyz").json() == before and client.get("/search", params={"q": "guitar"}).json()["results"]
 
@@ -462,5 +462,5 @@ def test_workers_that_cannot_start_end_the_service_with_their_reason(demo_dir, t
     command = [sys.executable, "api.py", "--data", str(tmp_path), "--port", "0", "--workers", "2"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1 and "Traceback" not in ended.stderr
-    assert "are not those it was published with: run python build_index.py again\n" in ended.stderr
+    assert "are not those it was published with: run python build_index.py --full\n" in ended.stderr
     assert ended.stderr.endswith("error: no worker could start: mend what the lines above say, and start it again\n")
