@@ -18,6 +18,7 @@ PENALTIES = (1e-5, 1e-4, 1e-3)  # on the squared weights; chosen by cross-valida
 PAIRS_A_QUERY = 200
 DROPPED = 0.25  # of the kinds of a query's evidence while fitting, so that any mix of them works
 FOLDS = 5
+SURELY = 2.0  # standard errors of a mean: chance alone gives more once in forty times
 K = 10  # of the nDCG that choices are made by
 
 
@@ -94,8 +95,8 @@ def fit(queries: list[Judged], background: dict[str, float], seed: int = 0) -> t
     A logistic model of pairs of differently relevant candidates of one query (RankNet without hidden layers: Burges et al.
     2005), weights not negative, pairs weighed by the difference of their gains. The penalty is chosen by 5-fold
     cross-validation over listings; the weights set by hand stand beside it as a baseline, and stay when they are better.
-    A query's photo has a say in its category, beside its words, only where that is better by more than its standard error:
-    poor photos tell the category little, and less than they blur it.
+    A query's photo has a say in its category, beside its words, only where that is better by more than chance (SURELY): poor
+    photos tell the category little, and less than they blur it.
     """
     listings = np.array([query.product_row for query in queries])
     fold_of = {row: position % FOLDS for position, row in enumerate(np.random.default_rng(seed).permutation(np.unique(listings)))}
@@ -116,7 +117,7 @@ def fit(queries: list[Judged], background: dict[str, float], seed: int = 0) -> t
     best = max(means, key=means.get)
     fused = validated(queries, float(best))
     gains = metrics.by_listing(fused - scores[best], listings).dropna().to_numpy()
-    fuses = bool(gains.sum() > gains.std(ddof=1) * len(gains) ** 0.5) if len(gains) > 1 else False
+    fuses = bool(gains.sum() > SURELY * gains.std(ddof=1) * len(gains) ** 0.5) if len(gains) > 1 else False
     means[f"{best}, category from photo and words"] = float(np.nanmean(fused))
     means["by_hand"] = float(np.nanmean([_ndcg(Ranker.by_hand(background), query) for query in queries]))
     if means["by_hand"] >= (np.nanmean(fused) if fuses else means[best]):
