@@ -458,7 +458,7 @@ def test_artefacts_that_do_not_belong_together_are_refused(demo_dir, tmp_path):
         generation = copy_index(demo_dir, tmp_path / str(position))
         damage(generation)
         client = TestClient(api.create_app(tmp_path / str(position)))
-        with pytest.raises(storage.StageError, match="run python build_index.py (again|first)$"), client:
+        with pytest.raises(storage.StageError, match="run python build_index.py (--full|first)$"), client:
             pass
 
 

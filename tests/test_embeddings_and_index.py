@@ -12,7 +12,7 @@ import dataset
 import extract_embeddings
 import train
 from marketplace import model, storage
-from tests.conftest import TRAIN_FLAGS, run_stages
+from tests.conftest import TRAIN_FLAGS, run_stages, stamp
 
 
 @pytest.fixture
@@ -227,6 +227,7 @@ def test_new_vectors_make_a_new_generation(copied, capsys):
     before = storage.current_generation(copied / "index").name
     vectors = np.load(copied / "embeddings" / "vectors.npy")
     storage.write_array(copied / "embeddings" / "vectors.npy", np.roll(vectors, 1, axis=1))
+    stamp(copied, "embeddings")
     assert build_index.main(["--data", str(copied)]) == 0
     assert storage.current_generation(copied / "index").name != before
 
@@ -283,6 +284,9 @@ def test_ids_that_do_not_fit_the_vectors_are_refused(copied, capsys):
     path = copied / "embeddings" / "vectors.npy"
     vectors = np.load(path)
     storage.write_array(path, vectors[1:])
+    expected = f"error: {path} has been changed: run python extract_embeddings.py again\n"
+    assert fails(build_index.main, ["--data", str(copied)], capsys) == expected
+    stamp(copied, "embeddings")
     counts = f"vectors of {len(vectors) - 1} photos where the tables have {len(vectors)}"
     expected = f"error: {copied / 'embeddings'} holds {counts}: run python extract_embeddings.py again\n"
     assert fails(build_index.main, ["--data", str(copied)], capsys) == expected
