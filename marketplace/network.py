@@ -77,7 +77,11 @@ class PhotoNetwork(nn.Module):
 
     def of_features(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, D) pooled features -> the same."""
-        return nn.functional.normalize(self.embedder(features), dim=1), self.head(features)
+        return self.embed(features), self.head(features)
+
+    def embed(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, D) pooled features -> (N, E) unit vectors."""
+        return nn.functional.normalize(self.embedder(features), dim=1)
 
 
 def normalisation(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -269,7 +269,7 @@ class _Trained(nn.Module):
 
     def forward(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         features = self.network.trunk(pixels)
-        vectors = self.network.of_features(features if self.trunk_embeds else features.detach())[0]
+        vectors = self.network.embed(features if self.trunk_embeds else features.detach())
         return vectors, self.network.head(features), self.by_category(vectors.float(), labels)
 
 
