@@ -76,21 +76,33 @@ def export(model_dir: Path, images_dir: Path, train: pd.DataFrame, validation: p
         nodes = [node for node in onnx.load(prepared).graph.node if node.op_type == "Conv"]
         convolutions = [node.name for node in nodes]
         depthwise = any(attribute.name == "group" and attribute.i > 1 for node in nodes for attribute in node.attribute)
-        for in_float in [count for count in FLOAT_CONVOLUTIONS[depthwise:] if count < len(convolutions)] or [0]:
+
+        def quantise(in_float: list[str], ranges_by: quantization.CalibrationMethod) -> None:
             quantization.quantize_static(
                 prepared,
                 quantised,
                 reader,
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=QUANTISED,
-                nodes_to_exclude=convolutions[:in_float],
+                nodes_to_exclude=in_float,
                 per_channel=True,
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
-                calibrate_method=quantization.CalibrationMethod.Percentile,
+                calibrate_method=ranges_by,
                 calibration_cache_path=ranges,
                 extra_options={"CalibStridedMinMax": 1},  # batches whose every layer's output is in memory at once
             )
+
+        ranges_by = quantization.CalibrationMethod.Percentile
+        for in_float in [count for count in FLOAT_CONVOLUTIONS[depthwise:] if count < len(convolutions)] or [0]:
+            try:
+                quantise(convolutions[:in_float], ranges_by)
+            except ValueError as error:
+                if "bins" not in str(error):
+                    raise
+                # NumPy finds no bins between the values of a layer that hardly differ, as barely trained ones'.
+                ranges_by = quantization.CalibrationMethod.MinMax
+                quantise(convolutions[:in_float], ranges_by)
             report = check(exact, outputs(quantised), held_out["label"].to_numpy()) | {"float_convolutions": in_float}
             if report["used"]:
                 break
