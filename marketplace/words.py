@@ -45,8 +45,8 @@ def write(
 
     blocks: of listings in the order of their rows, each the texts of every field, of as many listings; weights: of a word's
     occurrence in each field; previous: the folder of an index whose listings stand before these. Its own files are linked, those
-    of what was added since are written anew: what a word is worth is then that of all listings, how long they are on average
-    stays as it was at the last full build.
+    of what was added since are written anew: what a word is worth is then that of all listings, tombstones among
+    them; how long they are on average stays as it was at the last full build.
     Source: BM25 (Robertson and Zaragoza 2009) with weighted term frequencies, as SQLite's FTS5 computes it; its inverse document
     frequency is left to the search, so that listings which come later do not change what is written of these.
     """
