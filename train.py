@@ -320,8 +320,9 @@ def train_table_models(
     vectors: (N, D) of the photos of training_data.csv; photo_tables: of measure_photo_model().
     """
     products = listings.read_products(data_dir / "tabular")
-    split = storage.read_csv(data_dir / "dataset" / "listings.csv").set_index("product_id")["split"]
-    products["split"] = products["product_id"].map(split)
+    split = storage.read_csv(data_dir / "dataset" / "listings.csv").set_index("product_id")
+    for column in ("split", "cluster"):
+        products[column] = products["product_id"].map(split[column])
     products["text"] = listings.texts(products)
     products["usable"] = products["price_plausible"] & (products["price"] > 0)
     owners = storage.read_csv(data_dir / "dataset" / "training_data.csv")["product_id"].to_numpy()
@@ -351,7 +352,8 @@ def train_table_models(
         models.calibrate(held_out, labels[rows["validation"]])
         by_text = models.category_probabilities(held_out)
         models.fit_fusion(photo_probabilities("validation"), by_text, labels[rows["validation"]])
-    pricing = price_model.fit(models, *evidence("train"), *prices("train"), seed)
+    clusters = products["cluster"].to_numpy()[rows["train"]]
+    pricing = price_model.fit(models, *evidence("train"), *prices("train"), clusters, seed)
     if len(rows["validation"]):
         pricing.calibrate(*evidence("validation"), *prices("validation"))
 

@@ -11,7 +11,7 @@ import safetensors.numpy
 import scipy.sparse
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import Ridge
-from sklearn.model_selection import KFold
+from sklearn.model_selection import GroupKFold
 
 from marketplace import listings, storage
 from marketplace.errors import StageError
@@ -255,23 +255,28 @@ def fit(
     vectors: np.ndarray | None,
     prices: np.ndarray,
     plausible: np.ndarray,
+    clusters: np.ndarray,
     seed: int,
 ) -> PriceModel:
     """Fit on the training listings with a plausible price; the margins stay 0 until calibrate().
 
-    prices: (N,) pounds; plausible: (N,) bool, whether the price tells anything (and is above 0); the rest as for quantiles().
-    The boosters learn from predictions that the first layer made for listings it had not seen (stacking, Wolpert 1992), and see
-    each listing three times: with all that is known, without its path and county, and with its photo alone.
+    prices: (N,) pounds; plausible: (N,) bool, whether the price tells anything (and is above 0); clusters: (N,), equal for
+    duplicates; the rest as for quantiles(). The boosters learn from predictions that the first layer made for listings of which
+    it had seen no duplicate (stacking, Wolpert 1992), and see each listing three times: with all that is known, without its path
+    and county, and with its photo alone.
     """
     generator = np.random.default_rng(seed)
     rows = generator.permutation(np.flatnonzero(plausible))[:MAX_LISTINGS]
-    if len(rows) < 2:
-        raise StageError("fewer than two training listings have a plausible price: check the price column of Products.csv")
+    if (different := len(np.unique(clusters[rows]))) < 2:
+        raise StageError(
+            "fewer than two different training listings have a plausible price: check the price column of Products.csv"
+        )
     evidence, log_prices = Evidence.of(texts, paths, counties, vectors).take(rows), np.log10(np.asarray(prices)[rows])
     features = tables.features(evidence.texts)
     text_vectors = tables.vectors_of(features)
     columns = np.empty((len(rows), N_FEATURES))
-    for seen, unseen in KFold(min(5, len(rows)), shuffle=True, random_state=seed).split(rows):
+    folds = GroupKFold(min(5, different), shuffle=True, random_state=seed)
+    for seen, unseen in folds.split(rows, groups=clusters[rows]):
         part = FirstLayer.fit(features[seen], text_vectors[seen], evidence.take(seen), log_prices[seen])
         columns[unseen] = part.columns(features[unseen], text_vectors[unseen], evidence.take(unseen))
 

@@ -41,7 +41,8 @@ def tables_of(data: dict) -> table_models.TableModels:
 
 
 def fit(data: dict, tables=None, **changes) -> PriceModel:
-    return price_model.fit(tables or tables_of(data), **(data | changes), seed=0)
+    data = {"clusters": np.arange(len(data["texts"]))} | data | changes
+    return price_model.fit(tables or tables_of(data), **data, seed=0)
 
 
 def evidence(data: dict, **changes) -> dict:
@@ -121,7 +122,7 @@ def test_mean_price_of_a_path_is_drawn_towards_its_parents():
     data = make_listings(40, seed=23)
     data["paths"][:3], data["prices"][:3] = ["Sport / Skis", "Sport / Skis", "Sport"], np.array([1000.0, 100.0, 10.0])
     data["paths"][3:], data["prices"][3:] = ["Music"] * 37, np.full(37, 10.0)
-    means = price_model.fit(tables_of(make_listings(40, seed=23)), **data, seed=0).first.path_means
+    means = fit(data, tables_of(make_listings(40, seed=23))).first.path_means
     all_of_them = (3 + 2 + 1 + 37) / 40
     sport = (3 + 2 + 1 + 5 * all_of_them) / (3 + 5)
     skis = (3 + 2 + 5 * sport) / (2 + 5)
@@ -287,7 +288,7 @@ def test_one_level_of_categories_is_enough():
 
 def test_fewer_than_two_plausible_prices_are_one_sentence():
     data = make_listings(40, seed=18) | {"plausible": np.arange(40) < 1}
-    message = "^fewer than two training listings have a plausible price: check the price column of Products.csv$"
+    message = "^fewer than two different training listings have a plausible price: check the price column of Products.csv$"
     with pytest.raises(StageError, match=message):
         fit(data)
 
@@ -300,6 +301,28 @@ def test_large_data_is_fitted_on_a_sample(monkeypatch):
     monkeypatch.setattr(price_model.FirstLayer, "fit", lambda *columns: sizes.append(len(columns[3])) or fit_layer(*columns))
     fit(data)
     assert sizes == [40] * 5 + [50]
+
+
+def test_boosters_learn_from_predictions_by_listings_none_of_which_is_a_duplicate(monkeypatch):
+    once = make_listings(40, seed=26)
+    data = {name: np.concatenate([values, values]) for name, values in once.items()}
+    data["texts"] = [f"{text} {number}" for number, text in enumerate(once["texts"])] * 2
+    parts = []
+    fit_layer, columns_of = price_model.FirstLayer.fit, price_model.FirstLayer.columns
+    monkeypatch.setattr(price_model.FirstLayer, "fit", lambda *given: parts.append(set(given[2].texts)) or fit_layer(*given))
+
+    def columns(layer, features, vectors, evidence):
+        assert not parts[-1] & set(evidence.texts)
+        return columns_of(layer, features, vectors, evidence)
+
+    monkeypatch.setattr(price_model.FirstLayer, "columns", columns)
+    fit(data, clusters=np.tile(np.arange(40), 2))
+    assert [len(part) for part in parts] == [32] * 5 + [40]
+
+
+def test_duplicates_of_one_listing_alone_are_too_few():
+    with pytest.raises(StageError, match="^fewer than two different training listings have a plausible price: "):
+        fit(make_listings(40, seed=27), clusters=np.zeros(40))
 
 
 def test_like_texts_are_looked_for_in_a_sample(monkeypatch):
