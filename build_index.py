@@ -142,6 +142,13 @@ class Entries:
             len(photos) - int((in_dataset >= 0).sum()),
         )
 
+    def splits(self) -> np.ndarray:
+        """(P + strangers,) names of SPLITS, "" for others."""
+        named = np.full(len(self.split), "", "<U10")
+        for name, of_name in zip(SPLITS, changes.hashes(SPLITS), strict=True):
+            named[self.split == of_name] = name
+        return named
+
     def keys(self) -> dict[str, np.ndarray]:
         """(N,) and (P + strangers,) uint64, never 0 and different for different photos and listings: what an update knows an
         unchanged row by."""
@@ -217,7 +224,8 @@ def judge(recommender: "Recommender", splits: np.ndarray, probabilities: np.ndar
 def fit_ranker(folder: Path, entries: Entries, probabilities: np.ndarray | None) -> dict:
     """Write ranker.json, fitted on validation listings where there are enough of them; returns what it was chosen by.
 
-    folder: of a generation whose rows are the entries; probabilities: (N, C) of its photos, None when their vectors are others'.
+    folder: of a generation whose rows are the entries; probabilities: (N, C) of its photos, None where there are too few listings
+    or the photos' vectors are others'.
     """
     from marketplace import ranking  # these two import more than an update needs
     from marketplace.recommender import Recommender
@@ -227,12 +235,9 @@ def fit_ranker(folder: Path, entries: Entries, probabilities: np.ndarray | None)
         background[kind] = ranking.background_cosine(vectors)
         storage.release(vectors)
     ranking.Ranker.by_hand(background).save(folder / "ranker.json")
-    splits = np.full(len(entries.split), "", "<U10")
-    for name, of_name in zip(SPLITS, changes.hashes(SPLITS), strict=True):
-        splits[entries.split == of_name] = name
-    if probabilities is None or np.count_nonzero(splits == "validation") < LEAST_JUDGED:
+    if probabilities is None:
         return {"chosen": "by_hand"}
-    ranker, chosen = ranking.fit(judge(Recommender.unpublished(folder), splits, probabilities), background)
+    ranker, chosen = ranking.fit(judge(Recommender.unpublished(folder), entries.splits(), probabilities), background)
     ranker.save(folder / "ranker.json")
     return chosen
 
@@ -281,6 +286,10 @@ class Published:
         """Whether its ranker was fitted with the same models: new listings alone keep it."""
         same = all(self.report["settings"][name] == settings[name] for name in ("models", "own_embeddings"))
         return same and not settings["own_embeddings"] and self.is_whole("ranker.json")
+
+    def ranks_by_fit(self) -> bool:
+        """Whether there were listings enough to fit its ranker by."""
+        return "queries" in self.report["ranker"]
 
     def is_whole(self, *names: str) -> bool:
         """Whether files, or all of them, are those it was published with."""
@@ -379,11 +388,13 @@ def run(args: argparse.Namespace) -> dict:
         for file_name in model_files:  # a generation's models must outlive a retraining
             storage.link(args.data / "model" / file_name, folder / file_name)
         ranker_started_s = time.perf_counter()
-        if published and published.ranks_alike(settings):
+        enough = np.count_nonzero(entries.splits() == "validation") >= LEAST_JUDGED
+        if published and published.ranks_alike(settings) and (updated or published.ranks_by_fit() or not enough):
             shutil.copy2(published.folder / "ranker.json", folder / "ranker.json")
             fitted = published.report["ranker"]
         else:
-            probabilities = None if args.embeddings else storage.read_array(args.data / "embeddings" / "probabilities.npy")
+            by_fit = enough and not args.embeddings
+            probabilities = storage.read_array(args.data / "embeddings" / "probabilities.npy") if by_fit else None
             fitted = fit_ranker(folder, entries, probabilities)
         ranker_seconds = round(time.perf_counter() - ranker_started_s, 2)
         report = {

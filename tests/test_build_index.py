@@ -358,3 +358,22 @@ def test_an_update_follows_only_what_was_built_with_the_same_models(changed):
     assert published.follows(other, entries.keys(), "auto", None) is None
     assert published.ranks_alike(known) and not published.ranks_alike(other)
     assert build_index.Published.of(changed.data_dir / "nowhere") is None
+
+
+def test_a_full_build_fits_the_ranker_where_there_were_too_few_listings_before(demo_dir, tmp_path, monkeypatch):
+    data_dir = tmp_path / "data"
+    shutil.copytree(demo_dir, data_dir, ignore=shutil.ignore_patterns("raw", "tensorboard", "features", "index"))
+
+    def queries_of(*flags: str) -> int | None:
+        assert build_index.main(["--data", str(data_dir), *flags]) == 0
+        return storage.read_json(storage.current_generation(data_dir / "index") / "report.json")["ranker"].get("queries")
+
+    assert queries_of() is None
+    monkeypatch.setattr(build_index, "LEAST_JUDGED", 2)
+    random_change(data_dir, np.random.default_rng(1))
+    assert queries_of() is None  # an update keeps the weights
+    fitted = queries_of("--full")
+    assert fitted
+    monkeypatch.setattr(build_index, "JUDGED_LISTINGS", 1)
+    random_change(data_dir, np.random.default_rng(2))
+    assert queries_of("--full") == fitted  # kept, as the models are the same
