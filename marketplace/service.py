@@ -319,6 +319,7 @@ class Workers(Multiprocess):
 
     def keep_subprocess_alive(self) -> None:
         for position, process in enumerate(self.processes):
+            process.child_conn.close()  # the worker has its own: with it the pipe ends, and with that the waiting for an answer
             if process.is_alive(self.config.timeout_worker_healthcheck):
                 self._served = self._served or process.is_ready(self.config.timeout_worker_healthcheck)
                 continue

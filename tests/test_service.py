@@ -456,6 +456,22 @@ def test_every_worker_switches_to_what_is_published(workers):
     assert json.loads(get(f"{workers.url}/readyz")) == {"generation": "second"}
 
 
+def test_workers_killed_while_they_are_asked_whether_they_live_are_replaced(workers):
+    def written() -> int:
+        lines = Path(f"/proc/{workers.process.pid}/io").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("wchar:"))
+
+    started = workers.log.read_text().count("Application startup complete")
+    before, asked = children(workers.process.pid), written()
+    for pid in before:
+        os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: written() > asked)  # and nobody answers
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: all(f"worker {pid} ended (-9)" in workers.log.read_text() for pid in before))
+    wait_until(lambda: workers.log.read_text().count("Application startup complete") == started + 2)
+
+
 def test_workers_that_cannot_start_end_the_service_with_their_reason(demo_dir, tmp_path):
     shutil.copytree(demo_dir / "index", tmp_path / "index")
     spoil(storage.current_generation(tmp_path / "index"))
