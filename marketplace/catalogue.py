@@ -332,7 +332,7 @@ def _immutable(path: Path) -> str:
 
 def _pounds(price: float) -> np.float32:
     """As the column holds prices: a bound is then met by the price that was typed."""
-    return np.float32(min(price, np.finfo(np.float32).max))
+    return np.float32(min(price, float(np.finfo(np.float32).max)))
 
 
 def search_words(text: str) -> list[str]:
