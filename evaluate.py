@@ -112,9 +112,8 @@ def read(data_dir: Path, max_queries: int, seed: int) -> Catalogue:
         if ids != table["image_id"].tolist() or len(arrays[name]) != len(ids):
             script = storage.SCRIPTS[path.parent.name]
             raise StageError(f"{path} holds other photos than the dataset: run python {script} again")
-    pixels = storage.read_csv(data_dir / "images" / "photos.csv").set_index("image_id")["sha256"]
     table["product_row"] = pd.Index(products["product_id"]).get_indexer(table["product_id"])
-    table["pixels"] = table["image_id"].map(pixels)
+    table["pixels"] = photos.pixel_digests(data_dir / "images", table["image_id"])
     queries = np.flatnonzero(table["product_row"].isin(tests))
     return Catalogue(
         products,

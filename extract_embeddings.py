@@ -124,9 +124,7 @@ def run_photos(
 def embed_photos(stage: storage.Stage, data_dir: Path, image_ids: list[str], args: argparse.Namespace) -> dict:
     """Write vectors.npy (N, D) of unit rows, probabilities.npy (N, C), and the dictionary; returns what to tell of them."""
     # Before the model is there: what the table takes while it is read is then free for the model.
-    pixels = storage.read_csv(data_dir / "images" / "photos.csv", usecols=["image_id", "sha256"], index_col="image_id")["sha256"]
-    keys = pixels.loc[image_ids].to_numpy(KEY)
-    del pixels
+    keys = photos.pixel_digests(data_dir / "images", image_ids).astype(KEY)
     cores = os.cpu_count() or 1
     photo_model = model.PhotoModel(data_dir / "model", args.runtime, args.device, threads=max(1, cores // args.workers))
     cleaned_with = storage.read_manifest(data_dir / "images")["arguments"]
@@ -137,7 +135,7 @@ def embed_photos(stage: storage.Stage, data_dir: Path, image_ids: list[str], arg
     batch_size = args.batch_size or (CUDA_BATCH if photo_model.precision == "bf16" else CPU_BATCH)
     stage.begin()
     made_by = storage.digests(data_dir / "model", model.DESCRIPTION, model.WEIGHTS, model.ONNX, model.INT8)
-    made_by |= {"runtime": photo_model.runtime, "precision": photo_model.precision}
+    made_by |= {"runtime": photo_model.runtime, "precision": photo_model.precision, "schema": storage.SCHEMA_VERSION}
     fields = {"vector": photo_model.description.dimension, "probabilities": len(photo_model.description.classes)}
     dtype = np.dtype([("key", KEY), *((name, np.float32, (size,)) for name, size in fields.items())])
     shards = Shards(stage.folder, "photos", made_by, dtype)

@@ -163,7 +163,7 @@ def coded_photos(
     data_dir: Path, table: pd.DataFrame, features: np.ndarray, mirrored: np.ndarray | None = None
 ) -> training.Photos:
     """training.Photos of the rows of a ListingPhotos table."""
-    pixels = table["image_id"].map(storage.read_csv(data_dir / "images" / "photos.csv").set_index("image_id")["sha256"])
+    pixels = photos.pixel_digests(data_dir / "images", table["image_id"])
     codes = [pd.factorize(column)[0] for column in (table["product_id"], table["cluster"], pixels)]
     return training.Photos(features, table["label"].to_numpy(), *codes, mirrored)
 

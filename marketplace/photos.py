@@ -17,6 +17,7 @@ import numpy as np
 import scipy.fft
 from PIL import ExifTags, Image, ImageChops, ImageCms, ImageDraw, ImageFont, UnidentifiedImageError
 
+from marketplace import storage
 from marketplace.errors import StageError
 
 # Still raster formats that Pillow decodes by itself. Left out on purpose: EPS and WMF (run other programs), PDF and SVG
@@ -339,6 +340,14 @@ def load(images_dir: Path, image_id: str, transform: Callable[[bytes], object]) 
         return transform(path.read_bytes())
     except (OSError, ValueError):
         raise StageError(f"{path} is missing or damaged: run python clean_images.py again") from None
+
+
+def pixel_digests(images_dir: Path, image_ids: Sequence[str]) -> np.ndarray:
+    """(N,) text, the sha256 of each kept photo's pixels; photos.csv has more rows of an id when several files bore it."""
+    table = storage.read_csv(images_dir / "photos.csv", usecols=["image_id", "status", "sha256"])
+    of_kept = table[table["status"] == "ok"].set_index("image_id")["sha256"]
+    assert of_kept.index.is_unique, "two photos of one id were kept"
+    return of_kept.loc[list(image_ids)].to_numpy()
 
 
 def contact_sheet(tiles: Sequence[tuple[bytes, str, str | None]], columns: int = 8, tile: int = 128) -> Image.Image:

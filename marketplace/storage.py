@@ -22,7 +22,7 @@ import pandas as pd
 
 from marketplace.errors import StageError
 
-SCHEMA_VERSION = 4  # of every manifest; raised when a stage's files change their meaning
+SCHEMA_VERSION = 5  # of every manifest; raised when a stage's files change their meaning
 MANIFEST = "manifest.json"
 TEMPORARY_SUFFIX = ".tmp"
 SETTLED_NS = 20_000_000  # older than this, a file's time tells a later change apart: clocks of file systems tick every 1 to 10 ms
