@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from marketplace import changes, errors, flags, photos, storage
 from marketplace.errors import StageError
+from marketplace.listings import read_classes
 
 SHARES = {"train": 70, "test": 15, "validation": 15}  # percent of the listings of each label; an even choice goes to the first
 SPLITS = ("train", "validation", "test")
@@ -350,11 +351,6 @@ def draw_preview(training: pd.DataFrame, classes: list[str], images_dir: Path, s
     sheet = io.BytesIO()
     photos.contact_sheet(tiles, PREVIEW_COLUMNS, PREVIEW_TILE_PX).save(sheet, "PNG")
     return sheet.getvalue()
-
-
-def read_classes(tabular_dir: Path) -> list[str]:
-    decoder = storage.read_json(tabular_dir / "labels.json")["decoder"]
-    return [decoder[str(label)] for label in range(len(decoder))]
 
 
 def _previous_splits(folder: Path, settings: dict) -> pd.DataFrame | None:

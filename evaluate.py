@@ -537,6 +537,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> dict:
     for stage_name in ("dataset", "embeddings", "index"):
         storage.check_inputs(args.data, stage_name)
+    storage.check_inputs(args.data, "model", ["tabular/labels.json"])  # its labels' numbers are compared with the listings'
     names = (
         *("tabular/products.csv", "dataset/listings.csv", "dataset/training_data.csv", "images/photos.csv"),
         *("embeddings/image_ids.json", "embeddings/vectors.npy", "embeddings/probabilities.npy"),

@@ -212,8 +212,11 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> dict:
     storage.check_inputs(args.data, "dataset")
-    # Listings may come and go without a new training; new labels, or a new split, ask for one.
-    storage.check_inputs(args.data, "model", ["tabular/labels.json", "dataset/settings.json"])
+    # Listings, and the last of a category, may come and go without a new training; a new category, or split, asks for one.
+    storage.check_inputs(args.data, "model", ["dataset/settings.json"])
+    known = model.Description.load(args.data / "model").classes
+    if new := sorted(set(listings.read_classes(args.data / "tabular")) - set(known)):
+        raise StageError(f"{args.data / 'model'} does not know the category {new[0]}: run python train.py again")
     names = ("tabular/products.csv", "images/photos.csv", "dataset/training_data.csv", *(f"model/{name}" for name in model.FILES))
     inputs = storage.digests(args.data, *names)
     arguments = {name: getattr(args, name) for name in ("runtime", "device", "batch_size", "no_json")}

@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from dataset import ListingPhotos, photo_tensor, read_classes
+from dataset import ListingPhotos, photo_tensor
 from marketplace import errors, flags, listings, model, network, photos, price_model, quantise, storage, table_models, training
 from marketplace.errors import StageError
 from marketplace.metrics import PRICE_BOUNDS
@@ -569,7 +569,7 @@ def run(args: argparse.Namespace) -> dict:
     stage = storage.Stage(args.data / "model", arguments, inputs)
     if done := ranks.share(stage.finished()) if args.finetune != "head" else stage.finished():
         return done
-    classes = read_classes(args.data / "tabular")
+    classes = listings.read_classes(args.data / "tabular")
     torch.manual_seed(args.seed)
     photo_network = network.build(args.backbone, args.weights, len(classes), args.image_size)  # may fail: before begin()
     if args.pooling == "gem":

@@ -298,6 +298,12 @@ def texts(products: pd.DataFrame) -> list[str]:
     return [text(name, description) for name, description in zip(products["name"], products["description"], strict=True)]
 
 
+def read_classes(tabular_dir: Path) -> list[str]:
+    """The categories that labels are the numbers of."""
+    decoder = storage.read_json(tabular_dir / "labels.json")["decoder"]
+    return [decoder[str(label)] for label in range(len(decoder))]
+
+
 def read_products(tabular_dir: Path) -> pd.DataFrame:
     """products.csv with its types: price float64 (pounds), price_plausible bool, label and photos int64, the rest text."""
     return typed(storage.read_csv(Path(tabular_dir) / "products.csv"))

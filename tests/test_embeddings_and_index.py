@@ -2,6 +2,7 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
@@ -9,6 +10,7 @@ from starlette.testclient import TestClient
 import api
 import build_index
 import dataset
+import evaluate
 import extract_embeddings
 import train
 from marketplace import model, storage
@@ -181,6 +183,18 @@ def test_a_dictionary_of_your_own_can_be_indexed(copied, tmp_path, capsys):
     np.testing.assert_allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
 
 
+def test_a_dictionary_may_write_ids_in_capitals(copied, tmp_path, capsys):
+    known = storage.read_json(copied / "embeddings" / "image_ids.json")
+    (tmp_path / "own.json").write_text(json.dumps({name.upper(): [1.0, row] for row, name in enumerate(known)}))
+    assert build_index.main(["--data", str(copied), "--embeddings", str(tmp_path / "own.json")]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["photos"], summary["photos_without_listing"]) == (len(known), 0)
+    (tmp_path / "own.json").write_text(json.dumps({known[0]: [1.0], known[0].upper(): [1.0]}))
+    assert fails(build_index.main, ["--data", str(copied), "--embeddings", str(tmp_path / "own.json")], capsys) == (
+        f"error: --embeddings {tmp_path / 'own.json'} holds an id twice, in capitals and not: leave one of them out\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -264,6 +278,40 @@ def test_a_listing_and_a_photo_more_need_no_new_training(copied, demo_dir, tmp_p
             {"image_id": new_image.lower(), "photo_url": f"/images/{new_image.lower()}.jpg"}
         ]
         assert client.get("/search", params={"q": "trumpet", "k": 1}).json()["results"][0]["product_id"] == new_product
+
+
+def test_a_second_file_of_an_id_changes_no_vector(copied, demo_dir):
+    shutil.copytree(demo_dir / "raw", copied / "raw")
+    names = sorted(path.name for path in (copied / "raw" / "images").iterdir())
+    (copied / "raw" / "images" / "again").mkdir()
+    shutil.copyfile(copied / "raw" / "images" / names[5], copied / "raw" / "images" / "again" / names[4])
+    before = outputs(copied)
+    run_stages(copied, ["images"])
+    shutil.rmtree(copied / "embeddings")
+    run_stages(copied, ["dataset", "embeddings"])
+    assert storage.read_csv(copied / "images" / "photos.csv")["image_id"].duplicated().sum() == 1
+    assert outputs(copied) == before
+
+
+def test_a_category_that_is_sold_out_needs_no_new_training_and_a_new_one_does(copied, demo_dir, capsys):
+    shutil.copytree(demo_dir / "raw", copied / "raw")
+    path = copied / "raw" / "Products.csv"
+    products = pd.read_csv(path, dtype=str, index_col=0, keep_default_na=False)
+    main_categories = products["category"].str.split(" / ").str[0]
+    rarest = main_categories.value_counts().index[-1]
+    products[main_categories != rarest].to_csv(path)
+    run_stages(copied, ["tabular", "dataset", "embeddings", "index"])
+    assert rarest not in storage.read_json(copied / "tabular" / "labels.json")["encoder"]
+    with TestClient(api.create_app(copied)) as client:
+        assert rarest not in client.get("/filters").json()["categories"]
+        assert client.get("/search", params={"q": products["product_name"].iloc[0]}).json()["results"]
+    expected = f"error: {copied / 'model'} was made from another tabular/labels.json: run python train.py again\n"
+    assert fails(evaluate.main, ["--data", str(copied)], capsys) == expected
+    products["category"] = products["category"].replace(products["category"].iloc[0], "Aardvarks")
+    products.to_csv(path)
+    run_stages(copied, ["tabular", "dataset"])
+    expected = f"error: {copied / 'model'} does not know the category Aardvarks: run python train.py again\n"
+    assert fails(extract_embeddings.main, ["--data", str(copied)], capsys) == expected
 
 
 def test_a_missing_dictionary_is_one_sentence(copied, capsys):
