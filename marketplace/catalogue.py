@@ -186,7 +186,7 @@ class Catalogue:
         self.first_product, self.first_photo = int(self.live.argmax()), int(self.live_photos.argmax())  # rows, for examples
         self._photos = _Grouped(self.product_of_photo, self.n_rows)
         self._duplicates = _Grouped(self.columns["duplicates"], int(self.columns["duplicates"].max(initial=-1)) + 1)
-        self._words = words.WordIndex(folder, self.n_rows)
+        self._words = words.WordIndex(folder, self.live)
         databases = ("main", "added") if added.exists() else ("main",)
         counts = [
             sum(self._one(f"SELECT count(*) FROM {database}.{table}")[0] for database in databases)

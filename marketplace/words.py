@@ -45,8 +45,7 @@ def write(
 
     blocks: of listings in the order of their rows, each the texts of every field, of as many listings; weights: of a word's
     occurrence in each field; previous: the folder of an index whose listings stand before these. Its own files are linked, those
-    of what was added since are written anew: what a word is worth is then that of all listings, tombstones among
-    them; how long they are on average stays as it was at the last full build.
+    of what was added since are written anew; how long listings are on average stays as it was at the last full build.
     Source: BM25 (Robertson and Zaragoza 2009) with weighted term frequencies, as SQLite's FTS5 computes it; its inverse document
     frequency is left to the search, so that listings which come later do not change what is written of these.
     """
@@ -138,18 +137,23 @@ def _count(stems: np.ndarray, rows: np.ndarray, fields: np.ndarray, weights: np.
 class _Part:
     """The words and postings of the listings of the last full build, or of those added since."""
 
-    def __init__(self, folder: Path, added: bool):
+    def __init__(self, folder: Path, added: bool, live: np.ndarray | None = None):
+        """live: (rows,) bool, False for tombstones (default: none are)."""
         names = [storage.added(f"{name}.npy") if added else f"{name}.npy" for name in ARRAYS]
         self.words, self.stem_of_word, self.stems, self.starts, self.rows, self.weights = (
             np.asarray(storage.read_array(folder / name)) for name in names
         )
+        self._holding = np.diff(self.starts)
+        if live is not None and not live.all():
+            stems_of_dead = np.searchsorted(self.starts, np.flatnonzero(~live[self.rows]), side="right") - 1
+            self._holding = self._holding - np.bincount(stems_of_dead, minlength=len(self.stems))
 
     def holding(self, stems: np.ndarray) -> np.ndarray:
-        """(n,) how many listings hold each of (n,) stems."""
+        """(n,) how many listings that are no tombstones hold each of (n,) stems."""
         if not len(self.stems):
             return np.zeros(len(stems), np.int64)
         places = np.minimum(np.searchsorted(self.stems, stems), len(self.stems) - 1)
-        return np.where(self.stems[places] == stems, self.starts[places + 1] - self.starts[places], 0)
+        return np.where(self.stems[places] == stems, self._holding[places], 0)
 
     def postings(self, stem: bytes) -> tuple[np.ndarray, np.ndarray]:
         """Rows, ascending, and their weights."""
@@ -173,16 +177,16 @@ class _Part:
 class WordIndex:
     """The words of one generation's listings; safe to read from many threads."""
 
-    def __init__(self, folder: Path, listings: int):
-        """listings: number of rows."""
-        self._listings = listings
-        self._parts = [_Part(folder, added=False)]
+    def __init__(self, folder: Path, live: np.ndarray):
+        """live: (rows,) bool, False for tombstones."""
+        self._rows, self._listings = len(live), int(live.sum())
+        self._parts = [_Part(folder, False, live)]
         if (folder / storage.added(f"{ARRAYS[0]}.npy")).exists():
-            self._parts.append(_Part(folder, added=True))
+            self._parts.append(_Part(folder, True, live))
 
     def match(self, query: str, k: int, allowed: np.ndarray | None = None) -> np.ndarray:
         """Rows of the k listings that match a query's words best: those with all the words first, each kind by score."""
-        scores, held = np.zeros(self._listings, np.float32), np.zeros(self._listings, np.uint8)
+        scores, held = np.zeros(self._rows, np.float32), np.zeros(self._rows, np.uint8)
         words = self._postings(query)
         for rows, values in itertools.chain(*words):
             scores[rows] += values
@@ -210,8 +214,7 @@ class WordIndex:
             stems, certainty = self._meaning(word)
             if stems and stems not in found:
                 parts = [[part.postings(stem) for stem in stems] for part in self._parts]
-                holding = [sum(len(rows) for rows, _ in of_stem) for of_stem in zip(*parts, strict=True)]
-                worth = [np.float32(certainty * self._idf(count)) for count in holding]
+                worth = [np.float32(certainty * self._idf(count)) for count in self._holding(np.array(stems))]
                 found[stems] = [_union(of_part, worth) for of_part in parts]
         return list(found.values())
 
@@ -224,19 +227,18 @@ class WordIndex:
         Of the last, words of 4 or 5 letters may differ by one edit, longer ones by two; a neighbouring pair of letters turned
         round is one. Source: Elasticsearch, "fuzziness AUTO".
         """
-        for part in self._parts:
-            if (at := _find(part.words, word.encode())) is not None:
-                return (bytes(part.stems[part.stem_of_word[at]]),), 1.0
-        stem = _stem([word])[0].encode()
-        if any(_find(part.stems, stem) is not None for part in self._parts):
-            return (stem,), 1.0
+        of_word = [
+            part.stems[part.stem_of_word[at]] for part in self._parts if (at := _find(part.words, word.encode())) is not None
+        ]
+        if stems := self._commonest(of_word or [_stem([word])[0].encode()], 1):
+            return stems, 1.0
         if len(word) >= PREFIX_LETTERS:
             begun = []
             for part in self._parts:
                 first, last = np.searchsorted(part.words, [word.encode(), word.encode() + b"\xff"])
-                begun.append(part.stems[np.unique(part.stem_of_word[first:last])])
-            if any(len(stems) for stems in begun):
-                return self._commonest(begun, PREFIX_STEMS), UNSURE
+                begun.extend(part.stems[np.unique(part.stem_of_word[first:last])])
+            if stems := self._commonest(begun, PREFIX_STEMS):
+                return stems, UNSURE
         if len(word) >= TYPO_LETTERS and word.isalpha():
             edits = 1 if len(word) < 6 else 2
             near: list[tuple[int, bytes]] = []
@@ -244,15 +246,21 @@ class WordIndex:
                 words, places = part.by_length.get(letters, ((), ()))
                 hits = process.extract(word, words, scorer=OSA.distance, score_cutoff=edits, limit=None)
                 near += [(distance, part.stems[part.stem_of_word[places[at]]]) for _, distance, at in hits]
-            if near:
-                nearest = min(distance for distance, _ in near)
-                return self._commonest([np.array([stem for distance, stem in near if distance == nearest])], TYPO_WORDS), UNSURE
+            for distance in range(1, edits + 1):
+                if stems := self._commonest([stem for of_stem, stem in near if of_stem == distance], TYPO_WORDS):
+                    return stems, UNSURE
         return (), 0.0
 
-    def _commonest(self, stems: list[np.ndarray], most: int) -> tuple[bytes, ...]:
-        different = np.unique(np.concatenate(stems))
-        holding = np.sum([part.holding(different) for part in self._parts], axis=0)
-        return tuple(different[np.argsort(-holding, kind="stable")][:most].tolist())
+    def _holding(self, stems: np.ndarray) -> np.ndarray:
+        """(n,) how many listings hold each of (n,) stems."""
+        return np.sum([part.holding(stems) for part in self._parts], axis=0)
+
+    def _commonest(self, stems: Sequence[bytes], most: int) -> tuple[bytes, ...]:
+        """Of some stems, those that most listings hold; none that only tombstones do."""
+        different = np.unique(np.array(stems, "S"))
+        holding = self._holding(different)
+        order = np.argsort(-holding, kind="stable")[:most]
+        return tuple(different[order[holding[order] > 0]].tolist())
 
 
 def _union(postings: list[tuple[np.ndarray, np.ndarray]], worth: list[np.float32]) -> tuple[np.ndarray, np.ndarray]:

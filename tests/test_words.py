@@ -17,6 +17,7 @@ DESCRIPTIONS = [f"A lovely {name.split(' ')[-1]} number {row}, good condition" f
 CATEGORIES = ["Music", "Home / Beds", "Home / Lighting", "Sports", "Music"] * 3
 FIELDS, WEIGHTS = (NAMES, DESCRIPTIONS, CATEGORIES), (5.0, 1.0, 2.0)
 ROWS = np.arange(len(NAMES))
+ALL = np.ones(len(NAMES), bool)
 VOCABULARY = sorted({word for text in (*NAMES, *DESCRIPTIONS, *CATEGORIES) for word in words.split(text)})
 
 
@@ -24,7 +25,7 @@ VOCABULARY = sorted({word for text in (*NAMES, *DESCRIPTIONS, *CATEGORIES) for w
 def index(tmp_path_factory) -> words.WordIndex:
     folder = tmp_path_factory.mktemp("words")
     words.write(folder, [FIELDS], WEIGHTS)
-    return words.WordIndex(folder, len(NAMES))
+    return words.WordIndex(folder, ALL)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_whatever_is_typed_is_words(index, query, k):
 
 def test_listings_without_any_word_can_be_written(tmp_path):
     words.write(tmp_path, [(["", "!"], ["", ""], ["", "?"])], WEIGHTS)
-    index = words.WordIndex(tmp_path, 2)
+    index = words.WordIndex(tmp_path, np.ones(2, bool))
     assert not len(index.match("guitar nothing", 5)) and not index.score("nothing", np.arange(2)).any()
     assert not len(index.match("guitra", 5))
 
@@ -124,7 +125,36 @@ def test_listings_written_in_blocks_and_updates_are_found_as_if_written_at_once(
             middle = (start + end) // 2
             blocks = [part(start, middle), part(middle, end)]
             words.write(folders[number + 1], iter(blocks), WEIGHTS, folders[number] if number else None)
-        once, parts = words.WordIndex(folders[0], len(NAMES)), words.WordIndex(folders[-1], len(NAMES))
+        once, parts = words.WordIndex(folders[0], ALL), words.WordIndex(folders[-1], ALL)
         for query in queries:
             np.testing.assert_allclose(parts.score(query, ROWS), once.score(query, ROWS), rtol=1e-5)
             assert parts.match(query, 5).tolist() == once.match(query, 5).tolist()
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sets(st.sampled_from(ROWS.tolist()), max_size=len(NAMES) - 1), st.integers(1, len(NAMES) - 1))
+def test_listings_that_are_gone_count_in_nothing(gone, first):
+    live = ~np.isin(ROWS, list(gone))
+    kept = ROWS[live]
+    held = sorted({word for row in kept for field in FIELDS for word in words.split(field[row])})
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(words, "B", 0)  # the mean length counts nothing
+        folders = [Path(name) / which for which in ("built", "updated", "without")]
+        for folder in folders:
+            folder.mkdir()
+        words.write(folders[0], [part(0, first)], WEIGHTS)
+        words.write(folders[1], [part(first, len(NAMES))], WEIGHTS, folders[0])
+        words.write(folders[2], [[[field[row] for row in kept] for field in FIELDS]], WEIGHTS)
+        ours, without = words.WordIndex(folders[1], live), words.WordIndex(folders[2], np.ones(len(kept), bool))
+        for query in (*held, "guitar bed good"):
+            np.testing.assert_allclose(ours.score(query, kept), without.score(query, np.arange(len(kept))), rtol=1e-5)
+            assert ours.match(query, 50, live).tolist() == kept[without.match(query, 50)].tolist()
+
+
+@pytest.mark.parametrize("query", ["gutiar", "gutiars", "guti"])
+def test_a_word_that_only_listings_hold_which_are_gone_stands_for_others(query, tmp_path):
+    names = ["Acoustic guitar", "Gutiar", "Gutierrez bag"]
+    words.write(tmp_path, [[names, [""] * 3, [""] * 3]], WEIGHTS)
+    everything, some = np.ones(3, bool), np.array([True, False, True])
+    assert 1 in words.WordIndex(tmp_path, everything).match(query, 5)
+    assert words.WordIndex(tmp_path, some).match(query, 5, some).tolist() == ([2] if query == "guti" else [0])
