@@ -15,7 +15,7 @@ import pandas as pd
 from marketplace import storage, words
 from marketplace.changes import Rows
 from marketplace.errors import StageError
-from marketplace.listings import category_levels
+from marketplace.listings import MAX_PRICE, category_levels
 
 DATABASE, FILTERS = "catalogue.sqlite", "filters.json"
 OF_LISTINGS = ("price", "category", "town", "county")
@@ -332,7 +332,7 @@ def _immutable(path: Path) -> str:
 
 def _pounds(price: float) -> np.float32:
     """As the column holds prices: a bound is then met by the price that was typed."""
-    return np.float32(min(price, float(np.finfo(np.float32).max)))
+    return np.float32(min(price, MAX_PRICE))
 
 
 def search_words(text: str) -> list[str]:

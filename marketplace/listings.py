@@ -7,11 +7,13 @@ import re
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from marketplace import storage
 
 CATEGORY_SEPARATOR = " / "
+MAX_PRICE = float(np.finfo(np.float32).max)  # pounds
 
 # Every break that str.splitlines() knows, so that no reader of a cleaned file sees a line that another does not.
 _BREAK = re.compile("\r\n|[\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
@@ -276,11 +278,11 @@ def category_levels(category: str) -> list[str]:
 def parse_price(text: str) -> float:
     """Pounds of "£1,234.56", "£ 20", "1234.5" or "GBP 20".
 
-    Raises ValueError for anything else: negative, not a number, or too large for one.
+    Raises ValueError for anything else: negative, not a number, or too large for a float32, as which prices are filtered.
     """
     match = _PRICE.fullmatch(text.strip())
     price = float(match[1].replace(",", "")) if match else math.nan
-    if not math.isfinite(price):
+    if not price <= MAX_PRICE:
         raise ValueError(f"{text!r} is not a price in pounds")
     return price
 
