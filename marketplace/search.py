@@ -123,14 +123,18 @@ def measure_recall(searched: "VectorIndex", queries: int = RECALL_QUERIES) -> fl
 
 
 def measure(searched: "VectorIndex", queries: int = RECALL_QUERIES) -> dict:
-    """What a report says of an index: describe(), rows, tombstones, recall@10, and milliseconds of one search at a time."""
+    """What a report says of an index: describe(), rows, tombstones, recall@10, and milliseconds of one search at a time.
+
+    The recall is None where no row has another to be found.
+    """
     times_ms: list[float] = []
-    recall = _recall(searched, *_exact_neighbours(searched, queries), times_ms)
+    asked, tenth = _exact_neighbours(searched, queries)
+    recall = _recall(searched, asked, tenth, times_ms)
     return describe(searched.index) | {
         "rows": searched.rows,
         "tombstones": len(searched.vectors) - searched.rows,
-        "recall_at_10": round(recall, 4),
-        "recall_queries": queries,
+        "recall_at_10": round(recall, 4) if len(asked) and searched.rows > 1 else None,
+        "recall_queries": len(asked),
         "p50_ms": round(float(np.percentile(times_ms or [0], 50)), 3),
         "p99_ms": round(float(np.percentile(times_ms or [0], 99)), 3),
     }

@@ -367,7 +367,13 @@ def test_rows_of_zeros_are_no_queries_when_recall_is_measured():
     vectors[::2] = 0
     assert search.measure_recall(search.VectorIndex(search.build(vectors, "flat"), vectors)) == 1.0
     nothing = np.zeros((3, 4), np.float32)
-    assert search.measure(search.VectorIndex(search.build(nothing), nothing))["recall_at_10"] == 1.0
+    report = search.measure(search.VectorIndex(search.build(nothing), nothing))
+    assert (report["recall_at_10"], report["recall_queries"]) == (None, 0)
+
+
+def test_one_row_alone_has_no_recall_and_a_few_are_queries_each():
+    alone, few = (search.measure(search.VectorIndex(search.build(rows), rows)) for rows in (VECTORS[:1], VECTORS[:7]))
+    assert (alone["recall_at_10"], few["recall_at_10"], few["recall_queries"]) == (None, 1.0, 7)
 
 
 def test_a_single_row_is_found():
