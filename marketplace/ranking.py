@@ -96,8 +96,10 @@ def fit(queries: list[Judged], background: dict[str, float], seed: int = 0) -> t
     2005), weights not negative, pairs weighed by the difference of their gains. The penalty is chosen by 5-fold
     cross-validation over listings; the weights set by hand stand beside it as a baseline, and stay when they are better.
     A query's photo has a say in its category, beside its words, only where that is better by more than chance (SURELY): poor
-    photos tell the category little, and less than they blur it.
+    photos tell the category little, and less than they blur it. Where no query has a relevant candidate, the weights stay.
     """
+    if not any(query.relevance.any() for query in queries):
+        return Ranker.by_hand(background), {"chosen": "by_hand"}
     listings = np.array([query.product_row for query in queries])
     fold_of = {row: position % FOLDS for position, row in enumerate(np.random.default_rng(seed).permutation(np.unique(listings)))}
     folds = np.array([fold_of[row] for row in listings])

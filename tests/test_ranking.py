@@ -147,6 +147,11 @@ def test_the_background_is_the_mean_cosine_of_different_rows():
     assert ranking.background_cosine(np.ones((1, 1), np.float32)) == 0.0
 
 
+def test_the_weights_stay_where_no_query_has_a_relevant_candidate():
+    nothing = [ranking.Judged({"photo": np.array([0.2, 0.9])}, np.zeros(2, int), row) for row in range(30)]
+    assert ranking.fit(nothing, {"photo": 0.4}) == (ranking.Ranker.by_hand({"photo": 0.4}), {"chosen": "by_hand"})
+
+
 def test_a_ranker_reads_back_as_it_was_saved(tmp_path):
     RANKER.save(tmp_path / "ranker.json")
     assert ranking.Ranker.load(tmp_path / "ranker.json") == RANKER
