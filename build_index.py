@@ -51,7 +51,10 @@ SUMMARY = (
 
 
 def read_dictionary(path: Path) -> tuple[list[str], np.ndarray]:
-    """A saved {image id: [floats]} -> ids, (N, D) float32 unit rows. Raises StageError for anything else."""
+    """A saved {image id: [floats]} -> ids, a UUID in lower case as the tables' are, (N, D) float32 unit rows.
+
+    Raises StageError for anything else.
+    """
     if not path.is_file():
         raise StageError(f"--embeddings {path} does not exist: give a JSON file of the form {{image id: [floats]}}")
     try:
@@ -69,7 +72,10 @@ def read_dictionary(path: Path) -> tuple[list[str], np.ndarray]:
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True) if vectors.ndim == 2 else np.zeros(1)
     if vectors.ndim != 2 or not np.isfinite(lengths).all() or not (lengths > 0).all():
         raise StageError(f"--embeddings {path} must hold lists of finite numbers, not all zero: embed them again")
-    return list(dictionary), vectors / lengths
+    image_ids = [listings.canonical_id(image_id) for image_id in dictionary]
+    if len(set(image_ids)) < len(image_ids):
+        raise StageError(f"--embeddings {path} holds an id twice, in capitals and not: leave one of them out")
+    return image_ids, vectors / lengths
 
 
 @dataclass

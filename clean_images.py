@@ -144,8 +144,7 @@ def _below_common_folder(found: list[Photo]) -> list[Photo]:
 
 def image_id_of(name: str) -> str:
     """The id that a photo's name stands for: its stem; a UUID in lower case, as the table's ids are."""
-    stem = PurePosixPath(name).stem
-    return stem.lower() if listings.UUID.fullmatch(stem) else stem
+    return listings.canonical_id(PurePosixPath(name).stem)
 
 
 def rejected_by_name(source: Source) -> dict[int, str]:

@@ -257,6 +257,11 @@ _PRICE = re.compile(
 )
 
 
+def canonical_id(text: str) -> str:
+    """An id as the tables have it: a UUID in lower case."""
+    return text.lower() if UUID.fullmatch(text) else text
+
+
 def title(product_name: str) -> str:
     """The seller's title: the name on one line without its last " | in Town, County | Gumtree"."""
     name = single_line(product_name)
