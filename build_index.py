@@ -270,17 +270,14 @@ class Published:
     ) -> dict[str, Rows] | None:
         """The Rows of photos and listings in an update of this generation; None when a full build is due.
 
-        A full build is due when models or flags have changed, when search.rebuild_is_due() says so of either index, or when files
-        that an update reads are damaged.
+        A full build is due when models or flags have changed, when search.rebuild_is_due() says so of either index, or when any
+        of its files is damaged: what an update copies, links or extends is published anew.
         """
-        if self.report["settings"] != settings or not self.is_whole("ranker.json"):
+        if self.report["settings"] != settings or not self.is_whole():
             return None
-        try:
-            rows = {name: Rows.plan(keys[name], storage.read_array(self.folder / KEYS[name])) for name in KEYS}
-            indexes = {name: search.read(self.folder / file_name, mapped=True) for name, file_name in INDEXES.items()}
-        except StageError:  # lost or damaged
-            return None
-        for name, index in indexes.items():
+        rows = {name: Rows.plan(keys[name], storage.read_array(self.folder / KEYS[name])) for name in KEYS}
+        for name, file_name in INDEXES.items():
+            index = search.read(self.folder / file_name, mapped=True)
             own_kind = kind if name == "photos" else "auto"
             if search.rebuild_is_due(index, rows[name].total, len(keys[name]), self.report["built_rows"][name], own_kind):
                 return None
@@ -366,10 +363,8 @@ def run(args: argparse.Namespace) -> dict:
     keys = entries.keys()
     key = hashlib.sha256(json.dumps([arguments, inputs, storage.SCHEMA_VERSION]).encode()).hexdigest()
     rows = published.follows(settings, keys, args.kind, args.max_memory) if published and not args.full else None
-    if rows and published.report["key"] == key:
-        if published.is_whole():  # published by a run that was killed before it could say so
-            return finish(stage, published.folder.name, published.report)
-        rows = None
+    if rows and published.report["key"] == key:  # published by a run that was killed before it could say so
+        return finish(stage, published.folder.name, published.report)
     updated = published if rows else None
     name = hashlib.sha256(f"{key} {updated.folder.name}".encode()).hexdigest()[:12] if updated else key[:12]
     rows = rows or {kind: Rows.plan(of_kind) for kind, of_kind in keys.items()}

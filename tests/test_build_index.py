@@ -349,6 +349,31 @@ def test_a_damaged_generation_is_made_whole_as_its_reader_says(name, damage, cha
     Recommender(storage.current_generation(tmp_path / "data" / "index"))
 
 
+def nudge(path: Path) -> None:
+    """Change a bit of the last value, which leaves the file readable and as long as it was."""
+    octets = bytearray(path.read_bytes())
+    octets[-2] ^= 1
+    path.write_bytes(octets)
+
+
+@pytest.mark.parametrize("name", ["price.npy", "duplicates.npy", "filters.json", "words.npy", "catalogue.sqlite", "vectors.npy"])
+@pytest.mark.parametrize("damage", [Path.unlink, nudge])
+def test_an_update_follows_no_damaged_generation(name, damage, changed, tmp_path):
+    data_dir = tmp_path / "data"
+    shutil.copytree(changed.data_dir, data_dir)
+    damage(storage.current_generation(data_dir / "index") / name)
+    products = storage.read_csv(data_dir / "tabular" / "products.csv")
+    products.loc[0, "name"] += " edited"
+    storage.write_csv(data_dir / "tabular" / "products.csv", products)
+    write_hashes(data_dir)
+    stamp(data_dir, "tabular", "dataset", "embeddings")
+    assert build_index.main(["--data", str(data_dir)]) == 0
+    published = storage.current_generation(data_dir / "index")
+    assert storage.read_json(published / "report.json")["updated"] is None
+    listed = Recommender(published).catalogue
+    assert [product["name"] for product in listed.products(range(listed.n_products))] == products["name"].tolist()
+
+
 def test_an_update_follows_only_what_was_built_with_the_same_models(changed):
     published = build_index.Published.of(changed.data_dir / "index")
     entries = build_index.Entries.read(changed.data_dir, None)
