@@ -188,7 +188,7 @@ class Recommender:
         while True:
             with step("search"):
                 rows = self.candidates(query, CANDIDATES * window, allowed)
-            if not len(rows):
+            if not len(rows) and query.photos is None and query.text is None:  # words that no listing holds
                 return hits
             if len(rows) < window:
                 # What passes the filters without any evidence, such as listings without a photo, comes last.
