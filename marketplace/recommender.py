@@ -17,6 +17,7 @@ from marketplace.search import VectorIndex
 
 WINDOW = 100  # results are ranked this many at a time, then ten times as many: a later page never changes an earlier one
 RESULT_FIELDS = ("product_id", "name", "category", "price", "price_plausible", "town", "county")
+PLACES = ("town", "county")
 CANDIDATES = 2  # of each kind of evidence, for each result of the window
 Step = Callable[[str], AbstractContextManager]
 
@@ -148,8 +149,13 @@ class Recommender:
             excluded_row=product_row,
         )
 
-    def place_of(self, product_row: int) -> tuple[int, int]:
-        return tuple(int(self.catalogue.columns[kind][product_row]) for kind in ("town", "county"))
+    def place_of(self, product_row: int) -> tuple[int, int] | None:
+        """Codes of town and county; None where neither is known."""
+        codes = tuple(int(self.catalogue.columns[kind][product_row]) for kind in PLACES)
+        return codes if any(self._place_names(codes)) else None
+
+    def _place_names(self, codes: tuple[int, int]) -> list[str]:
+        return [self.catalogue.names[kind][code] for kind, code in zip(PLACES, codes, strict=True)]
 
     def recommend(
         self,
@@ -197,6 +203,8 @@ class Recommender:
                 if query.excluded_row is not None:
                     others[query.excluded_row] = False
                 rows = np.concatenate([rows, np.flatnonzero(others)[: window - len(rows)]])
+                if not len(rows):
+                    return hits
             with step("rank"):
                 evidence, best_photos = self.evidence(query, rows)
                 order, scores, parts = self.ranker.rank({kind: values for kind, values in evidence.items() if kind in kinds})
@@ -264,8 +272,9 @@ class Recommender:
             prices = np.where(columns["price"][rows] > 0, columns["price"][rows], np.nan)
             evidence["price"] = np.minimum(prices, query.price) / np.maximum(prices, query.price)
         if query.place is not None:
-            town, county = (columns[kind][rows] == code for kind, code in zip(("town", "county"), query.place, strict=True))
-            evidence["place"] = np.where(town & county, 1.0, np.where(county, 0.5, 0.0))
+            town, county = (columns[kind][rows] == code for kind, code in zip(PLACES, query.place, strict=True))
+            by_town, by_county = map(bool, self._place_names(query.place))  # no name in common is nothing in common
+            evidence["place"] = np.where(town & county & by_town, 1.0, np.where(county & by_county, 0.5, 0.0))
         return evidence, best_photos
 
     def _results(self, hits: list[Hit]) -> list[dict]:

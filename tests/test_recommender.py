@@ -154,7 +154,37 @@ def test_a_listing_is_compared_by_its_own_category_price_and_place(recommender):
         else:
             assert np.isnan(evidence["price"][row])
         same = {"town": other["town"] == product["town"], "county": other["county"] == product["county"]}
-        assert evidence["place"][row] == (1 if all(same.values()) else 0.5 if same["county"] else 0)
+        assert evidence["place"][row] == (1 if all(same.values()) else 0.5 if same["county"] and product["county"] else 0)
+
+
+def test_towns_and_counties_without_a_name_are_not_the_same(recommender, monkeypatch):
+    codes, names = (recommender.catalogue.columns["county"], recommender.catalogue.names)
+    every, code = np.arange(recommender.catalogue.n_products), int(codes[3])
+    monkeypatch.setitem(names, "county", ["" if other == code else name for other, name in enumerate(names["county"])])
+    query = recommender.query_of(3)
+    towns = recommender.catalogue.columns["town"]
+    expected = np.where((towns == towns[3]) & (codes == code), 1.0, 0.0)
+    np.testing.assert_array_equal(recommender.evidence(query, every)[0]["place"], expected)
+    assert (codes == code).sum() > expected.sum()
+    monkeypatch.setitem(names, "town", [""] * len(names["town"]))
+    assert recommender.query_of(3).place is None
+
+
+def test_listings_without_photos_answer_a_photo_when_no_other_passes_the_filters(recommender, queries):
+    catalogue = recommender.catalogue
+    alone = next(
+        row for row in range(catalogue.n_products) if not len(catalogue.photos_of(row)) and catalogue.columns["price"][row] > 0
+    )
+    price = float(catalogue.columns["price"][alone])
+    place = catalogue.product(alone)["town"]
+    filters = Filters(min_price=price, max_price=price, location=place)
+    assert np.flatnonzero(catalogue.allowed(filters)).tolist() == [alone]
+    for query in queries.values():
+        assert [hit["product_id"] for hit in recommender.recommend(query, 10, filters)] == [
+            catalogue.product(alone)["product_id"]
+        ]
+    assert recommender.recommend(recommender.query(text="♞♞♞"), 10, filters) == []
+    assert recommender.recommend(queries["photo"], 10, Filters(location="Nowhere")) == []
 
 
 def test_the_ranker_is_fitted_on_validation_listings_against_training_ones_only(demo_dir, monkeypatch):
