@@ -297,8 +297,9 @@ class Published:
     def is_whole(self, *names: str) -> bool:
         """Whether files, or all of them, are those it was published with."""
         recorded = self.report["files"]
+        wanted = {name: recorded[name] for name in names or recorded}
         try:
-            return all(storage.digest(self.folder / name) == recorded[name] for name in names or recorded)
+            return storage.digests(self.folder, *wanted) == wanted
         except StageError:
             return False
 

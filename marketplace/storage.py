@@ -13,6 +13,7 @@ import threading
 import time
 import tokenize
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -291,7 +292,8 @@ def check_outputs(data_dir: Path, stage: str, *names: str) -> None:
 
 def digests(data_dir: Path, *names: str) -> dict[str, str]:
     """Inputs for a Stage: path below `data_dir` -> digest."""
-    return {name: digest(data_dir / name) for name in names}
+    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
+        return dict(zip(names, pool.map(lambda name: digest(data_dir / name), names), strict=True))
 
 
 # S3: credentials and endpoint (AWS_ENDPOINT_URL) from boto3's usual chain.
