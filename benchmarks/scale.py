@@ -133,7 +133,7 @@ def measure(source_dir: Path, data_dir: Path, rows: int) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="data/demo", type=Path, help="a finished data folder (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="2,000 and 20,000 listings, under a minute or two")
+    parser.add_argument("--quick", action="store_true", help="2,000 and 20,000 listings, under a minute")
     args = parser.parse_args()
     sizes = (2_000, 20_000) if args.quick else (100_000, 1_000_000)
     measured = {}
