@@ -133,7 +133,7 @@ def measure(searched: "VectorIndex", queries: int = RECALL_QUERIES) -> dict:
     return describe(searched.index) | {
         "rows": searched.rows,
         "tombstones": len(searched.vectors) - searched.rows,
-        "recall_at_10": round(recall, 4) if len(asked) and searched.rows > 1 else None,
+        "recall_at_10": round(recall, 4) if len(asked) else None,
         "recall_queries": len(asked),
         "p50_ms": round(float(np.percentile(times_ms or [0], 50)), 3),
         "p99_ms": round(float(np.percentile(times_ms or [0], 99)), 3),
@@ -155,7 +155,7 @@ def _exact_neighbours(searched: "VectorIndex", queries: int) -> tuple[np.ndarray
     rows = np.flatnonzero(live)
     rows = np.unique(rows[np.linspace(0, len(rows) - 1, min(queries, len(rows))).astype(int)])
     asked = vectors[rows]
-    filled = asked.any(axis=1)  # a text without a known word is no direction
+    filled = asked.any(axis=1) & (searched.rows > 1)  # a text without a known word is no direction; one row has no neighbour
     rows, asked = rows[filled], asked[filled]
     k = min(RECALL_K + 1, searched.rows)
     best = np.full((len(rows), k), -1, np.float32)
@@ -176,7 +176,7 @@ def _recall(searched: "VectorIndex", rows: np.ndarray, tenth: np.ndarray, times_
         if times_ms is not None:
             times_ms.append(1000 * (time.perf_counter() - started_s))
         near.append(np.count_nonzero(cosines[hits != row] >= least - 1e-5))
-    return float(np.minimum(near, others).mean() / others) if others and len(rows) else 1.0
+    return float(np.minimum(near, others).mean() / others) if near else 1.0
 
 
 class Vectors:
