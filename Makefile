@@ -31,7 +31,7 @@ curl:
 	@command -v curl >/dev/null || { echo "make demo asks the service with curl: install it first" >&2; exit 1; }
 
 pipeline: setup
-	$(PY) -m marketplace.sample --out $(DATA)/raw --listings $(LISTINGS)
+	$(PY) -m demo.sample --out $(DATA)/raw --listings $(LISTINGS)
 	$(PY) clean_tabular_data.py --data $(DATA)
 	$(PY) clean_images.py --data $(DATA)
 	$(PY) dataset.py --data $(DATA)
@@ -47,7 +47,7 @@ pipeline: setup
 	$(PY) build_index.py --data $(DATA)
 
 demo: curl pipeline
-	@PYTHON=$(PY) DATA=$(DATA) PORT=$(PORT) bash benchmarks/answer.sh
+	@PYTHON=$(PY) DATA=$(DATA) PORT=$(PORT) bash demo/answer.sh
 
 serve: pipeline
 	$(PY) api.py --data $(DATA) --port $(PORT)

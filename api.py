@@ -39,12 +39,16 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.formparsers import MultiPartParser
 from uvicorn.config import STARTUP_FAILURE
 
-from marketplace import answers, errors, flags, model, service, storage
-from marketplace.answers import ErrorMessage
-from marketplace.catalogue import Filters
-from marketplace.errors import StageError
-from marketplace.photos import PhotoRejected
-from marketplace.recommender import Recommender
+from marketplace.cleaning.photos import PhotoRejected
+from marketplace.files import cli
+from marketplace.files import generations as generation_files
+from marketplace.files.stages import StageError
+from marketplace.models import photo_model
+from marketplace.retrieval.catalogue import Filters
+from marketplace.retrieval.recommender import Recommender
+from marketplace.service import schemas
+from marketplace.service import server as service
+from marketplace.service.schemas import ErrorMessage
 
 WEB_DIR = Path(__file__).parent / "web"
 MAX_UPLOAD_BYTES = 20 * 2**20  # a 50-megapixel JPEG from a phone is about 15 MB
@@ -268,7 +272,7 @@ def create_app(
     def recommend(recommender: Recommender, query, page: dict, filters: Filters) -> list[dict]:
         return recommender.recommend(query, filters=filters, step=meters.step, **page)
 
-    @app.get("/healthcheck", response_model=answers.Health)
+    @app.get("/healthcheck", response_model=schemas.Health)
     async def healthcheck(recommender: Ready):
         """Whether the service answers, and what it serves."""
         return {
@@ -280,12 +284,12 @@ def create_app(
             "generation": recommender.generation,
         }
 
-    @app.get("/readyz", response_model=answers.Ready)
+    @app.get("/readyz", response_model=schemas.Ready)
     async def readyz(recommender: Ready):
         """Whether the models are loaded and warm: 503 until then."""
         return {"generation": recommender.generation}
 
-    @app.post("/predict/feature_embedding", response_model=answers.FeatureEmbedding, responses=UPLOAD_ERRORS)
+    @app.post("/predict/feature_embedding", response_model=schemas.FeatureEmbedding, responses=UPLOAD_ERRORS)
     async def feature_embedding(recommender: Ready, image: Upload):
         """The vector of a photo."""
         vector, _ = await embed(recommender, image)
@@ -295,7 +299,7 @@ def create_app(
             "model": recommender.photo_model.description.backbone,
         }
 
-    @app.post("/predict/similar_images", response_model=answers.SimilarImages, responses=UPLOAD_ERRORS)
+    @app.post("/predict/similar_images", response_model=schemas.SimilarImages, responses=UPLOAD_ERRORS)
     async def similar_images(recommender: Ready, image: Upload, filters: FormFilters, page: FormPage, text: Words = None):
         """The listings most like a photo, and the words beside it."""
         if not recommender.takes_photos:
@@ -305,7 +309,7 @@ def create_app(
         results = await anyio.to_thread.run_sync(ask)
         return {"similar_index": [result["image_id"] for result in results if result["image_id"]], "results": results}
 
-    @app.post("/predict/listing", response_model=answers.ListingPrediction, responses=UPLOAD_ERRORS)
+    @app.post("/predict/listing", response_model=schemas.ListingPrediction, responses=UPLOAD_ERRORS)
     async def predict_listing(
         recommender: Ready,
         image: Annotated[UploadFile | None, File(description="A photo of the thing.")] = None,
@@ -318,7 +322,7 @@ def create_app(
         except ValueError:
             raise HTTPException(422, "give a photo as `image`, words as `text`, or both") from None
 
-    @app.get("/search", response_model=answers.Recommendations, responses=BAD_VALUE)
+    @app.get("/search", response_model=schemas.Recommendations, responses=BAD_VALUE)
     def search(
         recommender: Ready,
         filters: QueryFilters,
@@ -330,7 +334,7 @@ def create_app(
             raise HTTPException(422, "q: give at least one word")
         return {"results": recommend(recommender, recommender.query(text=q), page, filters)}
 
-    @app.get("/products/{product_id}", response_model=answers.Product, responses=UNKNOWN | BAD_VALUE)
+    @app.get("/products/{product_id}", response_model=schemas.Product, responses=UNKNOWN | BAD_VALUE)
     def product(recommender: Ready, product_id: ProductId):
         """One listing and its photos."""
         row = known_row(recommender, product_id)
@@ -338,13 +342,13 @@ def create_app(
         shown = [{"image_id": image_id, "photo_url": f"/images/{image_id}.jpg"} for image_id in image_ids]
         return recommender.catalogue.product(row) | {"photos": shown}
 
-    @app.get("/products/{product_id}/similar", response_model=answers.Recommendations, responses=UNKNOWN | BAD_VALUE)
+    @app.get("/products/{product_id}/similar", response_model=schemas.Recommendations, responses=UNKNOWN | BAD_VALUE)
     def similar_products(recommender: Ready, product_id: ProductId, filters: QueryFilters, page: QueryPage):
         """The listings most like one of the catalogue's, itself left out."""
         query = recommender.query_of(known_row(recommender, product_id))
         return {"results": recommend(recommender, query, page, filters)}
 
-    @app.get("/filters", response_model=answers.Choices)
+    @app.get("/filters", response_model=schemas.Choices)
     def filters(recommender: Ready):
         """What the filters can be set to."""
         return recommender.catalogue.choices()
@@ -384,7 +388,7 @@ def create_app(
         409: {"model": ErrorMessage, "description": "What is published cannot be served; the old generation goes on"},
     }
 
-    @app.post("/admin/reload", response_model=answers.Reloaded, responses=admin_errors, dependencies=[Depends(check_key)])
+    @app.post("/admin/reload", response_model=schemas.Reloaded, responses=admin_errors, dependencies=[Depends(check_key)])
     def reload():
         """Switch to what is published now, without waiting for the next look at it; other workers follow in a second."""
         try:
@@ -431,15 +435,15 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="data", type=Path, help="folder of all stages (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: %(default)s)")
-    parser.add_argument("--port", default=8080, type=flags.not_negative, help="port to listen on (default: %(default)s)")
-    flags.add_runtime(parser, model.RUNTIMES)
+    parser.add_argument("--port", default=8080, type=cli.not_negative, help="port to listen on (default: %(default)s)")
+    cli.add_runtime(parser, photo_model.RUNTIMES)
     parser.add_argument(
         "--max-upload-bytes",
         default=MAX_UPLOAD_BYTES,
-        type=flags.positive,
+        type=cli.positive,
         help="largest request accepted (default: %(default)s)",
     )
-    parser.add_argument("--workers", default=1, type=flags.positive, help="processes (default: %(default)s)")
+    parser.add_argument("--workers", default=1, type=cli.positive, help="processes (default: %(default)s)")
     parser.add_argument("--api-key", help=f"key of /admin/ (default: the environment's {KEY_VARIABLE}, which ps does not show)")
     parser.add_argument("--private", action="store_true", help="answer nothing without the key")
     parser.add_argument(
@@ -503,7 +507,7 @@ def run(args: argparse.Namespace) -> dict:
             server = uvicorn.Server(uvicorn.Config(create_app(on_failure=give_up, **settings), **serving))
             server.run(sockets=[connection])
         else:
-            storage.current_generation(args.data / "index")
+            generation_files.current_generation(args.data / "index")
             app = functools.partial(create_app, on_failure=end_worker, **settings)
             patience = {"timeout_worker_healthcheck": service.WORKER_START_S}
             config = uvicorn.Config(app, factory=True, workers=args.workers, **serving, **patience)
@@ -514,7 +518,7 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def main(argv=None) -> int:
-    return errors.exit_code(run, parse_args(argv))
+    return cli.exit_code(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -26,13 +26,16 @@ import orjson
 import pandas as pd
 from tqdm import tqdm
 
-from marketplace import catalogue, changes, errors, flags, listings, search, storage
-from marketplace.changes import Rows
-from marketplace.errors import StageError
+from marketplace.cleaning import listings
+from marketplace.files import atomic, changes, cli, generations, reading, stages
+from marketplace.files.changes import Rows
+from marketplace.files.stages import StageError
+from marketplace.retrieval import catalogue
+from marketplace.retrieval import vectors as vector_search
 
 if TYPE_CHECKING:
-    from marketplace import ranking
-    from marketplace.recommender import Recommender
+    from marketplace.retrieval import ranking
+    from marketplace.retrieval.recommender import Recommender
 
 JUDGED_LISTINGS = 600  # of the validation split, asked about to fit the ranker
 LISTINGS_AT_A_TIME = 16_384  # read, counted and written to the catalogue
@@ -105,15 +108,15 @@ class Entries:
     def read(cls, data_dir: Path, own_embeddings: Path | None) -> "Entries":
         """StageError when what the stages wrote does not fit together, or holds no photo."""
         folder, table = data_dir / "embeddings", data_dir / "tabular" / "products.csv"
-        storage.check_outputs(data_dir, "tabular", table.name, RECORDS)
-        storage.check_inputs(data_dir, "dataset")
-        storage.check_inputs(data_dir, "embeddings")
-        storage.check_outputs(data_dir, "dataset", *(f"{name}.{kind}" for name in HASHED for kind in ("csv", "npy")))
+        stages.check_outputs(data_dir, "tabular", table.name, RECORDS)
+        stages.check_inputs(data_dir, "dataset")
+        stages.check_inputs(data_dir, "embeddings")
+        stages.check_outputs(data_dir, "dataset", *(f"{name}.{kind}" for name in HASHED for kind in ("csv", "npy")))
         names = ("image_ids.json", "product_ids.json", "vectors.npy", "text_vectors.npy", "probabilities.npy")
-        storage.check_outputs(data_dir, "embeddings", *names)
-        records = storage.read_array(data_dir / "tabular" / RECORDS)
-        known, photos = (storage.read_array(data_dir / "dataset" / f"{name}.npy") for name in HASHED)
-        vectors, text_vectors = (storage.read_array(folder / f"{name}.npy") for name in ("vectors", "text_vectors"))
+        stages.check_outputs(data_dir, "embeddings", *names)
+        records = reading.read_array(data_dir / "tabular" / RECORDS)
+        known, photos = (reading.read_array(data_dir / "dataset" / f"{name}.npy") for name in HASHED)
+        vectors, text_vectors = (reading.read_array(folder / f"{name}.npy") for name in ("vectors", "text_vectors"))
         # Their ids are those of the tables that they were made from, in the same order.
         for name, found, wanted in (("photos", vectors, photos), ("listings", text_vectors, records)):
             if len(found) != len(wanted):
@@ -123,7 +126,7 @@ class Entries:
             image_ids, vectors = read_dictionary(own_embeddings)
             image_hashes = changes.hashes(image_ids)
         else:
-            image_ids, image_hashes = storage.read_json(folder / "image_ids.json"), photos["image_id"]
+            image_ids, image_hashes = reading.read_json(folder / "image_ids.json"), photos["image_id"]
         if not image_ids:
             raise StageError(f"{folder} holds no photo: check that the photos' names are the ids in Images.csv")
         in_dataset = changes.positions(image_hashes, photos["image_id"])
@@ -161,7 +164,7 @@ class Entries:
         of_photos = self.image_hashes ^ changes.vector_hashes(self.vectors)
         of_listings = self.records["content"] ^ changes.vector_hashes(self.text_vectors)
         for array in (self.vectors, self.text_vectors):
-            storage.release(array)
+            reading.release(array)
         of_strangers = self.image_hashes[self.owners >= len(self.records)]
         keys = {"photos": of_photos, "listings": np.append(of_listings, of_strangers)}
         return {name: np.maximum(of_kind, np.uint64(1)) for name, of_kind in keys.items()}
@@ -190,8 +193,9 @@ def judge(recommender: "Recommender", splits: np.ndarray, probabilities: np.ndar
     never by its own category. An answer of the same full category path is of grade 2, of the same main category 1.
     splits: (rows,) of the catalogue's listings, by name; probabilities: (N, C) of its photos.
     """
-    from marketplace import ranking
-    from marketplace.recommender import CANDIDATES, WINDOW
+    pass
+    from marketplace.retrieval import ranking
+    from marketplace.retrieval.recommender import CANDIDATES, WINDOW
 
     allowed = splits == "train"
     asked = np.flatnonzero(splits == "validation")
@@ -233,13 +237,13 @@ def fit_ranker(folder: Path, entries: Entries, probabilities: np.ndarray | None)
     folder: of a generation whose rows are the entries; probabilities: (N, C) of its photos, None where there are too few listings
     or the photos' vectors are others'.
     """
-    from marketplace import ranking  # these two import more than an update needs
-    from marketplace.recommender import Recommender
+    from marketplace.retrieval import ranking  # these two import more than an update needs
+    from marketplace.retrieval.recommender import Recommender
 
     background = {}
     for kind, vectors in (("photo", entries.vectors), ("text", entries.text_vectors)):
         background[kind] = ranking.background_cosine(vectors)
-        storage.release(vectors)
+        reading.release(vectors)
     ranking.Ranker.by_hand(background).save(folder / "ranker.json")
     if probabilities is None:
         return {"chosen": "by_hand"}
@@ -259,11 +263,11 @@ class Published:
     def of(cls, index_dir: Path) -> "Published | None":
         """None when there is none, or it is of another version of this program."""
         try:
-            folder = storage.current_generation(index_dir)
-            report = storage.read_json(folder / "report.json")
+            folder = generations.current_generation(index_dir)
+            report = reading.read_json(folder / "report.json")
         except StageError:
             return None
-        return cls(folder, report) if report.get("schema") == storage.SCHEMA_VERSION else None
+        return cls(folder, report) if report.get("schema") == stages.SCHEMA_VERSION else None
 
     def follows(
         self, settings: dict, keys: dict[str, np.ndarray], kind: str, max_memory_bytes: int | None
@@ -275,11 +279,11 @@ class Published:
         """
         if self.report["settings"] != settings or not self.is_whole():
             return None
-        rows = {name: Rows.plan(keys[name], storage.read_array(self.folder / KEYS[name])) for name in KEYS}
+        rows = {name: Rows.plan(keys[name], reading.read_array(self.folder / KEYS[name])) for name in KEYS}
         for name, file_name in INDEXES.items():
-            index = search.read(self.folder / file_name, mapped=True)
+            index = vector_search.read(self.folder / file_name, mapped=True)
             own_kind = kind if name == "photos" else "auto"
-            if search.rebuild_is_due(index, rows[name].total, len(keys[name]), self.report["built_rows"][name], own_kind):
+            if vector_search.rebuild_is_due(index, rows[name].total, len(keys[name]), self.report["built_rows"][name], own_kind):
                 return None
         built = (self.folder / INDEXES["photos"]).stat().st_size
         grown = built * rows["photos"].total / self.report["built_rows"]["photos"]
@@ -299,7 +303,7 @@ class Published:
         recorded = self.report["files"]
         wanted = {name: recorded[name] for name in names or recorded}
         try:
-            return storage.digests(self.folder, *wanted) == wanted
+            return stages.digests(self.folder, *wanted) == wanted
         except StageError:
             return False
 
@@ -307,13 +311,15 @@ class Published:
 def write_index(previous: Path, folder: Path, kind: str, vectors: np.ndarray, rows: Rows) -> None:
     """Link the index and vectors of the last full build, and write those of what was added since, (n, D) `vectors` just now."""
     index_name, vectors_name = INDEXES[kind], VECTORS[kind]
-    indexes = [search.read(path, mapped=position == 0) for position, path in enumerate(storage.parts(previous / index_name))]
+    indexes = [
+        vector_search.read(path, mapped=position == 0) for position, path in enumerate(generations.parts(previous / index_name))
+    ]
     for name in (index_name, vectors_name):
-        storage.link(previous / name, folder / name)
-    before = [storage.read_array(path) for path in storage.parts(previous / vectors_name)[1:]]
-    added = search.extend(indexes[0], indexes[1] if indexes[1:] else None, vectors, rows.before)
-    faiss.write_index(added, str(folder / storage.added(index_name)))
-    storage.write_array(folder / storage.added(vectors_name), np.concatenate([*before, vectors]))
+        generations.link(previous / name, folder / name)
+    before = [reading.read_array(path) for path in generations.parts(previous / vectors_name)[1:]]
+    added = vector_search.extend(indexes[0], indexes[1] if indexes[1:] else None, vectors, rows.before)
+    faiss.write_index(added, str(folder / generations.added(index_name)))
+    atomic.write_array(folder / generations.added(vectors_name), np.concatenate([*before, vectors]))
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -321,11 +327,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--data", default="data", type=Path, help="folder of all stages (default: %(default)s)")
     parser.add_argument("--embeddings", type=Path, help="JSON of photo vectors to use (default: those of extract_embeddings.py)")
     parser.add_argument(
-        "--kind", default="auto", choices=search.KINDS, help="auto: flat up to 20,000 photos (default: %(default)s)"
+        "--kind", default="auto", choices=vector_search.KINDS, help="auto: flat up to 20,000 photos (default: %(default)s)"
     )
     parser.add_argument(
         "--max-memory",
-        type=flags.positive,
+        type=cli.positive,
         help="bytes the photo index may take: 8 bits a dimension, else 4 (default: no limit)",
     )
     parser.add_argument("--recall", default=0.95, type=float, help="recall@10 that ivf is tuned to (default: %(default)s)")
@@ -341,18 +347,18 @@ def parse_args(argv=None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> dict:
     entries = Entries.read(args.data, args.embeddings)
     names = ("vectors.npy", "probabilities.npy", "image_ids.json", "text_vectors.npy", "product_ids.json")
-    inputs = storage.digests(
+    inputs = stages.digests(
         args.data,
         *("tabular/products.csv", "dataset/training_data.csv", "dataset/listings.csv"),
         *(f"embeddings/{name}" for name in names),
     )
-    model_files = storage.read_manifest(args.data / "model")["digests"]  # all that serving needs of it
-    models = storage.digests(args.data, *(f"model/{name}" for name in model_files))
+    model_files = stages.read_manifest(args.data / "model")["digests"]  # all that serving needs of it
+    models = stages.digests(args.data, *(f"model/{name}" for name in model_files))
     inputs |= models
     if args.embeddings:
-        inputs["--embeddings"] = storage.digest(args.embeddings)
+        inputs["--embeddings"] = stages.digest(args.embeddings)
     arguments = {"kind": args.kind, "recall": args.recall, "max_memory": args.max_memory}
-    stage = storage.Stage(args.data / "index", arguments | {"full": args.full}, inputs)
+    stage = stages.Stage(args.data / "index", arguments | {"full": args.full}, inputs)
     published = Published.of(stage.folder)
     is_current = (done := stage.finished()) and published and done["generation"] == published.folder.name
     if is_current and (not args.full or published.is_whole()):  # --full may be asked for because files are damaged
@@ -362,7 +368,7 @@ def run(args: argparse.Namespace) -> dict:
     dimension = int(entries.vectors.shape[1])
     settings = {"arguments": arguments, "models": models, "own_embeddings": bool(args.embeddings), "dimension": dimension}
     keys = entries.keys()
-    key = hashlib.sha256(json.dumps([arguments, inputs, storage.SCHEMA_VERSION]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([arguments, inputs, stages.SCHEMA_VERSION]).encode()).hexdigest()
     rows = published.follows(settings, keys, args.kind, args.max_memory) if published and not args.full else None
     if rows and published.report["key"] == key:  # published by a run that was killed before it could say so
         return finish(stage, published.folder.name, published.report)
@@ -370,14 +376,14 @@ def run(args: argparse.Namespace) -> dict:
     name = hashlib.sha256(f"{key} {updated.folder.name}".encode()).hexdigest()[:12] if updated else key[:12]
     rows = rows or {kind: Rows.plan(of_kind) for kind, of_kind in keys.items()}
     of_photos, of_listings = rows["photos"], rows["listings"]
-    with storage.new_generation(stage.folder, name) as folder:
+    with generations.new_generation(stage.folder, name) as folder:
         if updated:
             write_index(updated.folder, folder, "photos", entries.vectors[of_photos.added], of_photos)
             write_index(updated.folder, folder, "listings", entries.text_vectors_at(of_listings.added), of_listings)
         else:
             build_indexes(folder, entries, args)
         for kind, file_name in KEYS.items():
-            storage.write_array(folder / file_name, rows[kind].spread(keys[kind], 0))
+            atomic.write_array(folder / file_name, rows[kind].spread(keys[kind], 0))
         catalogue.write(
             folder,
             entries.products(of_listings.added),
@@ -388,7 +394,7 @@ def run(args: argparse.Namespace) -> dict:
             updated and updated.folder,
         )
         for file_name in model_files:  # a generation's models must outlive a retraining
-            storage.link(args.data / "model" / file_name, folder / file_name)
+            generations.link(args.data / "model" / file_name, folder / file_name)
         ranker_started_s = time.perf_counter()
         enough = np.count_nonzero(entries.splits() == "validation") >= LEAST_JUDGED
         if published and published.ranks_alike(settings) and (updated or published.ranks_by_fit() or not enough):
@@ -396,7 +402,7 @@ def run(args: argparse.Namespace) -> dict:
             fitted = published.report["ranker"]
         else:
             by_fit = enough and not args.embeddings
-            probabilities = storage.read_array(args.data / "embeddings" / "probabilities.npy") if by_fit else None
+            probabilities = reading.read_array(args.data / "embeddings" / "probabilities.npy") if by_fit else None
             fitted = fit_ranker(folder, entries, probabilities)
         ranker_seconds = round(time.perf_counter() - ranker_started_s, 2)
         report = {
@@ -411,19 +417,19 @@ def run(args: argparse.Namespace) -> dict:
             "own_embeddings": bool(args.embeddings),
             "ranker": fitted,
             "settings": settings,
-            "schema": storage.SCHEMA_VERSION,
+            "schema": stages.SCHEMA_VERSION,
             "key": key,
             "built_rows": updated.report["built_rows"] if updated else {kind: of.total for kind, of in rows.items()},
         }
         live = np.zeros(of_photos.total, bool)
         live[of_photos.of] = True
-        index = search.VectorIndex.open(folder / INDEXES["photos"], folder / VECTORS["photos"], live)
-        index_bytes = sum(path.stat().st_size for path in storage.parts(folder / INDEXES["photos"]))
-        report["index"] = search.measure(index, UPDATE_QUERIES if updated else search.RECALL_QUERIES)
+        index = vector_search.VectorIndex.open(folder / INDEXES["photos"], folder / VECTORS["photos"], live)
+        index_bytes = sum(path.stat().st_size for path in generations.parts(folder / INDEXES["photos"]))
+        report["index"] = vector_search.measure(index, UPDATE_QUERIES if updated else vector_search.RECALL_QUERIES)
         report["index"]["bytes_per_vector"] = round(index_bytes / of_photos.total, 1)
         report["files"] = digests_of(folder, updated)
         seconds = {"ranker_seconds": ranker_seconds, "build_seconds": round(time.perf_counter() - started_s, 2)}
-        storage.write_json(folder / "report.json", report | seconds)
+        atomic.write_json(folder / "report.json", report | seconds)
     return finish(stage, name, report)
 
 
@@ -432,9 +438,9 @@ def build_indexes(folder: Path, entries: Entries, args: argparse.Namespace) -> N
     texts = entries.text_vectors_at(np.arange(len(entries.duplicates))) if entries.strangers else entries.text_vectors
     settings = {"photos": (entries.vectors, args.kind, args.recall, args.max_memory), "listings": (texts, "auto", args.recall)}
     for kind, (vectors, *of_kind) in settings.items():
-        storage.write_array(folder / VECTORS[kind], vectors)
-        faiss.write_index(search.build(vectors, *of_kind), str(folder / INDEXES[kind]))
-        storage.release(vectors)
+        atomic.write_array(folder / VECTORS[kind], vectors)
+        faiss.write_index(vector_search.build(vectors, *of_kind), str(folder / INDEXES[kind]))
+        reading.release(vectors)
 
 
 def digests_of(folder: Path, updated: Published | None) -> dict[str, str]:
@@ -443,12 +449,12 @@ def digests_of(folder: Path, updated: Published | None) -> dict[str, str]:
     return {
         path.name: known[path.name]
         if path.name in known and os.path.samefile(path, updated.folder / path.name)
-        else storage.digest(path)
+        else stages.digest(path)
         for path in sorted(folder.iterdir())
     }
 
 
-def finish(stage: storage.Stage, name: str, report: dict) -> dict:
+def finish(stage: stages.Stage, name: str, report: dict) -> dict:
     """The stage's summary of a generation that is published, by its report."""
     files = sorted(path.name for path in (stage.folder / name).iterdir())
     summary = {field: report[field] for field in SUMMARY} | {"recall_at_10": report["index"]["recall_at_10"]}
@@ -456,7 +462,7 @@ def finish(stage: storage.Stage, name: str, report: dict) -> dict:
 
 
 def main(argv=None) -> int:
-    return errors.exit_code(run, parse_args(argv))
+    return cli.exit_code(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -30,8 +30,9 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 from tqdm import tqdm
 
-from marketplace import errors, listings, photos, storage
-from marketplace.errors import StageError
+from marketplace.cleaning import listings, photos
+from marketplace.files import atomic, cli, s3, stages
+from marketplace.files.stages import StageError
 
 IMAGE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")  # a file's stem; the export's are UUIDs
 NOT_PHOTOS = {".csv", ".db", ".ini", ".json", ".md", ".txt", ".zip"}  # suffixes of what lies beside photos
@@ -78,14 +79,14 @@ def list_source(uri: str, cache_dir: Path, max_zip_bytes: int) -> Source:
     """
     _open_zip.cache_clear()
     zip_path = None
-    if storage.is_s3(uri) and not uri.lower().endswith(".zip"):
+    if s3.is_s3(uri) and not uri.lower().endswith(".zip"):
         prefix = uri if uri.endswith("/") else uri + "/"
-        found = [Photo(o.uri.removeprefix(prefix), o.uri, f"{o.etag}-{o.size}", o.size) for o in storage.list_objects(prefix)]
+        found = [Photo(o.uri.removeprefix(prefix), o.uri, f"{o.etag}-{o.size}", o.size) for o in s3.list_objects(prefix)]
         found = [photo for photo in found if not photo.name.endswith("/") and photo.name]  # folder markers
-    elif not storage.is_s3(uri) and Path(uri).is_dir():
+    elif not s3.is_s3(uri) and Path(uri).is_dir():
         found = list(_folder_photos(Path(uri)))
     else:
-        zip_path = storage.local_file(uri, cache_dir)
+        zip_path = s3.local_file(uri, cache_dir)
         found = _zip_photos(zip_path, max_zip_bytes)
     kept = sorted((photo for photo in found if _may_be_photo(photo.name)), key=lambda photo: photo.name)
     if not kept:
@@ -102,7 +103,7 @@ def _folder_photos(folder: Path) -> Iterator[Photo]:
             continue
         # By content: a rewritten photo is noticed whatever its size and time, and a copied folder is the same source.
         try:
-            yield Photo(name, str(path), storage.digest(path), path.stat().st_size)
+            yield Photo(name, str(path), stages.digest(path), path.stat().st_size)
         except OSError as error:
             yield Photo(name, str(path), f"unreadable: {error.strerror}", 0)
 
@@ -185,14 +186,14 @@ def _read(photo: Photo, zip_path: str | None) -> bytes:
     if zip_path:
         archive = _open_zip(zip_path)
         return archive.read(archive.infolist()[photo.place])
-    if storage.is_s3(photo.place):
-        return storage.read_object(photo.place)
+    if s3.is_s3(photo.place):
+        return s3.read_object(photo.place)
     return Path(photo.place).read_bytes()
 
 
 def _clean_chunk(chunk: list[Photo], zip_path: str | None, settings: photos.CleanSettings) -> list[tuple[dict, bytes]]:
     clean_one = functools.partial(clean_photo, zip_path=zip_path, settings=settings)
-    if zip_path or not storage.is_s3(chunk[0].place):
+    if zip_path or not s3.is_s3(chunk[0].place):
         return [clean_one(photo) for photo in chunk]
     with ThreadPoolExecutor(S3_READERS) as pool:  # the network's delay, not the processor, is what takes time
         return list(pool.map(clean_one, chunk))
@@ -246,7 +247,7 @@ def clean_all(
 
 def _record_key(photo: Photo, settings: photos.CleanSettings) -> str:
     """Changes with the photo, the settings and the meaning of the files."""
-    key = [storage.SCHEMA_VERSION, settings.as_dict(), photo.identity]
+    key = [stages.SCHEMA_VERSION, settings.as_dict(), photo.identity]
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
@@ -313,7 +314,7 @@ def run(args: argparse.Namespace) -> dict:
     folder = args.data / "images"
     source = list_source(_photos_uri(args, folder), args.data / "raw" / "s3", args.max_zip_bytes)
     listing = hashlib.sha256(json.dumps([[photo.name, photo.identity] for photo in source.photos]).encode()).hexdigest()
-    stage = storage.Stage(folder, args.settings.as_dict(), {"photos": listing})
+    stage = stages.Stage(folder, args.settings.as_dict(), {"photos": listing})
     if done := stage.finished():
         _check_rejected(done, args, folder)
         return done
@@ -329,7 +330,7 @@ def run(args: argparse.Namespace) -> dict:
         if _is_done(earlier.get(image_id), keys[image_id], folder / f"{image_id}.jpg")
     }
     reused = len(records)
-    storage.write_bytes(folder / PROGRESS, "".join(map(_line, records.values())).encode())
+    atomic.write_bytes(folder / PROGRESS, "".join(map(_line, records.values())).encode())
     todo = [photo for image_id, photo in readable.items() if image_id not in records]
     results = clean_all(todo, source.zip_path, args.settings, args.workers)
     with open(folder / PROGRESS, "a", encoding="utf-8", buffering=1) as progress, contextlib.closing(results):
@@ -345,8 +346,8 @@ def run(args: argparse.Namespace) -> dict:
     table = pd.DataFrame(rows, columns=COLUMNS, dtype=str).fillna("").sort_values(["image_id", "source"], kind="stable")
     kept = set(table.image_id[table.status == "ok"])
     removed = _remove_others(folder, kept)
-    storage.write_csv(folder / "photos.csv", table)
-    storage.write_bytes(folder / PROGRESS, "".join(_line(records[image_id]) for image_id in sorted(records)).encode())
+    atomic.write_csv(folder / "photos.csv", table)
+    atomic.write_bytes(folder / PROGRESS, "".join(_line(records[image_id]) for image_id in sorted(records)).encode())
     reasons = Counter(table.reason[table.status == "rejected"])
     counts = {
         "seen": len(source.photos),
@@ -369,7 +370,7 @@ def _photos_uri(args: argparse.Namespace, folder: Path) -> str:
         raise StageError(
             f"{args.data / 'raw'} holds neither images/ nor images_fb.zip: put the photos there, or name them with --photos"
         )
-    if not storage.is_s3(args.photos):
+    if not s3.is_s3(args.photos):
         path = Path(args.photos)
         if not path.exists():
             raise StageError(f"{path} does not exist: give the photos' folder, .zip or s3:// URI with --photos")
@@ -380,7 +381,7 @@ def _photos_uri(args: argparse.Namespace, folder: Path) -> str:
 
 def _write_jpeg(path: Path, jpeg: bytes) -> None:
     """Whole or not at all; not flushed one by one, as what a power cut spoils no longer fits its record and is done again."""
-    temporary = path.with_name(f".{path.name}{storage.TEMPORARY_SUFFIX}")
+    temporary = path.with_name(f".{path.name}{atomic.TEMPORARY_SUFFIX}")
     temporary.write_bytes(jpeg)
     os.replace(temporary, path)
 
@@ -408,7 +409,7 @@ def _remove_others(folder: Path, kept: Iterable[str]) -> int:
 def _check_rejected(counts: Mapping, args: argparse.Namespace, folder: Path) -> None:
     """StageError, and no manifest, when too large a share of the photos was rejected."""
     if counts["rejected"] > args.max_rejected * counts["seen"]:
-        (folder / storage.MANIFEST).unlink(missing_ok=True)
+        (folder / stages.MANIFEST).unlink(missing_ok=True)
         raise StageError(
             f"{counts['rejected']} of {counts['seen']} photos were rejected, more than --max-rejected {args.max_rejected:g}: "
             f"see the reasons in {folder / 'photos.csv'}"
@@ -416,7 +417,7 @@ def _check_rejected(counts: Mapping, args: argparse.Namespace, folder: Path) -> 
 
 
 def main(argv: list[str] | None = None) -> int:
-    return errors.exit_code(run, parse_args(argv))
+    return cli.exit_code(run, parse_args(argv))
 
 
 if __name__ == "__main__":

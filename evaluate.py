@@ -24,9 +24,12 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from marketplace import errors, flags, listings, metrics, photos, ranking, storage
-from marketplace.errors import StageError
-from marketplace.recommender import Recommender
+from marketplace import metrics
+from marketplace.cleaning import listings, photos, pictures
+from marketplace.files import atomic, cli, generations, reading, stages
+from marketplace.files.stages import StageError
+from marketplace.retrieval import ranking
+from marketplace.retrieval.recommender import Recommender
 
 RESAMPLES = 2_000  # of the bootstrap: the ends of its intervals then vary by about a twentieth of their width
 PERMUTATIONS = 9_999
@@ -94,7 +97,7 @@ class Catalogue:
 def read(data_dir: Path, max_queries: int, seed: int) -> Catalogue:
     """Raises StageError when stages are missing or do not fit, or the test split is empty."""
     products = listings.read_products(data_dir / "tabular")
-    split = storage.read_csv(data_dir / "dataset" / "listings.csv").set_index("product_id")
+    split = reading.read_csv(data_dir / "dataset" / "listings.csv").set_index("product_id")
     products[["cluster", "split"]] = split.loc[products["product_id"], ["cluster", "split"]].to_numpy()  # whatever it holds
     tests = np.flatnonzero(products["split"] == "test")
     if not len(tests):
@@ -103,14 +106,14 @@ def read(data_dir: Path, max_queries: int, seed: int) -> Catalogue:
         )
     if len(tests) > max_queries:
         tests = np.sort(np.random.default_rng(seed).choice(tests, max_queries, replace=False))
-    table = storage.read_csv(data_dir / "dataset" / "training_data.csv").astype({"label": int})
+    table = reading.read_csv(data_dir / "dataset" / "training_data.csv").astype({"label": int})
     arrays = {}
     for name in ("embeddings/vectors", "embeddings/probabilities", "features/plain"):
         path = data_dir / f"{name}.npy"
-        arrays[name] = storage.read_array(path)
-        ids = storage.read_json(path.with_name("image_ids.json"))
+        arrays[name] = reading.read_array(path)
+        ids = reading.read_json(path.with_name("image_ids.json"))
         if ids != table["image_id"].tolist() or len(arrays[name]) != len(ids):
-            script = storage.SCRIPTS[path.parent.name]
+            script = stages.SCRIPTS[path.parent.name]
             raise StageError(f"{path} holds other photos than the dataset: run python {script} again")
     table["product_row"] = pd.Index(products["product_id"]).get_indexer(table["product_id"])
     table["pixels"] = photos.pixel_digests(data_dir / "images", table["image_id"])
@@ -118,7 +121,7 @@ def read(data_dir: Path, max_queries: int, seed: int) -> Catalogue:
     return Catalogue(
         products,
         table,
-        storage.read_json(storage.current_generation(data_dir / "index") / "image_model.json")["classes"],
+        reading.read_json(generations.current_generation(data_dir / "index") / "image_model.json")["classes"],
         listings.texts(products.iloc[tests]),
         *arrays.values(),
         tests,
@@ -426,7 +429,7 @@ def draw_gallery(known: Catalogue, answers: list[Answered], images_dir: Path, se
             tiles.append((jpeg, leaf[row], FRAMES[grade]))
         tiles += [(blank.getvalue(), "", None)] * (GALLERY_ANSWERS - len(answer.product_rows[:GALLERY_ANSWERS]))
     sheet = io.BytesIO()
-    photos.contact_sheet(tiles, GALLERY_ANSWERS + 1, GALLERY_TILE_PX).save(sheet, "PNG")
+    pictures.contact_sheet(tiles, GALLERY_ANSWERS + 1, GALLERY_TILE_PX).save(sheet, "PNG")
     return sheet.getvalue()
 
 
@@ -528,26 +531,26 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="data", type=Path, help="folder of all stages (default: %(default)s)")
     parser.add_argument(
-        "--max-queries", default=2000, type=flags.positive, help="test listings measured, drawn by seed (default: %(default)s)"
+        "--max-queries", default=2000, type=cli.positive, help="test listings measured, drawn by seed (default: %(default)s)"
     )
-    parser.add_argument("--seed", default=0, type=flags.not_negative, help="of every draw (default: %(default)s)")
+    parser.add_argument("--seed", default=0, type=cli.not_negative, help="of every draw (default: %(default)s)")
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> dict:
     for stage_name in ("dataset", "embeddings", "index"):
-        storage.check_inputs(args.data, stage_name)
-    storage.check_inputs(args.data, "model", ["tabular/labels.json"])  # its labels' numbers are compared with the listings'
+        stages.check_inputs(args.data, stage_name)
+    stages.check_inputs(args.data, "model", ["tabular/labels.json"])  # its labels' numbers are compared with the listings'
     names = (
         *("tabular/products.csv", "dataset/listings.csv", "dataset/training_data.csv", "images/photos.csv"),
         *("embeddings/image_ids.json", "embeddings/vectors.npy", "embeddings/probabilities.npy"),
         *("features/image_ids.json", "features/plain.npy", "index/current.json"),
     )
     arguments = {"max_queries": args.max_queries, "seed": args.seed}
-    stage = storage.Stage(args.data / "evaluation", arguments, storage.digests(args.data, *names))
+    stage = stages.Stage(args.data / "evaluation", arguments, stages.digests(args.data, *names))
     if done := stage.finished():
         return done
-    recommender = Recommender(storage.current_generation(args.data / "index"))
+    recommender = Recommender(generations.current_generation(args.data / "index"))
     if not recommender.takes_photos:
         raise StageError(f"{args.data / 'index'} holds vectors of your own: run python build_index.py without --embeddings")
     known = read(args.data, args.max_queries, args.seed)
@@ -592,17 +595,17 @@ def run(args: argparse.Namespace) -> dict:
         "measured_priced": int(table["price"].between(*metrics.PRICE_BOUNDS).sum()),
         "compared": int(table[["ndcg_at_10_photo", "ndcg_at_10_text"]].notna().all(axis=1).sum()),
     }
-    storage.write_csv(stage.folder / "listings.csv", table)
-    storage.write_bytes(stage.folder / "gallery.png", draw_gallery(known, answers, args.data / "images", args.seed))
+    atomic.write_csv(stage.folder / "listings.csv", table)
+    atomic.write_bytes(stage.folder / "gallery.png", draw_gallery(known, answers, args.data / "images", args.seed))
     report = write_report(figures, counts, guesses, known.classes)
-    storage.write_bytes(stage.folder / "report.md", report.encode())
-    storage.write_json(stage.folder / "report.json", figures | {"counts": counts})
+    atomic.write_bytes(stage.folder / "report.md", report.encode())
+    atomic.write_json(stage.folder / "report.json", figures | {"counts": counts})
     summary = {name: figures[name] and figures[name]["value"] for name in MAIN}
     return stage.finish(counts | summary, ["report.json", "report.md", "gallery.png", "listings.csv"])
 
 
 def main(argv=None) -> int:
-    return errors.exit_code(run, parse_args(argv))
+    return cli.exit_code(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,11 @@ import numpy as np
 import orjson
 from tqdm import tqdm
 
-from marketplace import errors, flags, listings, model, photos, storage, table_models
-from marketplace.errors import StageError
+from marketplace.cleaning import listings, photos
+from marketplace.files import atomic, cli, reading, stages
+from marketplace.files.stages import StageError
+from marketplace.models import photo_model as model
+from marketplace.models import text_model
 
 SHARD = 2_000  # photos or texts: what a killed run loses at most
 CPU_BATCH, CUDA_BATCH = 4, 64  # photos a forward pass: the fastest on each, the first by benchmarks/extract_embeddings.py
@@ -59,7 +62,7 @@ class Shards:
                 rows["key"] = keys[positions]
                 for field, values in compute(positions, progress).items():
                     rows[field] = values
-                storage.write_array(self.folder / f"{self.prefix}{number:06d}.npy", rows)
+                atomic.write_array(self.folder / f"{self.prefix}{number:06d}.npy", rows)
                 number += 1
         self._open(keys)
         return len(missing)
@@ -68,7 +71,7 @@ class Shards:
         """Find out which key stands where. A file most of whose rows nobody wants goes: its others are made again."""
         kept = {}
         for path in sorted(self.folder.glob(f"{self.prefix}*.npy")):
-            stored = np.array(storage.read_array(path)["key"])
+            stored = np.array(reading.read_array(path)["key"])
             if np.isin(stored, keys).mean() < 0.5:
                 path.unlink()
             else:
@@ -86,11 +89,11 @@ class Shards:
             chunk = np.empty(len(rows), self.dtype[field])
             for file in np.unique(files):
                 of_file = files == file
-                chunk[of_file] = storage.read_array(self.paths[file])[field][rows[of_file] - self.starts[file]]
+                chunk[of_file] = reading.read_array(self.paths[file])[field][rows[of_file] - self.starts[file]]
             yield chunk
 
     def write(self, field: str, keys: np.ndarray, path: Path) -> None:
-        storage.write_rows(path, len(keys), self.dtype[field], self.read(field, keys))
+        atomic.write_rows(path, len(keys), self.dtype[field], self.read(field, keys))
 
 
 def run_photos(
@@ -121,21 +124,21 @@ def run_photos(
     return vectors, probabilities
 
 
-def embed_photos(stage: storage.Stage, data_dir: Path, image_ids: list[str], args: argparse.Namespace) -> dict:
+def embed_photos(stage: stages.Stage, data_dir: Path, image_ids: list[str], args: argparse.Namespace) -> dict:
     """Write vectors.npy (N, D) of unit rows, probabilities.npy (N, C), and the dictionary; returns what to tell of them."""
     # Before the model is there: what the table takes while it is read is then free for the model.
     keys = photos.pixel_digests(data_dir / "images", image_ids).astype(KEY)
     cores = os.cpu_count() or 1
     photo_model = model.PhotoModel(data_dir / "model", args.runtime, args.device, threads=max(1, cores // args.workers))
-    cleaned_with = storage.read_manifest(data_dir / "images")["arguments"]
+    cleaned_with = stages.read_manifest(data_dir / "images")["arguments"]
     if cleaned_with != photo_model.description.photo:
         raise StageError(
             f"the photos in {data_dir / 'images'} were cleaned with other settings than the model's: run python train.py again"
         )
     batch_size = args.batch_size or (CUDA_BATCH if photo_model.precision == "bf16" else CPU_BATCH)
     stage.begin()
-    made_by = storage.digests(data_dir / "model", model.DESCRIPTION, model.WEIGHTS, model.ONNX, model.INT8)
-    made_by |= {"runtime": photo_model.runtime, "precision": photo_model.precision, "schema": storage.SCHEMA_VERSION}
+    made_by = stages.digests(data_dir / "model", model.DESCRIPTION, model.WEIGHTS, model.ONNX, model.INT8)
+    made_by |= {"runtime": photo_model.runtime, "precision": photo_model.precision, "schema": stages.SCHEMA_VERSION}
     fields = {"vector": photo_model.description.dimension, "probabilities": len(photo_model.description.classes)}
     dtype = np.dtype([("key", KEY), *((name, np.float32, (size,)) for name, size in fields.items())])
     shards = Shards(stage.folder, "photos", made_by, dtype)
@@ -148,7 +151,7 @@ def embed_photos(stage: storage.Stage, data_dir: Path, image_ids: list[str], arg
     embedded = shards.fill(keys, compute, "photo")
     shards.write("vector", keys, stage.folder / "vectors.npy")
     shards.write("probabilities", keys, stage.folder / "probabilities.npy")
-    storage.write_json(stage.folder / "image_ids.json", image_ids, indent=None)
+    atomic.write_json(stage.folder / "image_ids.json", image_ids, indent=None)
     (stage.folder / JSON).unlink(missing_ok=True)
     if not args.no_json:
         write_dictionary(stage.folder / JSON, image_ids, shards.read("vector", keys))
@@ -162,13 +165,13 @@ def embed_photos(stage: storage.Stage, data_dir: Path, image_ids: list[str], arg
     }
 
 
-def embed_texts(stage: storage.Stage, data_dir: Path) -> dict:
+def embed_texts(stage: stages.Stage, data_dir: Path) -> dict:
     """Write text_vectors.npy, (P, T) float32 unit rows; a listing without a known word has a row of zeros."""
-    models = table_models.TableModels.load(data_dir / "model")
+    models = text_model.TableModels.load(data_dir / "model")
     products = listings.read_products(data_dir / "tabular")
     texts = listings.texts(products)
     keys = np.array([hashlib.sha256(text.encode()).hexdigest() for text in texts], KEY)
-    made_by = storage.digests(data_dir / "model", *table_models.FILES)
+    made_by = stages.digests(data_dir / "model", *text_model.FILES)
     dtype = np.dtype([("key", KEY), ("vector", np.float32, models.encode([""]).shape[1:])])
     shards = Shards(stage.folder, "texts", made_by, dtype)
 
@@ -178,14 +181,14 @@ def embed_texts(stage: storage.Stage, data_dir: Path) -> dict:
 
     embedded = shards.fill(keys, compute, "text")
     shards.write("vector", keys, stage.folder / "text_vectors.npy")
-    storage.write_json(stage.folder / "product_ids.json", products["product_id"].tolist(), indent=None)
+    atomic.write_json(stage.folder / "product_ids.json", products["product_id"].tolist(), indent=None)
     return {"listings": len(texts), "listings_embedded": embedded}
 
 
 def write_dictionary(path: Path, image_ids: list[str], chunks: Iterator[np.ndarray]) -> None:
     """{image_id: [floats]}, each float the shortest text that reads back as the same float32; vectors come in chunks."""
     vectors = (vector for chunk in chunks for vector in chunk)
-    with storage.atomic_path(path) as temporary, open(temporary, "wb") as file:
+    with atomic.atomic_path(path) as temporary, open(temporary, "wb") as file:
         file.write(b"{")
         for position, (image_id, vector) in enumerate(zip(image_ids, vectors, strict=True)):
             file.write(b",\n" if position else b"\n")
@@ -197,39 +200,39 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="data", type=Path, help="folder of all stages (default: %(default)s)")
     parser.add_argument(
-        "--batch-size", type=flags.positive, help=f"photos a forward pass (default: {CPU_BATCH}, with CUDA {CUDA_BATCH})"
+        "--batch-size", type=cli.positive, help=f"photos a forward pass (default: {CPU_BATCH}, with CUDA {CUDA_BATCH})"
     )
     parser.add_argument(
         "--workers",
         default=os.cpu_count() or 1,
-        type=flags.positive,
+        type=cli.positive,
         help="threads that decode photos and run the model, the cores shared among them (default: %(default)s)",
     )
     parser.add_argument("--no-json", action="store_true", help=f"leave {JSON} out")
-    flags.add_runtime(parser, model.RUNTIMES)
+    cli.add_runtime(parser, model.RUNTIMES)
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> dict:
-    storage.check_inputs(args.data, "dataset")
+    stages.check_inputs(args.data, "dataset")
     # Listings, and the last of a category, may come and go without a new training; a new category, or split, asks for one.
-    storage.check_inputs(args.data, "model", ["dataset/settings.json"])
+    stages.check_inputs(args.data, "model", ["dataset/settings.json"])
     known = model.Description.load(args.data / "model").classes
     if new := sorted(set(listings.read_classes(args.data / "tabular")) - set(known)):
         raise StageError(f"{args.data / 'model'} does not know the category {new[0]}: run python train.py again")
     names = ("tabular/products.csv", "images/photos.csv", "dataset/training_data.csv", *(f"model/{name}" for name in model.FILES))
-    inputs = storage.digests(args.data, *names)
+    inputs = stages.digests(args.data, *names)
     arguments = {name: getattr(args, name) for name in ("runtime", "device", "batch_size", "no_json")}
-    stage = storage.Stage(args.data / "embeddings", arguments, inputs)
+    stage = stages.Stage(args.data / "embeddings", arguments, inputs)
     if done := stage.finished():
         return done
-    table = storage.read_csv(args.data / "dataset" / "training_data.csv", usecols=["image_id"])
+    table = reading.read_csv(args.data / "dataset" / "training_data.csv", usecols=["image_id"])
     counts = embed_photos(stage, args.data, table["image_id"].tolist(), args) | embed_texts(stage, args.data)
     return stage.finish(counts, OUTPUTS if args.no_json else [*OUTPUTS, JSON], OUTPUTS)
 
 
 def main(argv=None) -> int:
-    return errors.exit_code(run, parse_args(argv))
+    return cli.exit_code(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -35,9 +35,13 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from dataset import ListingPhotos, photo_tensor
-from marketplace import errors, flags, listings, model, network, photos, price_model, quantise, storage, table_models, training
-from marketplace.errors import StageError
+from marketplace.cleaning import listings, photos
+from marketplace.cleaning import pictures as sheets
+from marketplace.files import atomic, cli, reading, stages
+from marketplace.files.stages import StageError
 from marketplace.metrics import PRICE_BOUNDS
+from marketplace.models import backbone, photo_model, price_model, text_model, training
+from marketplace.models import int8 as quantise
 
 EPOCHS = {"head": 30, "last": 6, "all": 6}
 LEARNING_RATE = {"adamw": 1e-3, "sgd": 0.05}
@@ -126,14 +130,14 @@ def loader_of(photos_of_split, args: argparse.Namespace) -> DataLoader:
     return DataLoader(photos_of_split, args.batch_size, num_workers=args.workers)
 
 
-def trunk_features(photo_network: network.PhotoNetwork, views: list, args: argparse.Namespace) -> list[np.ndarray]:
+def trunk_features(photo_network: backbone.PhotoNetwork, views: list, args: argparse.Namespace) -> list[np.ndarray]:
     """(N, D) pooled features of each of `views` (datasets of photos) by the network's trunk as it is."""
-    trunk = network.frozen_trunk(photo_network, args.image_size, args.device)
+    trunk = backbone.frozen_trunk(photo_network, args.image_size, args.device)
     return [forward(trunk, loader_of(view, args)).numpy() for view in views]
 
 
 def starting_features(
-    photo_network: network.PhotoNetwork, every: ListingPhotos, args: argparse.Namespace
+    photo_network: backbone.PhotoNetwork, every: ListingPhotos, args: argparse.Namespace
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The untrained trunk's features of every photo, and of the mirrored ones when only a head is trained: (N, D) each.
 
@@ -143,19 +147,19 @@ def starting_features(
     arguments |= {"image_size": args.image_size, "mirrored": args.finetune == "head"}
     image_ids = every.table["image_id"].tolist()
     arguments["image_ids"] = hashlib.sha256(json.dumps(image_ids).encode()).hexdigest()
-    inputs = storage.digests(args.data, "images/photos.csv")
+    inputs = stages.digests(args.data, "images/photos.csv")
     if args.weights not in ("imagenet", "none"):
-        inputs["--weights"] = storage.digest(Path(args.weights))
-    stage = storage.Stage(args.data / "features", arguments, inputs)
+        inputs["--weights"] = stages.digest(Path(args.weights))
+    stage = stages.Stage(args.data / "features", arguments, inputs)
     names = ["plain.npy", "mirrored.npy"][: 1 + arguments["mirrored"]]
     if not stage.finished():
         stage.begin()
         views = [every, _Mirrored(every)][: len(names)]
         for name, features in zip(names, trunk_features(photo_network, views, args), strict=True):
-            storage.write_array(stage.folder / name, features)
-        storage.write_json(stage.folder / "image_ids.json", image_ids, indent=None)
+            atomic.write_array(stage.folder / name, features)
+        atomic.write_json(stage.folder / "image_ids.json", image_ids, indent=None)
         stage.finish({"photos": len(every), "dimension": photo_network.head.in_features}, [*names, "image_ids.json"])
-    arrays = [np.array(storage.read_array(stage.folder / name)) for name in names]
+    arrays = [np.array(reading.read_array(stage.folder / name)) for name in names]
     return arrays[0], arrays[1] if arguments["mirrored"] else None
 
 
@@ -169,15 +173,15 @@ def coded_photos(
 
 
 def train_photo_model(
-    photo_network: network.PhotoNetwork, args: argparse.Namespace, settings: dict, ranks: training.Ranks, key: str
-) -> tuple[model.Description, dict, list[dict], np.ndarray] | None:
+    photo_network: backbone.PhotoNetwork, args: argparse.Namespace, settings: dict, ranks: training.Ranks, key: str
+) -> tuple[photo_model.Description, dict, list[dict], np.ndarray] | None:
     """Train the network in place: its head or all of it, then the embedding that retrieves best on validation.
 
     settings: how the photos were cleaned; key: names the run for its checkpoint.
     Returns the description, the embeddings' figures, what each epoch measured, and (N, D) features of every photo; None on
     other ranks than 0.
     """
-    mean, std = (list(values) for values in network.normalisation(args.backbone))
+    mean, std = (list(values) for values in backbone.normalisation(args.backbone))
     plain = evaluation_transform(args.image_size, mean, std)
     every = ListingPhotos(args.data, None, plain)
     splits = {name: ListingPhotos(args.data, name, plain) for name in ("train", "validation")}
@@ -211,7 +215,7 @@ def train_photo_model(
             )
         chosen, figures = training.choose_embedder(candidates, started, queries)
     else:
-        photo_network.embedder = network.Projection(photo_network.head.in_features, args.embedding_size, power=True).to(
+        photo_network.embedder = backbone.Projection(photo_network.head.in_features, args.embedding_size, power=True).to(
             args.device
         )
         augmented = ListingPhotos(args.data, "train", training_transform(args.image_size, mean, std, args.weights == "none"))
@@ -240,8 +244,8 @@ def train_photo_model(
         figures = compared | figures
     curves.close()
     photo_network.embedder = embedder = candidates[chosen]
-    linear = isinstance(embedder, network.Projection)
-    description = model.Description(
+    linear = isinstance(embedder, backbone.Projection)
+    description = photo_model.Description(
         backbone=args.backbone,
         weights=args.weights if args.weights in ("imagenet", "none") else Path(args.weights).name,
         classes=classes,
@@ -258,7 +262,7 @@ def train_photo_model(
     return description, {"chosen": chosen, "validation": figures}, curves.epochs, features
 
 
-def _validate(photo_network: network.PhotoNetwork, loader: DataLoader, table: pd.DataFrame, device: str) -> tuple[float, float]:
+def _validate(photo_network: backbone.PhotoNetwork, loader: DataLoader, table: pd.DataFrame, device: str) -> tuple[float, float]:
     """Accuracy by listing and cross-entropy by photo."""
     photo_network.eval()
     logits = forward(lambda pixels: photo_network(pixels.to(device, memory_format=torch.channels_last))[1].float().cpu(), loader)
@@ -272,7 +276,7 @@ def measure_photo_model(model_dir: Path, args: argparse.Namespace) -> tuple[dict
 
     Also, by split, a table of its photos with the model's probability of each class in columns 0 to C - 1.
     """
-    served = model.PhotoModel(model_dir, device=args.device)
+    served = photo_model.PhotoModel(model_dir, device=args.device)
     known = served.description
     plain = evaluation_transform(known.input_size, known.mean, known.std)
     metrics, tables = {}, {}
@@ -314,18 +318,18 @@ def report_of(guess: np.ndarray, truth: np.ndarray, classes: list[str]) -> dict:
 
 def train_table_models(
     data_dir: Path, vectors: np.ndarray, photo_tables: dict[str, pd.DataFrame], classes: list[str], seed: int
-) -> tuple[table_models.TableModels, price_model.PriceModel, dict]:
+) -> tuple[text_model.TableModels, price_model.PriceModel, dict]:
     """The models of the table, fitted on training listings, calibrated on validation ones; and their metrics.
 
     vectors: (N, D) of the photos of training_data.csv; photo_tables: of measure_photo_model().
     """
     products = listings.read_products(data_dir / "tabular")
-    split = storage.read_csv(data_dir / "dataset" / "listings.csv").set_index("product_id")
+    split = reading.read_csv(data_dir / "dataset" / "listings.csv").set_index("product_id")
     for column in ("split", "cluster"):
         products[column] = products["product_id"].map(split[column])
     products["text"] = listings.texts(products)
     products["usable"] = products["price_plausible"] & (products["price"] > 0)
-    owners = storage.read_csv(data_dir / "dataset" / "training_data.csv")["product_id"].to_numpy()
+    owners = reading.read_csv(data_dir / "dataset" / "training_data.csv")["product_id"].to_numpy()
     by_product = pd.DataFrame(vectors).groupby(owners).mean().reindex(products["product_id"]).to_numpy(np.float32)
     rows = {name: np.flatnonzero(products["split"] == name) for name in ("train", "validation", "test")}
 
@@ -346,7 +350,7 @@ def train_table_models(
 
     labels = products["label"].to_numpy()
     texts, paths, _, _ = evidence("train")
-    models = table_models.fit(texts, labels[rows["train"]], paths, len(classes), seed)
+    models = text_model.fit(texts, labels[rows["train"]], paths, len(classes), seed)
     if len(rows["validation"]):
         held_out = evidence("validation")[0]
         models.calibrate(held_out, labels[rows["validation"]])
@@ -413,7 +417,7 @@ def draw_hardest(table: pd.DataFrame, classes: list[str], images_dir: Path) -> b
         for row in hardest
     ]
     sheet = io.BytesIO()
-    photos.contact_sheet(tiles, HARDEST_COLUMNS, HARDEST_TILE_PX).save(sheet, "PNG")
+    sheets.contact_sheet(tiles, HARDEST_COLUMNS, HARDEST_TILE_PX).save(sheet, "PNG")
     return sheet.getvalue()
 
 
@@ -460,7 +464,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="data", type=Path, help="folder of all stages (default: %(default)s)")
     parser.add_argument(
-        "--backbone", default="resnet50", help=f"torchvision classifier, or {network.LITE0} (default: %(default)s)"
+        "--backbone", default="resnet50", help=f"torchvision classifier, or {backbone.LITE0} (default: %(default)s)"
     )
     parser.add_argument(
         "--weights", default="imagenet", help="imagenet, none, or a .pth or .safetensors file (default: %(default)s)"
@@ -472,22 +476,22 @@ def parse_args(argv=None) -> argparse.Namespace:
         "weights, else head)",
     )
     parser.add_argument(
-        "--embedding-size", default=256, type=flags.positive, help="numbers in a photo's vector (default: %(default)s)"
+        "--embedding-size", default=256, type=cli.positive, help="numbers in a photo's vector (default: %(default)s)"
     )
     parser.add_argument(
         "--pooling", default="average", choices=["average", "gem"], help="of the trunk's last maps (default: %(default)s)"
     )
     parser.add_argument(
-        "--image-size", default=224, type=flags.positive, help="pixels a side of the model's input (default: %(default)s)"
+        "--image-size", default=224, type=cli.positive, help="pixels a side of the model's input (default: %(default)s)"
     )
     parser.add_argument(
         "--epochs",
-        type=flags.positive,
+        type=cli.positive,
         help=f"passes over the photos (default: head {EPOCHS['head']}, else {EPOCHS['all']}; without weights {SCRATCH_EPOCHS})",
     )
     parser.add_argument(
         "--batch-size",
-        type=flags.positive,
+        type=cli.positive,
         help=f"photos a step (default: {BATCH_SIZE}; without weights {SCRATCH_BATCH_SIZE})",
     )
     parser.add_argument("--optimizer", default="adamw", choices=["adamw", "sgd"], help="(default: %(default)s)")
@@ -501,18 +505,18 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--patience",
-        type=flags.positive,
+        type=cli.positive,
         help=f"epochs without a better validation before it ends (default: {PATIENCE}; without weights all)",
     )
     parser.add_argument("--resume", action="store_true", help="go on after the last whole epoch of a killed run (last, all)")
-    parser.add_argument("--seed", default=0, type=flags.not_negative, help="of everything random (default: %(default)s)")
+    parser.add_argument("--seed", default=0, type=cli.not_negative, help="of everything random (default: %(default)s)")
     parser.add_argument(
         "--workers",
         default=min(os.cpu_count() or 1, 8),
-        type=flags.not_negative,
+        type=cli.not_negative,
         help="decoding processes (default: %(default)s)",
     )
-    parser.add_argument("--device", type=flags.device, help="cpu or cuda (default: cuda where there is one)")
+    parser.add_argument("--device", type=cli.device, help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument(
         "--check-weights", action="store_true", help="only tell whether the backbone's ImageNet weights can be had; exit 1 if not"
     )
@@ -544,38 +548,38 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> dict:
     if args.check_weights:
-        if not network.imagenet_available(args.backbone):
+        if not backbone.imagenet_available(args.backbone):
             raise StageError(f"the ImageNet weights of {args.backbone} are not cached and cannot be downloaded: see --weights")
         return {"backbone": args.backbone, "imagenet_weights": "available"}
     for folder in ("tabular", "images"):
-        storage.read_manifest(args.data / folder)
-    storage.check_inputs(args.data, "dataset")
-    settings = storage.read_manifest(args.data / "images")["arguments"]
+        stages.read_manifest(args.data / folder)
+    stages.check_inputs(args.data, "dataset")
+    settings = stages.read_manifest(args.data / "images")["arguments"]
     left_out = ("data", "check_weights", "resume", "device", "workers")
     arguments = {name: value for name, value in vars(args).items() if name not in left_out}
-    inputs = storage.digests(
+    inputs = stages.digests(
         args.data,
         *("dataset/training_data.csv", "dataset/listings.csv", "dataset/settings.json"),
         *("tabular/products.csv", "tabular/labels.json", "images/photos.csv"),
     )
     if args.weights not in ("imagenet", "none"):
-        network.check_file(args.weights)
-        inputs["--weights"] = storage.digest(Path(args.weights))
+        backbone.check_file(args.weights)
+        inputs["--weights"] = stages.digest(Path(args.weights))
     ranks = training.Ranks()
     if args.finetune == "head" and ranks.rank:
         return {"stage": "model", "rank": ranks.rank, "left_to_rank_0": True}  # the cached features need one process
     if args.finetune != "head":
         ranks.start(args.device)
-    stage = storage.Stage(args.data / "model", arguments, inputs)
+    stage = stages.Stage(args.data / "model", arguments, inputs)
     if done := ranks.share(stage.finished()) if args.finetune != "head" else stage.finished():
         return done
     classes = listings.read_classes(args.data / "tabular")
     torch.manual_seed(args.seed)
-    photo_network = network.build(args.backbone, args.weights, len(classes), args.image_size)  # may fail: before begin()
+    photo_network = backbone.build(args.backbone, args.weights, len(classes), args.image_size)  # may fail: before begin()
     if args.pooling == "gem":
-        network.use_gem(photo_network)
+        backbone.use_gem(photo_network)
     if args.weights == "none":
-        network.prepare_for_scratch(photo_network)
+        backbone.prepare_for_scratch(photo_network)
     if ranks.rank == 0:
         stage.begin()
         if not args.resume:
@@ -585,9 +589,9 @@ def run(args: argparse.Namespace) -> dict:
     if trained is None:
         return {"stage": "model", "rank": ranks.rank, "epochs": args.epochs}
     description, embedding, epochs, features = trained
-    storage.write_bytes(stage.folder / model.WEIGHTS, safetensors_bytes(photo_network.state_dict()))
-    with storage.atomic_path(stage.folder / model.ONNX) as path:
-        network.export_onnx(photo_network, args.image_size, path)
+    atomic.write_bytes(stage.folder / photo_model.WEIGHTS, safetensors_bytes(photo_network.state_dict()))
+    with atomic.atomic_path(stage.folder / photo_model.ONNX) as path:
+        backbone.export_onnx(photo_network, args.image_size, path)
     description.save(stage.folder)
     tables = [ListingPhotos(args.data, name).table for name in ("train", "validation")]
     int8 = quantise.export(stage.folder, args.data / "images", *tables, args.seed)
@@ -605,10 +609,10 @@ def run(args: argparse.Namespace) -> dict:
     confusion = (
         confusion_matrix(truth, probabilities.argmax(1), labels=range(len(classes))) if len(test) else np.zeros((1, 1), int)
     )
-    storage.write_bytes(stage.folder / "curves.png", draw_curves(epochs))
-    storage.write_bytes(stage.folder / "confusion.png", draw_confusion(confusion, description.classes))
-    storage.write_bytes(stage.folder / "hardest.png", draw_hardest(test, description.classes, args.data / "images"))
-    storage.write_json(
+    atomic.write_bytes(stage.folder / "curves.png", draw_curves(epochs))
+    atomic.write_bytes(stage.folder / "confusion.png", draw_confusion(confusion, description.classes))
+    atomic.write_bytes(stage.folder / "hardest.png", draw_hardest(test, description.classes, args.data / "images"))
+    atomic.write_json(
         stage.folder / "metrics.json",
         {"photo": photo_metrics | {"epochs": epochs}, "embedding": embedding, "table": table_metrics},
     )
@@ -616,11 +620,13 @@ def run(args: argparse.Namespace) -> dict:
     counts = {name: main_figures(photo_metrics[name] or {}, table_metrics[name] or {}) for name in ("validation", "test")}
     print(json.dumps(counts | {"embedding": embedding}, indent=2), file=sys.stderr)
     pictures = ("curves.png", "confusion.png", "hardest.png")
-    return stage.finish(counts | {"embedding": description.embedding}, [*model.FILES, "metrics.json", *pictures], model.FILES)
+    return stage.finish(
+        counts | {"embedding": description.embedding}, [*photo_model.FILES, "metrics.json", *pictures], photo_model.FILES
+    )
 
 
 def main(argv=None) -> int:
-    return errors.exit_code(run, parse_args(argv))
+    return cli.exit_code(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ import pandas as pd
 from serving import ROOT, Client, Server, clustered, load, percentile_ms, renamed_generation, show, write_generation
 
 sys.path.insert(0, str(ROOT))
-from marketplace import listings, model, storage  # noqa: E402
+from marketplace.cleaning import listings
+from marketplace.files import generations
+from marketplace.models import photo_model
 
 CLIENTS = 32
 DIMENSION = 256  # of the photo vectors at 100,000 listings, a projected embedding's
@@ -32,11 +34,11 @@ SETTLED_S = 60  # after which memory is taken as what the service needs
 
 def resnet50(source: Path, folder: Path) -> dict[str, Path]:
     """The photo model's files with a ResNet-50 of random weights in place of the network of `source`."""
-    from marketplace import network
+    from marketplace.models import backbone
 
-    known = model.Description.load(source)
-    made = network.build("resnet50", "none", len(known.classes), 224).eval()
-    network.export_onnx(made, 224, folder / model.ONNX)
+    known = photo_model.Description.load(source)
+    made = backbone.build("resnet50", "none", len(known.classes), 224).eval()
+    backbone.export_onnx(made, 224, folder / photo_model.ONNX)
     plain = {
         "backbone": "resnet50",
         "weights": "none",
@@ -47,7 +49,7 @@ def resnet50(source: Path, folder: Path) -> dict[str, Path]:
         "int8": None,  # that of `source` is of another network
     }
     replace(known, **plain).save(folder)
-    return {name: folder / name for name in (model.ONNX, model.DESCRIPTION)}
+    return {name: folder / name for name in (photo_model.ONNX, photo_model.DESCRIPTION)}
 
 
 def make_products(source: pd.DataFrame, rows: int, seed: int = 0) -> pd.DataFrame:
@@ -64,9 +66,9 @@ def make_products(source: pd.DataFrame, rows: int, seed: int = 0) -> pd.DataFram
 
 def measure_photos(data_dir: Path, port: int, photos: list[bytes], queries: int) -> dict:
     """One client and many clients against the same work in this process, in turns."""
-    from marketplace.recommender import Recommender
+    from marketplace.retrieval.recommender import Recommender
 
-    recommender = Recommender(storage.current_generation(data_dir / "index"))
+    recommender = Recommender(generations.current_generation(data_dir / "index"))
 
     def in_process(photo: bytes) -> None:
         vector, probabilities = recommender.embed(recommender.clean(photo))
@@ -100,7 +102,7 @@ def measure_photos(data_dir: Path, port: int, photos: list[bytes], queries: int)
         "p99_of_32_clients_ms": percentile_ms(seconds, 99),
         "errors": len(failures),
         "extra_worker_mb": round(extra_mb),
-        "model_mb": round((storage.current_generation(data_dir / "index") / model.ONNX).stat().st_size / 1e6),
+        "model_mb": round((generations.current_generation(data_dir / "index") / photo_model.ONNX).stat().st_size / 1e6),
     }
 
 
@@ -127,7 +129,7 @@ def measure_catalogue(data_dir: Path, port: int, products: pd.DataFrame, queries
 def measure_mixed(data_dir: Path, port: int, photos: list[bytes], minutes: float) -> dict:
     """Photos, words and listings from eight clients while generations change; every answer must be of one generation."""
     index_dir, failures, answered = data_dir / "index", [], [0] * 8
-    first = storage.current_generation(index_dir)
+    first = generations.current_generation(index_dir)
     source = shutil.copytree(first, data_dir / "source" / first.name)
     names = {first.name: ""}
     done = threading.Event()
@@ -182,7 +184,7 @@ def measure_mixed(data_dir: Path, port: int, photos: list[bytes], minutes: float
     return {
         "mixed_answers": sum(answered),
         "mixed_generations": published,
-        "mixed_last_served": served == storage.current_generation(index_dir).name,
+        "mixed_last_served": served == generations.current_generation(index_dir).name,
         "mixed_failures": len(failures),
         "rss_growth": round(at_the_end / after_a_minute, 3),
     }
@@ -195,7 +197,7 @@ def main() -> int:
     parser.add_argument("--minutes", default=0, type=float, help="of mixed load (default: none)")
     parser.add_argument("--quick", action="store_true", help="fewer queries, 25,000 listings: under a minute")
     args = parser.parse_args()
-    source = storage.current_generation(args.data / "index")
+    source = generations.current_generation(args.data / "index")
     known = listings.read_products(args.data / "tabular")
     photos = [path.read_bytes() for path in sorted((args.data / "images").glob("*.jpg"))[:20]]
     queries, rows = (15, 25_000) if args.quick else (100, 100_000)

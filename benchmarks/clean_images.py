@@ -1,6 +1,6 @@
 """How fast photos are cleaned, and in how much memory, beside the straightforward way, pyvips and OpenCV.
 
-Reads   --photos: a folder of JPEGs (about 400 pixels wide); without it, drawn ones of marketplace.sample
+Reads   --photos: a folder of JPEGs (about 400 pixels wide); without it, drawn ones of demo.sample
 Run     python benchmarks/clean_images.py --photos path/to/photos      (--quick: under a minute)
 """
 
@@ -26,10 +26,11 @@ try:
     import pyvips
 except ImportError:
     sys.exit("error: pyvips and OpenCV are measured beside it: pip install pyvips pyvips-binary opencv-python-headless")
-import baseline  # noqa: E402
+import baseline
 
-import clean_images  # noqa: E402
-from marketplace import photos, sample  # noqa: E402
+import clean_images
+from demo import sample
+from marketplace.cleaning import photos
 
 SIZE = photos.DEFAULTS.size
 SMALL = (533, 400)  # pixels, of drawn photos

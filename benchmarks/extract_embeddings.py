@@ -28,12 +28,16 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-import clean_images  # noqa: E402
-import clean_tabular_data  # noqa: E402
-import dataset  # noqa: E402
-import extract_embeddings  # noqa: E402
-import train  # noqa: E402
-from marketplace import model, network, photos, quantise, sample, storage  # noqa: E402
+import clean_images
+import clean_tabular_data
+import dataset
+import extract_embeddings
+import train
+from demo import sample
+from marketplace.cleaning import photos
+from marketplace.files import atomic, reading, stages
+from marketplace.models import backbone as network
+from marketplace.models import int8, photo_model
 
 CLASSES = 13
 SMALL_PX = 64  # of the network whose memory is measured: what a photo costs in time, it does not cost in memory
@@ -66,15 +70,15 @@ def write_model(folder: Path, backbone: str, weights: str, images_dir: Path, cal
     folder.mkdir()
     made = network.build(backbone, weights, CLASSES, 224).eval()
     mean, std = (list(values) for values in network.normalisation(backbone))
-    description = model.Description(
+    description = photo_model.Description(
         *(backbone, weights, [str(label) for label in range(CLASSES)], 224, mean, std, made.head.in_features),
         *("frozen trunk", "average", "none", dataclasses.asdict(photos.DEFAULTS)),
     )
-    network.export_onnx(made, 224, folder / model.ONNX)
+    network.export_onnx(made, 224, folder / photo_model.ONNX)
     description.save(folder)
     # The head is random and its accuracy tells nothing, so one label will do for all.
     tables = [pd.DataFrame({"image_id": ids, "label": 0}) for ids in (calibration, held_out)]
-    report = quantise.export(folder, images_dir, *tables, seed=0)
+    report = int8.export(folder, images_dir, *tables, seed=0)
     dataclasses.replace(description, int8=report | {"used": True}).save(folder)
     return report
 
@@ -99,13 +103,13 @@ def measure_speed(folder: Path, images_dir: Path, image_ids: list[str], quick: b
         *itertools.product(sorted({1, cores, 2 * cores}), sorted({1, cores}), [extract_embeddings.CPU_BATCH]),
         *((cores, 1, batch) for batch in (1, 16)),
     ]:
-        loaded = model.PhotoModel(folder, device="cpu", threads=threads)
+        loaded = photo_model.PhotoModel(folder, device="cpu", threads=threads)
         work = lambda: extract_embeddings.run_photos(loaded, images_dir, few, workers, batch)  # noqa: B023, E731
         print(f"{workers:7d}  {threads:15d}  {batch:5d}  {per_second(len(few), work, 1 if quick else 3):8.1f}", file=sys.stderr)
 
-    ours = model.PhotoModel(folder, device="cpu", threads=1)
+    ours = photo_model.PhotoModel(folder, device="cpu", threads=1)
     ready = [np.stack([ours.input((images_dir / f"{name}.jpg").read_bytes()) for name in few[:4]])] * (len(few) // 4)
-    all_cores = model.PhotoModel(folder, device="cpu", threads=cores)
+    all_cores = photo_model.PhotoModel(folder, device="cpu", threads=cores)
 
     def side_by_side() -> None:
         with ThreadPoolExecutor(cores) as pool:
@@ -137,22 +141,22 @@ def widen(data_dir: Path, count: int, folder: Path) -> None:
         (folder / name).symlink_to(data_dir / name)
     for name in ("images", "dataset"):
         (folder / name).mkdir()
-    table = storage.read_csv(data_dir / "images" / "photos.csv").query("status == 'ok'")
+    table = reading.read_csv(data_dir / "images" / "photos.csv").query("status == 'ok'")
     rows = np.arange(count) % len(table)
     ids = [f"photo-{number:07d}" for number in range(count)]
     for image_id, source in zip(ids, table["image_id"].iloc[rows], strict=True):
         os.link(data_dir / "images" / f"{source}.jpg", folder / "images" / f"{image_id}.jpg")
     wide = table.iloc[rows].assign(image_id=ids, sha256=[hashlib.sha256(image_id.encode()).hexdigest() for image_id in ids])
-    storage.write_csv(folder / "images" / "photos.csv", wide)
-    owners = storage.read_csv(data_dir / "dataset" / "training_data.csv")
-    storage.write_csv(folder / "dataset" / "training_data.csv", owners.iloc[np.arange(count) % len(owners)].assign(image_id=ids))
+    atomic.write_csv(folder / "images" / "photos.csv", wide)
+    owners = reading.read_csv(data_dir / "dataset" / "training_data.csv")
+    atomic.write_csv(folder / "dataset" / "training_data.csv", owners.iloc[np.arange(count) % len(owners)].assign(image_id=ids))
     (folder / "dataset" / "settings.json").symlink_to(data_dir / "dataset" / "settings.json")
     for name in ("images", "dataset"):
-        known = storage.read_manifest(data_dir / name)
+        known = stages.read_manifest(data_dir / name)
         inputs = (
-            storage.digests(folder, *(name for name in known["inputs"] if not name.startswith("--"))) if name == "dataset" else {}
+            stages.digests(folder, *(name for name in known["inputs"] if not name.startswith("--"))) if name == "dataset" else {}
         )
-        storage.Stage(folder / name, known["arguments"], inputs).finish(known["counts"], [])
+        stages.Stage(folder / name, known["arguments"], inputs).finish(known["counts"], [])
 
 
 def peak_mb(data_dir: Path) -> float:

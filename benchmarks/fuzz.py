@@ -19,7 +19,7 @@ from PIL import Image
 from serving import ROOT, Server, load, percentile_ms, show
 
 sys.path.insert(0, str(ROOT))
-from marketplace import storage  # noqa: E402
+from marketplace.files import reading
 
 CLIENTS = 4
 UPLOADS = ("/predict/similar_images", "/predict/feature_embedding", "/predict/listing")
@@ -112,7 +112,7 @@ def main() -> int:
     args = parser.parse_args()
     requests, chance = 500 if args.quick else 10_000, random.Random(args.seed)
     photos = [path.read_bytes() for path in sorted((args.data / "images").glob("*.jpg"))[:20]]
-    ids = storage.read_csv(args.data / "tabular" / "products.csv")["product_id"].tolist()[:50]
+    ids = reading.read_csv(args.data / "tabular" / "products.csv")["product_id"].tolist()[:50]
     bomb_files, statuses, failed = bombs(), collections.Counter(), []
 
     def watched(job):

@@ -30,7 +30,10 @@ from sklearn.svm import LinearSVC
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from marketplace import changes, flags, listings, metrics, sample, storage  # noqa: E402
+from demo import sample
+from marketplace import metrics
+from marketplace.cleaning import listings
+from marketplace.files import atomic, changes, cli, reading, stages
 
 VALIDATION_SHARE = 0.15
 RESAMPLES = 2_000
@@ -118,11 +121,11 @@ def prepare_fold(cleaned_dir: Path, fold_dir: Path, product_split: pd.Series) ->
     """A data folder whose cleaned photos and tables are those of `cleaned_dir`, the split a column more of products.csv."""
     for name in ("tabular", "images"):
         link_folder(cleaned_dir / name, fold_dir / name)
-    folder, cleaned = fold_dir / "tabular", storage.read_manifest(fold_dir / "tabular")
-    products = storage.read_csv(folder / "products.csv")
-    storage.write_csv(folder / "products.csv", products.assign(fold_split=products["product_id"].map(product_split)))
+    folder, cleaned = fold_dir / "tabular", stages.read_manifest(fold_dir / "tabular")
+    products = reading.read_csv(folder / "products.csv")
+    atomic.write_csv(folder / "products.csv", products.assign(fold_split=products["product_id"].map(product_split)))
     changes.write_records(folder / "products_records.npy", folder / "products.csv", products["product_id"])
-    storage.Stage(folder, cleaned["arguments"], cleaned["inputs"]).finish(
+    stages.Stage(folder, cleaned["arguments"], cleaned["inputs"]).finish(
         *(cleaned[name] for name in ("counts", "outputs", "digests"))
     )
 
@@ -293,9 +296,9 @@ def main() -> int:
     )
     parser.add_argument("source", nargs="?", type=Path, help="folder of a data set")
     parser.add_argument("--data", default="data/quality", type=Path, help="folder of all folds (default: %(default)s)")
-    parser.add_argument("--folds", default=5, type=flags.positive, help="splits (default: %(default)s)")
+    parser.add_argument("--folds", default=5, type=cli.positive, help="splits (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="the synthetic marketplace in 2 folds, in DATA/quick")
-    parser.add_argument("--seed", default=0, type=flags.not_negative, help="of the folds (default: %(default)s)")
+    parser.add_argument("--seed", default=0, type=cli.not_negative, help="of the folds (default: %(default)s)")
     args, train_flags = parser.parse_known_args()
     if args.quick == bool(args.source):
         parser.error("give the folder of a data set, or --quick")
@@ -305,7 +308,7 @@ def main() -> int:
         parser.error("--folds is at least 2")
 
     dataset_flags = clean(args.source, args.data / "all")
-    table = storage.read_csv(args.data / "all" / "dataset" / "listings.csv").astype({"label": int})
+    table = reading.read_csv(args.data / "all" / "dataset" / "listings.csv").astype({"label": int})
     results = []
     for fold, split in enumerate(folds_of(table, args.folds, args.seed)):
         fold_dir = args.data / f"fold-{fold}"
@@ -314,7 +317,7 @@ def main() -> int:
         if fold:  # the untrained trunk's features of every photo depend on no split
             link_folder(args.data / "fold-0" / "features", fold_dir / "features")
         run_script(fold_dir, "dataset.py", "--split-column", "fold_split", *dataset_flags)
-        torn = storage.read_manifest(fold_dir / "dataset")["counts"]["clusters_spanning_given_splits"]
+        torn = stages.read_manifest(fold_dir / "dataset")["counts"]["clusters_spanning_given_splits"]
         assert not torn, f"{torn} clusters are in two splits"
         run_script(fold_dir, "train.py", *train_flags)
         run_script(fold_dir, "extract_embeddings.py")

@@ -22,7 +22,8 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from marketplace import model, storage  # noqa: E402
+from marketplace.files import atomic, generations, reading, stages
+from marketplace.models import photo_model
 
 DIMENSION = 256
 LISTINGS_A_CENTRE, NOISE = 50, 0.6
@@ -78,7 +79,7 @@ def run(*command: str | Path) -> tuple[float, float]:
 def prepare(data_dir: Path, source_dir: Path, numbers: np.ndarray, edited: set[int]) -> dict[str, float]:
     """Everything before build_index.py; seconds of the two stages of tables."""
     source = pd.read_csv(source_dir / "raw" / "Products.csv", dtype=str, index_col=0, keep_default_na=False)
-    kept = storage.read_csv(source_dir / "tabular" / "products.csv")["product_id"]
+    kept = reading.read_csv(source_dir / "tabular" / "products.csv")["product_id"]
     whole = source["id"].isin(kept) & (source != "").all(axis=1)
     products, photos = raw_tables(source[whole].drop_duplicates("id"), numbers, edited)
     (data_dir / "raw").mkdir(parents=True, exist_ok=True)
@@ -87,30 +88,35 @@ def prepare(data_dir: Path, source_dir: Path, numbers: np.ndarray, edited: set[i
     image_ids = photos["id"].tolist()
     seconds = {"clean": run(ROOT / "clean_tabular_data.py", "--data", data_dir)[0]}
     shutil.rmtree(data_dir / "images", ignore_errors=True)
-    stage = storage.Stage(data_dir / "images", storage.read_manifest(source_dir / "images")["arguments"], {})
+    stage = stages.Stage(data_dir / "images", stages.read_manifest(source_dir / "images")["arguments"], {})
     stage.begin()
     pixels = np.random.default_rng(1).integers(2**63, size=int(numbers.max()) + 1)[numbers]
     kept = pd.DataFrame({"image_id": image_ids, "status": "ok", "reason": "", "width": "256", "height": "256"})
     kept["sha256"] = [f"{bits:064x}" for bits in pixels.tolist()]
     kept["phash"] = [f"{bits:016x}" for bits in pixels.tolist()]
-    storage.write_csv(stage.folder / "photos.csv", kept.assign(source=kept["image_id"] + ".jpg").sort_values("image_id"))
+    atomic.write_csv(stage.folder / "photos.csv", kept.assign(source=kept["image_id"] + ".jpg").sort_values("image_id"))
     stage.finish({}, ["photos.csv"], ["photos.csv"])
     seconds["dataset"] = run("-c", DATASET, "--data", data_dir)[0]
 
     shutil.copytree(source_dir / "model", data_dir / "model", dirs_exist_ok=True)
     folder = data_dir / "embeddings"
-    known = storage.read_csv(data_dir / "dataset" / "training_data.csv")["image_id"].tolist()
-    listed = storage.read_csv(data_dir / "tabular" / "products.csv")["product_id"].tolist()
+    known = reading.read_csv(data_dir / "dataset" / "training_data.csv")["image_id"].tolist()
+    listed = reading.read_csv(data_dir / "tabular" / "products.csv")["product_id"].tolist()
     of_photos = np.array([uuid.UUID(name).int - 2**64 for name in known])
     of_listings = np.array([uuid.UUID(name).int - 1 for name in listed])
-    names = ("tabular/products.csv", "images/photos.csv", "dataset/training_data.csv", *(f"model/{name}" for name in model.FILES))
-    stage = storage.Stage(folder, {}, storage.digests(data_dir, *names))
+    names = (
+        "tabular/products.csv",
+        "images/photos.csv",
+        "dataset/training_data.csv",
+        *(f"model/{name}" for name in photo_model.FILES),
+    )
+    stage = stages.Stage(folder, {}, stages.digests(data_dir, *names))
     stage.begin()
-    storage.write_array(folder / "vectors.npy", vectors_of(of_photos, 2))
-    storage.write_array(folder / "text_vectors.npy", vectors_of(of_listings, 3))
-    storage.write_array(folder / "probabilities.npy", np.full((len(known), 13), 1 / 13, np.float32))
-    storage.write_json(folder / "image_ids.json", known, indent=None)
-    storage.write_json(folder / "product_ids.json", listed, indent=None)
+    atomic.write_array(folder / "vectors.npy", vectors_of(of_photos, 2))
+    atomic.write_array(folder / "text_vectors.npy", vectors_of(of_listings, 3))
+    atomic.write_array(folder / "probabilities.npy", np.full((len(known), 13), 1 / 13, np.float32))
+    atomic.write_json(folder / "image_ids.json", known, indent=None)
+    atomic.write_json(folder / "product_ids.json", listed, indent=None)
     files = ["vectors.npy", "text_vectors.npy", "probabilities.npy", "image_ids.json", "product_ids.json"]
     stage.finish({}, files, files)
     return seconds
@@ -120,11 +126,11 @@ def measure(source_dir: Path, data_dir: Path, rows: int) -> dict[str, float]:
     """Seconds of each stage, of the fit of the ranker within the build, and of an update; GB of the build."""
     figures = prepare(data_dir, source_dir, np.arange(rows), set())
     figures["build"], figures["build_gb"] = run(ROOT / "build_index.py", "--data", data_dir)
-    figures["ranker"] = storage.read_json(storage.current_generation(data_dir / "index") / "report.json")["ranker_seconds"]
+    figures["ranker"] = reading.read_json(generations.current_generation(data_dir / "index") / "report.json")["ranker_seconds"]
     third = max(1, round(CHANGED * rows / 3))
     prepare(data_dir, source_dir, np.arange(third, rows + third), set(range(2 * third, 3 * third)))
     figures["update"], figures["update_gb"] = run(ROOT / "build_index.py", "--data", data_dir)
-    report = storage.read_json(storage.current_generation(data_dir / "index") / "report.json")
+    report = reading.read_json(generations.current_generation(data_dir / "index") / "report.json")
     assert report["updated"], "the index was built anew, not updated"
     figures["changed_rows"], figures["recall"] = report["changed_rows"]["listings"], report["index"]["recall_at_10"]
     return figures

@@ -28,7 +28,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import baseline
 
-from marketplace import search
+from marketplace.retrieval import vectors as vector_search
 
 SIZES, QUICK_SIZES = (10_000, 100_000, 1_000_000), (2_500, 25_000)
 DIMENSION, CENTRES, SIGMA = 256, 20_000, 0.6
@@ -109,31 +109,31 @@ def memory_mb(fields: tuple[str, ...], file: str = "smaps_rollup") -> float:
 def build(vectors_path: Path, rows: int, index_path: Path) -> dict:
     vectors = np.load(vectors_path, mmap_mode="r")[:rows]
     before, start = memory_mb(("VmRSS",), "status"), time.perf_counter()
-    index = search.build(vectors)
+    index = vector_search.build(vectors)
     faiss.write_index(index, str(index_path))
     seconds = time.perf_counter() - start
     peak_mb = memory_mb(("VmHWM",), "status") - before  # the pages of the vectors that were read included
-    return search.describe(index) | {"build_s": seconds, "peak_over_raw": peak_mb * 2**20 / vectors.nbytes}
+    return vector_search.describe(index) | {"build_s": seconds, "peak_over_raw": peak_mb * 2**20 / vectors.nbytes}
 
 
 def update(vectors_path: Path, rows: int, index_path: Path, updated_path: Path) -> dict:
     changed = int(CHANGED * rows)
     vectors = np.load(vectors_path, mmap_mode="r")[: rows + changed]
     start = time.perf_counter()
-    added = search.extend(search.read(index_path, mapped=True), None, vectors[rows:], rows)
+    added = vector_search.extend(vector_search.read(index_path, mapped=True), None, vectors[rows:], rows)
     faiss.write_index(added, str(updated_path))
     seconds = time.perf_counter() - start
     live = np.ones(len(vectors), bool)
     live[np.arange(0, rows, rows // changed)[:changed]] = False
-    index = search.VectorIndex(search.read(index_path, mapped=True), vectors, added, live)
-    return {"update_s": seconds, "updated_recall": search.measure_recall(index)}
+    index = vector_search.VectorIndex(vector_search.read(index_path, mapped=True), vectors, added, live)
+    return {"update_s": seconds, "updated_recall": vector_search.measure_recall(index)}
 
 
 def serve(index_path: Path, vectors_path: Path, barrier) -> dict:
     """What one of several workers that serve the same files adds to its memory."""
     fields = {"Rss": ("Rss",), "Pss": ("Pss:",), "private": ("Private_Clean", "Private_Dirty")}
     before = {name: memory_mb(wanted) for name, wanted in fields.items()}
-    index = search.VectorIndex.open(index_path, vectors_path)
+    index = vector_search.VectorIndex.open(index_path, vectors_path)
     for row in range(0, len(index.vectors), len(index.vectors) // QUERIES):
         index.nearest(index.vectors[row], K)
     barrier.wait()
@@ -242,7 +242,7 @@ def compare(rows: int, folder: Path, peers: bool) -> dict[str, dict]:
     ours = in_process(build, paths["vectors.npy"], rows, paths["index"])
     ours |= in_process(update, paths["vectors.npy"], rows, paths["index"], paths["updated"])
     ours["worker"] = two_workers(paths["index"], paths["served.npy"])
-    index = search.VectorIndex.open(paths["index"], paths["served.npy"])
+    index = vector_search.VectorIndex.open(paths["index"], paths["served.npy"])
     times, found = timed(lambda query: index.nearest(query, K)[0], queries)
     ours |= times | {"recall": recall(found, truth), "bytes": paths["index"].stat().st_size / rows}
     ours["setting"] = ours["kind"] + (f" nprobe {ours['nprobe']}" if ours["nprobe"] else "")
@@ -253,7 +253,7 @@ def compare(rows: int, folder: Path, peers: bool) -> dict[str, dict]:
     ways["flat"] = times | {"recall": recall(found, truth[:FLAT_QUERIES]), "bytes": 4 * DIMENSION, "setting": ""}
     if isinstance(index.index, faiss.IndexIVF):
         for name, other in other_codes(index.index, vectors).items():
-            searched = search.VectorIndex(other, vectors)
+            searched = vector_search.VectorIndex(other, vectors)
             times, found = timed(lambda query: searched.nearest(query, K)[0], queries)  # noqa: B023
             size = other.code_size + 8 + 4 * DIMENSION * other.nlist / rows
             ways[name] = times | {"recall": recall(found, truth), "bytes": size, "setting": f"nprobe {other.nprobe}"}
@@ -265,7 +265,7 @@ def compare(rows: int, folder: Path, peers: bool) -> dict[str, dict]:
 
 def filtered(rows: int, folder: Path) -> list[dict]:
     """Searches under filters; their time includes reading the memory-mapped column."""
-    index = search.VectorIndex.open(folder / f"{rows} index", folder / f"{rows} served.npy")
+    index = vector_search.VectorIndex.open(folder / f"{rows} index", folder / f"{rows} served.npy")
     queries = np.array(np.load(folder / f"{rows} vectors.npy", mmap_mode="r")[-QUERIES:])
     np.save(folder / "price.npy", np.random.default_rng(1).permutation(rows).astype(np.float32))
     prices = np.load(folder / "price.npy", mmap_mode="r")

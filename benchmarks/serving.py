@@ -165,30 +165,33 @@ def write_generation(index_dir: Path, source: Path, products: pd.DataFrame, vect
     """
     import faiss
 
-    from marketplace import catalogue, model, search, storage
+    from marketplace.files import atomic, generations, reading, stages
+    from marketplace.models import photo_model
+    from marketplace.retrieval import catalogue
+    from marketplace.retrieval import vectors as vector_search
 
-    text_vectors = clustered(len(products), storage.read_array(source / "text_vectors.npy").shape[1], seed=0)
-    with storage.new_generation(index_dir, f"made{len(products)}") as folder:
+    text_vectors = clustered(len(products), reading.read_array(source / "text_vectors.npy").shape[1], seed=0)
+    with generations.new_generation(index_dir, f"made{len(products)}") as folder:
         for name, of in (("index", vectors), ("text", text_vectors)):
-            faiss.write_index(search.build(of), str(folder / f"{name}.faiss"))
-        storage.write_array(folder / "vectors.npy", vectors)
-        storage.write_array(folder / "text_vectors.npy", text_vectors)
+            faiss.write_index(vector_search.build(of), str(folder / f"{name}.faiss"))
+        atomic.write_array(folder / "vectors.npy", vectors)
+        atomic.write_array(folder / "text_vectors.npy", text_vectors)
         catalogue.write(folder, [products], [f"i{row}" for row in range(len(products))], np.arange(len(products)))
-        for name in (*model.FILES, "ranker.json"):
+        for name in (*photo_model.FILES, "ranker.json"):
             shutil.copy2(files.get(name, source / name), folder / name)
-        own = vectors.shape[1] != model.Description.load(folder).dimension
-        digests = storage.digests(folder, *sorted(path.name for path in folder.iterdir()))
-        storage.write_json(folder / "report.json", {"own_embeddings": own, "files": digests})
+        own = vectors.shape[1] != photo_model.Description.load(folder).dimension
+        digests = stages.digests(folder, *sorted(path.name for path in folder.iterdir()))
+        atomic.write_json(folder / "report.json", {"own_embeddings": own, "files": digests})
 
 
 def renamed_generation(index_dir: Path, source: Path, prefix: str) -> str:
     """Publish a copy of a generation in which every listing's name begins with `prefix`; returns its name."""
     import sqlite3
 
-    from marketplace import storage
+    from marketplace.files import atomic, generations, reading, stages
 
     name = f"{source.name}-{prefix.strip()}"
-    with storage.new_generation(index_dir, name) as folder:
+    with generations.new_generation(index_dir, name) as folder:
         for path in source.iterdir():
             with contextlib.suppress(FileExistsError):
                 (shutil.copy2 if path.suffix in (".sqlite", ".json") else os.link)(path, folder / path.name)
@@ -196,7 +199,7 @@ def renamed_generation(index_dir: Path, source: Path, prefix: str) -> str:
         with connection:
             connection.execute("UPDATE products SET name = ? || name", (prefix,))
         connection.close()
-        report = storage.read_json(folder / "report.json")
-        report["files"]["catalogue.sqlite"] = storage.digest(folder / "catalogue.sqlite")
-        storage.write_json(folder / "report.json", report)
+        report = reading.read_json(folder / "report.json")
+        report["files"]["catalogue.sqlite"] = stages.digest(folder / "catalogue.sqlite")
+        atomic.write_json(folder / "report.json", report)
     return name

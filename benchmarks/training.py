@@ -16,11 +16,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import clean_images  # noqa: E402
-import clean_tabular_data  # noqa: E402
-import dataset  # noqa: E402
-import train  # noqa: E402
-from marketplace import network, sample  # noqa: E402
+import clean_images
+import clean_tabular_data
+import dataset
+import train
+from demo import sample
+from marketplace.models import backbone
 
 CACHED_EPOCHS = 10
 
@@ -43,10 +44,10 @@ def main() -> int:
         for main_of_stage in (clean_tabular_data.main, clean_images.main, dataset.main):
             if main_of_stage(["--data", folder]):
                 return 1
-        mean, std = network.normalisation(args.backbone)
+        mean, std = backbone.normalisation(args.backbone)
         photos = dataset.ListingPhotos(data_dir, "train", train.evaluation_transform(224, list(mean), list(std)))
-        photo_network = network.build(args.backbone, "none", len(photos.classes), 224)
-        trunk = network.frozen_trunk(photo_network, 224, "cpu")  # ONNX Runtime: the uncached side runs as fast as ours can
+        photo_network = backbone.build(args.backbone, "none", len(photos.classes), 224)
+        trunk = backbone.frozen_trunk(photo_network, 224, "cpu")  # ONNX Runtime: the uncached side runs as fast as ours can
         labels = torch.tensor(photos.table["label"].to_numpy())
         optimiser = torch.optim.AdamW(photo_network.head.parameters(), lr=1e-3)
 

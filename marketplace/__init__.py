@@ -1,1 +1,1 @@
-"""What two or more stages of the marketplace pipeline share, one concept a module."""
+"""Five rooms, imports one way: files <- cleaning <- models <- retrieval <- service."""

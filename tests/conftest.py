@@ -13,7 +13,9 @@ import clean_tabular_data
 import dataset
 import extract_embeddings
 import train
-from marketplace import listings, sample, storage
+from demo import sample
+from marketplace.cleaning import listings
+from marketplace.files import reading, stages
 
 LISTINGS = 60
 TRAIN_FLAGS = ["--backbone", "efficientnet_lite0", "--image-size", "96", "--epochs", "15", "--workers", "0", "--device", "cpu"]
@@ -37,9 +39,9 @@ def stamp(data_dir: Path, *names: str) -> None:
     """Make stages' manifests say that each read, and wrote, the files that are there now."""
     for name in names:
         folder = data_dir / name
-        manifest = storage.read_json(folder / "manifest.json")
-        inputs = {path: storage.digest(data_dir / path) if "/" in path else old for path, old in manifest["inputs"].items()}
-        storage.Stage(folder, manifest["arguments"], inputs).finish(manifest["counts"], manifest["outputs"], manifest["digests"])
+        manifest = reading.read_json(folder / "manifest.json")
+        inputs = {path: stages.digest(data_dir / path) if "/" in path else old for path, old in manifest["inputs"].items()}
+        stages.Stage(folder, manifest["arguments"], inputs).finish(manifest["counts"], manifest["outputs"], manifest["digests"])
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +71,7 @@ def served(demo_dir):
         thread = threading.Thread(target=server.run, kwargs={"sockets": [connection]}, daemon=True)
         thread.start()
         assert server.ready.wait(timeout=60)
-        tests = storage.read_csv(demo_dir / "dataset" / "training_data.csv").query("split == 'test'")
+        tests = reading.read_csv(demo_dir / "dataset" / "training_data.csv").query("split == 'test'")
         yield SimpleNamespace(
             url=f"http://127.0.0.1:{connection.getsockname()[1]}",
             data_dir=demo_dir,

@@ -15,7 +15,7 @@ import boto3
 import pytest
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 
-from marketplace import storage
+from marketplace.files import s3 as s3_files
 
 BUCKET = "market"
 
@@ -28,7 +28,7 @@ def s3_service() -> Iterator[SimpleNamespace]:
     url = "http://{}:{}".format(*server.get_host_and_port())
     with pytest.MonkeyPatch.context() as patch:
         use_s3(patch, url)
-        yield SimpleNamespace(url=url, client=boto3.client("s3"), client_of=storage._client_of)
+        yield SimpleNamespace(url=url, client=boto3.client("s3"), client_of=s3_files._client_of)
     server.stop()
 
 
@@ -37,7 +37,7 @@ def s3(s3_service, monkeypatch):
     """A boto3 client of an S3 that holds one empty bucket, `market`; the environment leads storage.py there too."""
     urllib.request.urlopen(urllib.request.Request(f"{s3_service.url}/moto-api/reset", method="POST")).close()
     use_s3(monkeypatch, s3_service.url)
-    monkeypatch.setattr(storage, "_client_of", s3_service.client_of)
+    monkeypatch.setattr(s3_files, "_client_of", s3_service.client_of)
     s3_service.client.create_bucket(Bucket=BUCKET)
     return s3_service.client
 
@@ -65,7 +65,7 @@ def use_s3(monkeypatch, url: str) -> None:
 def forget_clients(monkeypatch) -> None:
     """Make boto3 and storage.py read the environment again, until the test ends."""
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
-    monkeypatch.setattr(storage, "_client_of", functools.lru_cache(maxsize=1)(storage._client_of.__wrapped__))
+    monkeypatch.setattr(s3_files, "_client_of", functools.lru_cache(maxsize=1)(s3_files._client_of.__wrapped__))
 
 
 @contextlib.contextmanager

@@ -18,7 +18,10 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from starlette.testclient import TestClient
 
 import api
-from marketplace import answers, listings, storage
+from marketplace.cleaning import listings
+from marketplace.files import atomic, generations, reading
+from marketplace.files.stages import StageError
+from marketplace.service import schemas
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,7 +34,7 @@ def client(demo_dir):
 
 @pytest.fixture(scope="module")
 def photos_table(demo_dir):
-    return storage.read_csv(demo_dir / "dataset" / "training_data.csv")
+    return reading.read_csv(demo_dir / "dataset" / "training_data.csv")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +87,7 @@ def test_results_are_ranked_distinct_listings_whose_parts_add_up(client, demo_di
     assert len(scores) == 20 and scores == sorted(scores, reverse=True)
     assert len({result["product_id"] for result in answer["results"]}) == 20
     for result in answer["results"]:
-        assert {"photo", "text", "words"} <= set(result["parts"]) <= set(get_args(answers.Kind))
+        assert {"photo", "text", "words"} <= set(result["parts"]) <= set(get_args(schemas.Kind))
         assert math.isclose(sum(result["parts"].values()), result["score"], abs_tol=1e-5)
 
 
@@ -418,7 +421,7 @@ def test_before_its_models_are_loaded_the_service_is_not_ready(demo_dir):
 def copy_index(demo_dir: Path, target: Path) -> Path:
     """A copy of the published index below `target`; returns its generation."""
     shutil.copytree(demo_dir / "index", target / "index")
-    return storage.current_generation(target / "index")
+    return generations.current_generation(target / "index")
 
 
 def start_api(data_dir: Path) -> subprocess.CompletedProcess:
@@ -442,13 +445,13 @@ def test_artefacts_that_do_not_belong_together_are_refused(demo_dir, tmp_path):
 
     def drop_a_vector(folder):
         vectors = np.load(folder / "vectors.npy")
-        storage.write_array(folder / "vectors.npy", vectors[1:])
+        atomic.write_array(folder / "vectors.npy", vectors[1:])
 
     def lose_the_texts(folder):
         (folder / "text.faiss").unlink()
 
     def turn_the_vectors_round(folder):  # of the right shape, but another photo's
-        storage.write_array(folder / "vectors.npy", np.load(folder / "vectors.npy")[::-1])
+        atomic.write_array(folder / "vectors.npy", np.load(folder / "vectors.npy")[::-1])
 
     def spoil_the_catalogue(folder):
         (folder / "catalogue.sqlite").write_bytes(b"no database")
@@ -458,7 +461,7 @@ def test_artefacts_that_do_not_belong_together_are_refused(demo_dir, tmp_path):
         generation = copy_index(demo_dir, tmp_path / str(position))
         damage(generation)
         client = TestClient(api.create_app(tmp_path / str(position)))
-        with pytest.raises(storage.StageError, match="run python build_index.py (--full|first)$"), client:
+        with pytest.raises(StageError, match="run python build_index.py (--full|first)$"), client:
             pass
 
 

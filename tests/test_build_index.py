@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import build_index
-from marketplace import changes, storage
-from marketplace.catalogue import Filters
-from marketplace.changes import Rows
-from marketplace.errors import StageError
-from marketplace.recommender import Recommender
+from marketplace.files import atomic, changes, generations, reading, stages
+from marketplace.files.changes import Rows
+from marketplace.files.stages import StageError
+from marketplace.retrieval.catalogue import Filters
+from marketplace.retrieval.recommender import Recommender
 from tests.conftest import stamp
 
 ADDED, GONE, EDITED = 3, 2, 2  # listings: a small part of those of the demo
@@ -28,15 +28,15 @@ def changed(demo_dir, tmp_path_factory):
     data_dir = tmp_path_factory.mktemp("changed") / "data"
     shutil.copytree(demo_dir, data_dir, ignore=shutil.ignore_patterns("raw", "tensorboard", "features"))
     assert build_index.main(["--data", str(data_dir), "--full"]) == 0  # linked to the copies of the models
-    before = storage.current_generation(data_dir / "index")
+    before = generations.current_generation(data_dir / "index")
     files = {path.name: path.read_bytes() for path in before.iterdir()}  # only the two newest generations stay
-    products = storage.read_csv(data_dir / "tabular" / "products.csv")
+    products = reading.read_csv(data_dir / "tabular" / "products.csv")
     gone, edited = products["product_id"][:GONE].tolist(), products["product_id"][GONE : GONE + EDITED].tolist()
     change_listings(data_dir, gone, edited)
     assert build_index.main(["--data", str(data_dir)]) == 0
-    updated = storage.current_generation(data_dir / "index")
+    updated = generations.current_generation(data_dir / "index")
     assert build_index.main(["--data", str(data_dir), "--full"]) == 0
-    full = storage.current_generation(data_dir / "index")
+    full = generations.current_generation(data_dir / "index")
     return SimpleNamespace(
         data_dir=data_dir, before=before.name, files=files, updated=updated, full=full, gone=gone, edited=edited
     )
@@ -45,10 +45,10 @@ def changed(demo_dir, tmp_path_factory):
 def change_listings(data_dir, gone, edited) -> None:
     """Take listings away, edit the names of others, and add copies of some under new ids, as the stages before would."""
     tables = {
-        name: storage.read_csv(data_dir / name)
+        name: reading.read_csv(data_dir / name)
         for name in ("tabular/products.csv", "dataset/listings.csv", "dataset/training_data.csv")
     }
-    image_ids = storage.read_json(data_dir / "embeddings" / "image_ids.json")
+    image_ids = reading.read_json(data_dir / "embeddings" / "image_ids.json")
     arrays = {name: np.load(data_dir / "embeddings" / f"{name}.npy") for name in ("vectors", "probabilities", "text_vectors")}
     products = tables["tabular/products.csv"]
     copied = products["product_id"].iloc[-ADDED:].tolist()
@@ -72,11 +72,11 @@ def change_listings(data_dir, gone, edited) -> None:
     arrays["vectors"], arrays["probabilities"] = arrays["vectors"][order], arrays["probabilities"][order]
     arrays["text_vectors"] = arrays["text_vectors"][of_text]
     for name, table in tables.items():
-        storage.write_csv(data_dir / name, table)
+        atomic.write_csv(data_dir / name, table)
     for name, array in arrays.items():
-        storage.write_array(data_dir / "embeddings" / f"{name}.npy", array)
-    storage.write_json(data_dir / "embeddings" / "image_ids.json", photos["image_id"].tolist())
-    storage.write_json(data_dir / "embeddings" / "product_ids.json", products["product_id"].tolist())
+        atomic.write_array(data_dir / "embeddings" / f"{name}.npy", array)
+    atomic.write_json(data_dir / "embeddings" / "image_ids.json", photos["image_id"].tolist())
+    atomic.write_json(data_dir / "embeddings" / "product_ids.json", products["product_id"].tolist())
     write_hashes(data_dir)
     stamp(data_dir, "tabular", "dataset", "embeddings")
 
@@ -84,10 +84,10 @@ def change_listings(data_dir, gone, edited) -> None:
 def write_hashes(data_dir) -> None:
     """What the stages of the tables write beside these."""
     tabular, dataset = data_dir / "tabular", data_dir / "dataset"
-    ids = storage.read_csv(tabular / "products.csv")["product_id"]
+    ids = reading.read_csv(tabular / "products.csv")["product_id"]
     changes.write_records(tabular / "products_records.npy", tabular / "products.csv", ids)
     for name, columns in (("listings", ["product_id", "duplicates", "split"]), ("training_data", ["image_id", "product_id"])):
-        storage.write_array(dataset / f"{name}.npy", changes.hashed(storage.read_csv(dataset / f"{name}.csv"), columns))
+        atomic.write_array(dataset / f"{name}.npy", changes.hashed(reading.read_csv(dataset / f"{name}.csv"), columns))
 
 
 def answers(recommender: Recommender, query, **options) -> tuple[set, list[float]]:
@@ -99,20 +99,20 @@ def answers(recommender: Recommender, query, **options) -> tuple[set, list[float
 
 
 def test_an_update_keeps_the_rows_of_what_did_not_change(changed):
-    report = storage.read_json(changed.updated / "report.json")
-    assert report["updated"] == changed.before and storage.read_json(changed.full / "report.json")["updated"] is None
+    report = reading.read_json(changed.updated / "report.json")
+    assert report["updated"] == changed.before and reading.read_json(changed.full / "report.json")["updated"] is None
     assert report["changed_rows"]["listings"] == ADDED + GONE + 2 * EDITED
     for name in ("vectors.npy", "text_vectors.npy", "index.faiss", "text.faiss", "catalogue.sqlite", "postings_rows.npy"):
         assert (changed.updated / name).read_bytes() == changed.files[name]
     rows = sum(len(np.load(changed.updated / name)) for name in ("vectors.npy", "added_vectors.npy"))
-    assert report["photos"] == report["index"]["rows"] == storage.read_json(changed.full / "report.json")["photos"]
+    assert report["photos"] == report["index"]["rows"] == reading.read_json(changed.full / "report.json")["photos"]
     assert report["index"]["tombstones"] == rows - report["photos"] > 0
     assert (changed.updated / "ranker.json").read_bytes() == changed.files["ranker.json"]
 
 
 def test_an_update_answers_as_a_full_build_does(changed):
     updated, full = Recommender(changed.updated), Recommender(changed.full)
-    products = storage.read_csv(changed.data_dir / "tabular" / "products.csv")
+    products = reading.read_csv(changed.data_dir / "tabular" / "products.csv")
     category, county = products["category"].iloc[-1], products["county"].iloc[-1]
     for product_id in products["product_id"]:
         row, same = updated.catalogue.product_row(product_id), full.catalogue.product_row(product_id)
@@ -145,11 +145,11 @@ def test_the_same_again_is_unchanged_and_a_lost_manifest_publishes_nothing_new(c
     assert build_index.main(["--data", str(changed.data_dir), "--full"]) == 0
     assert json.loads(capsys.readouterr().out)["unchanged"] is True
     (index_dir / "manifest.json").unlink()  # as of a run that was killed after it had published
-    bytes_before = storage.digests(changed.full, *(path.name for path in changed.full.iterdir()))
+    bytes_before = stages.digests(changed.full, *(path.name for path in changed.full.iterdir()))
     assert build_index.main(["--data", str(changed.data_dir)]) == 0
     assert json.loads(capsys.readouterr().out)["generation"] == changed.full.name
-    assert storage.current_generation(index_dir) == changed.full
-    assert storage.digests(changed.full, *bytes_before) == bytes_before
+    assert generations.current_generation(index_dir) == changed.full
+    assert stages.digests(changed.full, *bytes_before) == bytes_before
 
 
 @given(st.data())
@@ -173,7 +173,7 @@ def random_change(data_dir, generator: np.random.Generator) -> None:
     """Listings come, go and are edited; photos come, go, look different and move to other listings. None to many of each."""
     some = lambda rows: generator.random(rows) < generator.choice([0, 0.02, 0.05])  # noqa: E731
     products, known, photos = (
-        storage.read_csv(data_dir / name)
+        reading.read_csv(data_dir / name)
         for name in ("tabular/products.csv", "dataset/listings.csv", "dataset/training_data.csv")
     )
     folder = data_dir / "embeddings"
@@ -202,13 +202,13 @@ def random_change(data_dir, generator: np.random.Generator) -> None:
     products, texts = products.iloc[left], texts[left]
     kept = generator.permutation(np.flatnonzero(~photos["product_id"].isin(gone) & ~some(len(photos))))
     photos, vectors, probabilities = photos.iloc[kept], vectors[kept], probabilities[kept]
-    storage.write_csv(data_dir / "tabular" / "products.csv", products)
-    storage.write_csv(data_dir / "dataset" / "listings.csv", known[~known["product_id"].isin(gone)])
-    storage.write_csv(data_dir / "dataset" / "training_data.csv", photos)
+    atomic.write_csv(data_dir / "tabular" / "products.csv", products)
+    atomic.write_csv(data_dir / "dataset" / "listings.csv", known[~known["product_id"].isin(gone)])
+    atomic.write_csv(data_dir / "dataset" / "training_data.csv", photos)
     for name, array in {"vectors": vectors, "probabilities": probabilities, "text_vectors": texts}.items():
-        storage.write_array(folder / f"{name}.npy", array)
-    storage.write_json(folder / "image_ids.json", photos["image_id"].tolist())
-    storage.write_json(folder / "product_ids.json", products["product_id"].tolist())
+        atomic.write_array(folder / f"{name}.npy", array)
+    atomic.write_json(folder / "image_ids.json", photos["image_id"].tolist())
+    atomic.write_json(folder / "product_ids.json", products["product_id"].tolist())
     write_hashes(data_dir)
     stamp(data_dir, "tabular", "dataset", "embeddings")
 
@@ -248,11 +248,11 @@ def test_updates_one_after_another_answer_as_full_builds_do(seed, demo_dir, tmp_
     for _ in range(3):
         random_change(ours, generator)
         assert build_index.main(["--data", str(ours)]) == 0
-        updated = storage.current_generation(ours / "index")
-        updates += storage.read_json(updated / "report.json")["updated"] is not None
+        updated = generations.current_generation(ours / "index")
+        updates += reading.read_json(updated / "report.json")["updated"] is not None
         shutil.copytree(ours, theirs)
         assert build_index.main(["--data", str(theirs), "--full"]) == 0
-        assert everything(updated) == everything(storage.current_generation(theirs / "index"))
+        assert everything(updated) == everything(generations.current_generation(theirs / "index"))
         shutil.rmtree(theirs)
     assert updates
 
@@ -269,12 +269,12 @@ def test_an_update_killed_at_any_moment_ends_with_the_same_bytes(after, changed,
     undisturbed = tmp_path / "undisturbed"
     shutil.copytree(data_dir, undisturbed)
     assert build_index.main(["--data", str(undisturbed)]) == 0
-    expected = storage.current_generation(undisturbed / "index")
-    assert storage.read_json(expected / "report.json")["updated"] == changed.full.name
-    published = storage.current_generation(data_dir / "index")
+    expected = generations.current_generation(undisturbed / "index")
+    assert reading.read_json(expected / "report.json")["updated"] == changed.full.name
+    published = generations.current_generation(data_dir / "index")
     before = {path.name: path.read_bytes() for path in published.iterdir()}
     calls = iter(range(after))
-    flush = storage._flush
+    flush = atomic.flush
 
     def killed(path):
         if next(calls, None) is None:
@@ -282,12 +282,12 @@ def test_an_update_killed_at_any_moment_ends_with_the_same_bytes(after, changed,
         flush(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "_flush", killed)
+        patch.setattr(atomic, "flush", killed)
         with pytest.raises(Killed):
             build_index.main(["--data", str(data_dir)])
     assert {path.name: path.read_bytes() for path in published.iterdir()} == before
     assert build_index.main(["--data", str(data_dir)]) == 0
-    found = storage.current_generation(data_dir / "index")
+    found = generations.current_generation(data_dir / "index")
     files = [path.name for path in sorted(expected.iterdir())]
     assert found.name == expected.name and files == [path.name for path in sorted(found.iterdir())]
     assert all((found / name).read_bytes() == (expected / name).read_bytes() for name in files if name != "report.json")
@@ -315,7 +315,7 @@ def test_an_update_imports_neither_torch_nor_the_models(changed, tmp_path):
 def test_photos_that_no_listing_claims_are_updated_too(demo_dir, tmp_path):
     data_dir, path = tmp_path / "data", tmp_path / "own.json"
     shutil.copytree(demo_dir, data_dir, ignore=shutil.ignore_patterns("raw", "tensorboard", "features"))
-    ids, generator = storage.read_json(data_dir / "embeddings" / "image_ids.json"), np.random.default_rng(0)
+    ids, generator = reading.read_json(data_dir / "embeddings" / "image_ids.json"), np.random.default_rng(0)
     own = {name: generator.normal(size=8).tolist() for name in [*ids, "nobody-1", "nobody-2"]}
     path.write_text(json.dumps(own))
     assert build_index.main(["--data", str(data_dir), "--embeddings", str(path)]) == 0
@@ -323,15 +323,15 @@ def test_photos_that_no_listing_claims_are_updated_too(demo_dir, tmp_path):
     own = {"nobody-3": own["nobody-2"], **own}  # the first of all, and one that looks like another
     path.write_text(json.dumps(own))
     assert build_index.main(["--data", str(data_dir), "--embeddings", str(path)]) == 0
-    updated = storage.current_generation(data_dir / "index")
-    report = storage.read_json(updated / "report.json")
+    updated = generations.current_generation(data_dir / "index")
+    report = reading.read_json(updated / "report.json")
     assert report["updated"] and report["changed_rows"] == {"photos": 2, "listings": 2} and report["photos_without_listing"] == 2
     listed = Recommender(updated).catalogue
     assert listed.product_row("nobody-1") is None and not listed.has_photo("nobody-1")
     for name in ("nobody-2", "nobody-3"):
         assert listed.image_ids(listed.photos_of(listed.product_row(name))) == [name]
     assert build_index.main(["--data", str(data_dir), "--embeddings", str(path), "--full"]) == 0
-    assert everything(updated) == everything(storage.current_generation(data_dir / "index"))
+    assert everything(updated) == everything(generations.current_generation(data_dir / "index"))
 
 
 @pytest.mark.parametrize("name", ["catalogue.sqlite", "photo_keys.npy", "index.faiss", "ranker.json", "vectors.npy"])
@@ -340,13 +340,13 @@ def test_photos_that_no_listing_claims_are_updated_too(demo_dir, tmp_path):
 )
 def test_a_damaged_generation_is_made_whole_as_its_reader_says(name, damage, changed, tmp_path):
     shutil.copytree(changed.data_dir, tmp_path / "data")
-    folder = storage.current_generation(tmp_path / "data" / "index")
+    folder = generations.current_generation(tmp_path / "data" / "index")
     damage(folder / name)
     with pytest.raises(StageError, match=r"run python build_index.py|is missing"):
         Recommender(folder)
     for flags in ([], ["--full"]):  # without the flag too, where an update would read what is damaged
         assert build_index.main(["--data", str(tmp_path / "data"), *flags]) == 0
-    Recommender(storage.current_generation(tmp_path / "data" / "index"))
+    Recommender(generations.current_generation(tmp_path / "data" / "index"))
 
 
 def nudge(path: Path) -> None:
@@ -361,15 +361,15 @@ def nudge(path: Path) -> None:
 def test_an_update_follows_no_damaged_generation(name, damage, changed, tmp_path):
     data_dir = tmp_path / "data"
     shutil.copytree(changed.data_dir, data_dir)
-    damage(storage.current_generation(data_dir / "index") / name)
-    products = storage.read_csv(data_dir / "tabular" / "products.csv")
+    damage(generations.current_generation(data_dir / "index") / name)
+    products = reading.read_csv(data_dir / "tabular" / "products.csv")
     products.loc[0, "name"] += " edited"
-    storage.write_csv(data_dir / "tabular" / "products.csv", products)
+    atomic.write_csv(data_dir / "tabular" / "products.csv", products)
     write_hashes(data_dir)
     stamp(data_dir, "tabular", "dataset", "embeddings")
     assert build_index.main(["--data", str(data_dir)]) == 0
-    published = storage.current_generation(data_dir / "index")
-    assert storage.read_json(published / "report.json")["updated"] is None
+    published = generations.current_generation(data_dir / "index")
+    assert reading.read_json(published / "report.json")["updated"] is None
     listed = Recommender(published).catalogue
     assert [product["name"] for product in listed.products(range(listed.n_products))] == products["name"].tolist()
 
@@ -391,7 +391,7 @@ def test_a_full_build_fits_the_ranker_where_there_were_too_few_listings_before(d
 
     def queries_of(*flags: str) -> int | None:
         assert build_index.main(["--data", str(data_dir), *flags]) == 0
-        return storage.read_json(storage.current_generation(data_dir / "index") / "report.json")["ranker"].get("queries")
+        return reading.read_json(generations.current_generation(data_dir / "index") / "report.json")["ranker"].get("queries")
 
     assert queries_of() is None
     monkeypatch.setattr(build_index, "LEAST_JUDGED", 2)

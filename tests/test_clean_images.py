@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 import clean_images
-from marketplace import photos, storage
+from marketplace.cleaning import photos
+from marketplace.files import atomic, reading, stages
 
 
 def photo_bytes(number: int, kind: str = "JPEG", size: tuple[int, int] = (48, 32)) -> bytes:
@@ -56,7 +57,7 @@ def clean(tmp_path, capsys):
 
 
 def rows(data: Path) -> list[dict]:
-    return storage.read_csv(data / "images" / "photos.csv").to_dict("records")
+    return reading.read_csv(data / "images" / "photos.csv").to_dict("records")
 
 
 def statuses(data: Path) -> dict[str, str]:
@@ -65,7 +66,7 @@ def statuses(data: Path) -> dict[str, str]:
 
 def files_of(data: Path) -> dict[str, bytes]:
     """Everything a stage leaves, hidden files too; times stand in the manifest only."""
-    return {path.name: path.read_bytes() for path in (data / "images").iterdir() if path.name != storage.MANIFEST}
+    return {path.name: path.read_bytes() for path in (data / "images").iterdir() if path.name != stages.MANIFEST}
 
 
 def outputs(data: Path) -> dict[str, bytes]:
@@ -121,7 +122,7 @@ def test_every_photo_becomes_what_photos_clean_makes_of_it(tmp_path, clean):
 def test_the_manifest_holds_the_settings_that_clean_an_upload_alike(tmp_path, clean):
     write_folder(tmp_path / "data" / "raw" / "images", good_photos(2))
     assert clean("--fit", "crop", "--max-pixels", 5000)[0] == 0
-    arguments = storage.read_manifest(tmp_path / "data" / "images")["arguments"]
+    arguments = stages.read_manifest(tmp_path / "data" / "images")["arguments"]
     assert photos.CleanSettings.from_dict(arguments) == photos.CleanSettings(size=32, fit="crop", max_pixels=5000)
     assert photos.CleanSettings(**arguments) == photos.CleanSettings.from_dict(arguments)
 
@@ -474,10 +475,10 @@ def kill_after(function, calls: int, before: bool):
         (clean_images, "_write_jpeg", 4),
         (clean_images, "_line", 3),
         (clean_images, "_remove_others", 1),
-        (storage, "write_csv", 1),
-        (storage, "write_bytes", 1),
-        (storage, "write_bytes", 2),
-        (storage, "write_json", 1),
+        (atomic, "write_csv", 1),
+        (atomic, "write_bytes", 1),
+        (atomic, "write_bytes", 2),
+        (atomic, "write_json", 1),
         (os, "replace", 3),
     ],
 )
@@ -551,7 +552,7 @@ def test_the_manifests_input_digest_follows_names_and_contents(tmp_path, clean):
 
     def digest():
         assert clean("--photos", source)[0] == 0
-        return storage.read_manifest(tmp_path / "data" / "images")["inputs"]["photos"]
+        return stages.read_manifest(tmp_path / "data" / "images")["inputs"]["photos"]
 
     seen = [digest()]
     (source / "photo-1.jpg").write_bytes(photo_bytes(50))
@@ -561,4 +562,4 @@ def test_the_manifests_input_digest_follows_names_and_contents(tmp_path, clean):
     assert len(set(seen)) == 3
     shutil.copytree(source, tmp_path / "copied")
     clean("--photos", tmp_path / "copied", data=tmp_path / "other")
-    assert storage.read_manifest(tmp_path / "other" / "images")["inputs"]["photos"] == seen[-1]
+    assert stages.read_manifest(tmp_path / "other" / "images")["inputs"]["photos"] == seen[-1]

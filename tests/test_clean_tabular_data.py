@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import clean_tabular_data
-from marketplace import listings, storage
+from marketplace.cleaning import export_csv, listings, redaction
+from marketplace.files import reading
 
 HEADER = ["", "id", "product_name", "category", "product_description", "price", "location"]
 PHOTO_HEADER = ["", "id", "product_id"]
@@ -79,9 +80,9 @@ def stage(tmp_path, capsys):
 
     run.folder = tmp_path / "data" / "tabular"
     run.raw_dir = tmp_path / "data" / "raw"
-    run.products = lambda: storage.read_csv(run.folder / "products.csv")
-    run.photos = lambda: storage.read_csv(run.folder / "images.csv")
-    run.rejects = lambda: storage.read_csv(run.folder / "rejected.csv")
+    run.products = lambda: reading.read_csv(run.folder / "products.csv")
+    run.photos = lambda: reading.read_csv(run.folder / "images.csv")
+    run.rejects = lambda: reading.read_csv(run.folder / "rejected.csv")
     run.report = lambda: json.loads((run.folder / "report.json").read_text())
     return run
 
@@ -418,8 +419,8 @@ def test_a_line_that_a_tool_appended_costs_no_listing(stage, tmp_path, state, fo
     rows = [listing(number, product_description=f"Solid oak\rno {number}, as new") for number in range(3)]
     text = STATES[state](rows)
     code, _, _ = stage(text + footer + text[-1], [photo(0, 0)])
-    products = storage.read_csv(tmp_path / "data" / "tabular" / "products.csv")
-    rejected = storage.read_csv(tmp_path / "data" / "tabular" / "rejected.csv")
+    products = reading.read_csv(tmp_path / "data" / "tabular" / "products.csv")
+    rejected = reading.read_csv(tmp_path / "data" / "tabular" / "rejected.csv")
     assert code == 0 and products["product_id"].tolist() == [make_id(number) for number in range(3)]
     assert rejected["raw"].tolist() == [footer]
 
@@ -471,7 +472,7 @@ FRAGMENTS = st.sampled_from(
 TYPED = st.lists(
     FRAGMENTS | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8), max_size=12
 ).map("".join)
-IMITATION = re.compile(f'(?:\\d|"\\d+"),"?{listings.UUID.pattern}')
+IMITATION = re.compile(f'(?:\\d|"\\d+"),"?{redaction.UUID.pattern}')
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -486,15 +487,15 @@ def test_any_text_a_person_can_type_comes_back_and_never_touches_its_neighbours(
         raw = [{column: value for column, value in row.items() if column} for row in raw]
     rows, rejects = read(STATES[state](raw), tmp_path)
     found = {row["product_id"]: row for row in rows}
-    expected_name = listings.redact(" ".join(name.splitlines()).strip())
-    expected = listings.redact("\n".join(description.splitlines()).strip())
+    expected_name = redaction.redact(" ".join(name.splitlines()).strip())
+    expected = redaction.redact("\n".join(description.splitlines()).strip())
     assert [found[make_id(number)]["description"] for number in (1, 3)] == ["A good chair, number 1", "A good chair, number 3"]
     assert [found[make_id(number)]["name"] for number in (1, 3)] == ["Chair 1", "Chair 3"]
     assert set(found) <= {make_id(1), make_id(2), make_id(3)}
     assert {(row["price"], row["town"], row["county"]) for row in rows} == {(20.0, "Leeds", "West Yorkshire")}
     if make_id(2) in found:
         assert (found[make_id(2)]["name"], found[make_id(2)]["description"]) == (expected_name, expected)
-    elif not (IMITATION if numbered else listings.UUID).search(name + description):
+    elif not (IMITATION if numbered else redaction.UUID).search(name + description):
         assert {reject["reason"] for reject in rejects} & {"null_product_name", "null_product_description"}
         assert not (expected_name and expected)
 
@@ -508,9 +509,9 @@ def test_any_text_a_person_can_type_comes_back_and_never_touches_its_neighbours(
 def test_whatever_stands_below_the_header_is_kept_or_rejected_and_no_character_is_lost(text, tmp_path):
     path = tmp_path / "Products.csv"
     path.write_bytes((",".join(HEADER) + "\n" + text).encode())
-    lines = clean_tabular_data.read_lines(path)
-    layout = clean_tabular_data.read_layout(path, lines, clean_tabular_data.PRODUCT_COLUMNS)
-    records = list(clean_tabular_data.read_records(lines, layout))
+    lines = export_csv.read_lines(path)
+    layout = export_csv.read_layout(path, lines, clean_tabular_data.PRODUCT_COLUMNS)
+    records = list(export_csv.read_records(lines, layout))
     assert "".join("".join(raw for _, raw in records).split()) == "".join(text.split())
     assert all(fields is None or len(fields) == len(HEADER) for fields, _ in records)
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import dataset
-from marketplace import photos, storage
+from marketplace.cleaning import duplicates, photos
+from marketplace.files import atomic, reading, stages
 
 NAMES = ["Appliances", "Sofas & Chairs", "Tools"]
 UNLIKE = np.random.default_rng(7).integers(0, 2**64, 10_000, dtype=np.uint64)  # hashes; random ones differ in about 32 bits
@@ -60,11 +61,11 @@ def write_inputs(data: Path, products: list[dict], pictures: list[dict]) -> None
     write_table(data / "tabular" / "images.csv", owners or [{"image_id": "", "product_id": "", "label": ""}])
     write_table(data / "images" / "photos.csv", [{key: row[key] for key in ("image_id", *RESULTS)} for row in pictures])
     decoder = {str(label): name for label, name in enumerate(NAMES)}
-    storage.write_json(data / "tabular" / "labels.json", {"depth": 1, "encoder": {}, "decoder": decoder})
+    atomic.write_json(data / "tabular" / "labels.json", {"depth": 1, "encoder": {}, "decoder": decoder})
     for number, row in enumerate(pictures):
-        storage.write_bytes(data / "images" / f"{row['image_id']}.jpg", colour_jpeg(number))
+        atomic.write_bytes(data / "images" / f"{row['image_id']}.jpg", colour_jpeg(number))
     for name in ("tabular", "images"):
-        storage.Stage(data / name, {}, {}).finish({}, [])
+        stages.Stage(data / name, {}, {}).finish({}, [])
 
 
 RESULTS = ("status", "reason", "width", "height", "sha256", "phash")  # columns of photos.csv beside image_id
@@ -77,7 +78,7 @@ def marketplace(count: int, first: int = 0) -> tuple[list[dict], list[dict]]:
 
 
 def read_splits(data: Path) -> dict[str, str]:
-    table = storage.read_csv(data / "dataset" / "listings.csv")
+    table = reading.read_csv(data / "dataset" / "listings.csv")
     return dict(zip(table["product_id"], table["split"], strict=True))
 
 
@@ -139,7 +140,7 @@ def hash_lists(draw) -> list[int]:
 @settings(max_examples=40, deadline=None)
 @given(hash_lists())
 def test_near_duplicate_groups_are_those_of_comparing_all_pairs(hashes):
-    found = dataset.near_duplicate_groups(np.array(hashes, dtype=np.uint64))
+    found = duplicates.near_duplicate_groups(np.array(hashes, dtype=np.uint64))
     assert same_partition(found.tolist(), groups_by_comparing_all(hashes))
 
 
@@ -161,21 +162,21 @@ def skewed_hashes(kind: str, count: int) -> np.ndarray:
 @pytest.mark.parametrize("long_run", [2, 256])
 @pytest.mark.parametrize("kind", ["alike in 44 bits", "alike in 32 bits", "bits mostly set", "a crowd among strangers"])
 def test_hashes_that_crowd_together_are_grouped_as_by_comparing_all_pairs(monkeypatch, kind, long_run):
-    monkeypatch.setattr(dataset, "LONG_RUN", long_run)
-    monkeypatch.setattr(dataset, "BLOCK_PAIRS", 5_000)
+    monkeypatch.setattr(duplicates, "LONG_RUN", long_run)
+    monkeypatch.setattr(duplicates, "BLOCK_PAIRS", 5_000)
     hashes = skewed_hashes(kind, 500)
-    assert same_partition(dataset.near_duplicate_groups(hashes).tolist(), groups_by_comparing_all(hashes.tolist()))
+    assert same_partition(duplicates.near_duplicate_groups(hashes).tolist(), groups_by_comparing_all(hashes.tolist()))
 
 
 def test_hashes_6_bits_apart_are_near_and_7_bits_apart_are_not():
     flips = np.array([sum(1 << bit for bit in range(0, 60, 10)), sum(1 << bit for bit in range(1, 64, 9))], dtype=np.uint64)
-    six, seven = (dataset.near_duplicate_groups(np.array([UNLIKE[0], UNLIKE[0] ^ flip])) for flip in flips)
+    six, seven = (duplicates.near_duplicate_groups(np.array([UNLIKE[0], UNLIKE[0] ^ flip])) for flip in flips)
     assert six[0] == six[1]
     assert seven[0] != seven[1]
 
 
 def test_no_hashes_make_no_groups():
-    assert len(dataset.near_duplicate_groups(np.zeros(0, dtype=np.uint64))) == 0
+    assert len(duplicates.near_duplicate_groups(np.zeros(0, dtype=np.uint64))) == 0
 
 
 # Clusters.
@@ -188,7 +189,7 @@ def test_no_split_shares_a_cluster_whatever_links_the_listings_and_in_whatever_o
     ids = data.draw(st.permutations([f"p{number:02d}" for number in range(count)]))
     key_lists = [data.draw(st.lists(st.integers(0, count), min_size=count, max_size=count)) for _ in range(2)]
     links = [(np.arange(count), np.array(keys)) for keys in key_lists]
-    frame = pd.DataFrame({"product_id": ids, "cluster": dataset.cluster_ids(pd.Series(ids), links)})
+    frame = pd.DataFrame({"product_id": ids, "cluster": duplicates.cluster_ids(pd.Series(ids), links)})
     frame["label"] = data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))
 
     graph = networkx.Graph()
@@ -209,7 +210,7 @@ def test_no_split_shares_a_cluster_whatever_links_the_listings_and_in_whatever_o
 
 def clusters_of(products: list[dict], pictures: list[dict], groups: list[tuple[str, str]] = ()) -> list[str]:
     values = pd.DataFrame(list(groups), columns=["product_id", "value"])
-    return dataset.find_clusters(pd.DataFrame(products), pd.DataFrame(pictures), values).tolist()
+    return duplicates.find_clusters(pd.DataFrame(products), pd.DataFrame(pictures), values).tolist()
 
 
 def test_listings_are_joined_by_equal_pixels_near_hashes_equal_texts_and_groups_and_by_nothing_else():
@@ -246,7 +247,7 @@ def test_the_words_na_none_and_null_are_read_as_texts_and_group_values(tmp_path)
     products[2]["seller"] = products[10]["seller"] = "NA"
     write_inputs(tmp_path, products, pictures)
     succeeds(tmp_path, "--group-column", "seller")
-    table = storage.read_csv(tmp_path / "dataset" / "listings.csv").set_index("product_id")
+    table = reading.read_csv(tmp_path / "dataset" / "listings.csv").set_index("product_id")
     moved = {product_id: cluster for product_id, cluster in table["cluster"].items() if product_id != cluster}
     assert moved == {"p0007": "p0003", "p0008": "p0001", "p0010": "p0002"}
     # One seller's listings are kept together; only the same photo or text makes one a duplicate of another.
@@ -259,7 +260,7 @@ def test_a_group_column_of_the_photos_joins_all_listings_of_a_sender(tmp_path):
     pictures = [row | {"sender": f"s{number % 2}" if number < 4 else " "} for number, row in enumerate(pictures)]
     write_inputs(tmp_path, products, pictures)
     succeeds(tmp_path, "--group-column", "sender")
-    clusters = storage.read_csv(tmp_path / "dataset" / "listings.csv")["cluster"].tolist()
+    clusters = reading.read_csv(tmp_path / "dataset" / "listings.csv")["cluster"].tolist()
     assert clusters == ["p0000", "p0001", "p0000", "p0001"] + [f"p{number:04d}" for number in range(4, 10)]
 
 
@@ -354,11 +355,11 @@ def test_the_stage_writes_the_split_of_every_photo_and_listing(tmp_path, capsys)
     succeeds(tmp_path)
     out, err = capsys.readouterr()
 
-    listings = storage.read_csv(tmp_path / "dataset" / "listings.csv")
+    listings = reading.read_csv(tmp_path / "dataset" / "listings.csv")
     assert list(listings) == ["product_id", "cluster", "duplicates", "label", "split"]
     assert listings["product_id"].tolist() == sorted(row["product_id"] for row in products)
     assert listings["label"].tolist() == [str(row["label"]) for row in products]
-    training = storage.read_csv(tmp_path / "dataset" / "training_data.csv")
+    training = reading.read_csv(tmp_path / "dataset" / "training_data.csv")
     assert list(training) == ["image_id", "product_id", "cluster", "label", "split"]
     expected = sorted([(f"p{number:04d}", f"i{number:04d}") for number in range(30)] + [("p0000", "i0060")])
     assert list(zip(training["product_id"], training["image_id"], strict=True)) == expected
@@ -571,7 +572,7 @@ def test_photos_without_any_listing_are_answered_with_one_sentence(tmp_path, cap
 def test_a_photo_that_stands_twice_in_the_table_is_named(tmp_path, capsys):
     write_inputs(tmp_path, [product(0), product(1)], [photo(0), photo(0, "p0001")])
     path = tmp_path / "tabular" / "images.csv"
-    table = storage.read_csv(path)
+    table = reading.read_csv(path)
     write_table(tmp_path / "images" / "photos.csv", [{key: photo(0)[key] for key in ("image_id", *RESULTS)}])
     assert len(table) == 2
     assert error_of(capsys, tmp_path) == f"error: {path} holds image_id i0000 twice: run python clean_tabular_data.py again\n"

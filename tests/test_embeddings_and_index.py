@@ -13,7 +13,8 @@ import dataset
 import evaluate
 import extract_embeddings
 import train
-from marketplace import model, storage
+from marketplace.files import atomic, generations, reading, stages
+from marketplace.models import photo_model as model
 from tests.conftest import TRAIN_FLAGS, run_stages, stamp
 
 
@@ -33,10 +34,10 @@ def fails(main, arguments, capsys) -> str:
 def test_every_kept_photo_and_every_listing_has_a_unit_vector(demo_dir):
     folder = demo_dir / "embeddings"
     vectors, texts = np.load(folder / "vectors.npy"), np.load(folder / "text_vectors.npy")
-    training = storage.read_csv(demo_dir / "dataset" / "training_data.csv")
-    products = storage.read_csv(demo_dir / "tabular" / "products.csv")
-    assert storage.read_json(folder / "image_ids.json") == training["image_id"].tolist()
-    assert storage.read_json(folder / "product_ids.json") == products["product_id"].tolist()
+    training = reading.read_csv(demo_dir / "dataset" / "training_data.csv")
+    products = reading.read_csv(demo_dir / "tabular" / "products.csv")
+    assert reading.read_json(folder / "image_ids.json") == training["image_id"].tolist()
+    assert reading.read_json(folder / "product_ids.json") == products["product_id"].tolist()
     dimension = model.Description.load(demo_dir / "model").dimension
     assert vectors.shape == (len(training), dimension) and vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
@@ -47,13 +48,13 @@ def test_every_kept_photo_and_every_listing_has_a_unit_vector(demo_dir):
 def test_the_dictionary_reads_back_as_the_very_same_floats(demo_dir):
     folder = demo_dir / "embeddings"
     dictionary = json.loads((folder / "image_embeddings.json").read_text())
-    assert list(dictionary) == storage.read_json(folder / "image_ids.json")
+    assert list(dictionary) == reading.read_json(folder / "image_ids.json")
     np.testing.assert_array_equal(np.array(list(dictionary.values()), np.float32), np.load(folder / "vectors.npy"))
 
 
 def test_vectors_do_not_depend_on_the_batch_a_photo_is_in(demo_dir):
     photo_model = model.PhotoModel(demo_dir / "model", device="cpu")
-    vectors, ids = np.load(demo_dir / "embeddings" / "vectors.npy"), storage.read_json(demo_dir / "embeddings" / "image_ids.json")
+    vectors, ids = np.load(demo_dir / "embeddings" / "vectors.npy"), reading.read_json(demo_dir / "embeddings" / "image_ids.json")
     for row in (0, 31, 32, len(ids) - 1):
         alone, _ = photo_model.run(photo_model.input((demo_dir / "images" / f"{ids[row]}.jpg").read_bytes())[None])
         assert alone[0] @ vectors[row] > 0.9999
@@ -80,7 +81,7 @@ def test_a_killed_run_loses_no_whole_shard_and_ends_with_the_bytes_of_an_undistu
     distinct = embed(copied, capsys)["photos_embedded"]
     undisturbed = outputs(copied)
     shutil.rmtree(copied / "embeddings")
-    write, written = storage.write_array, []
+    write, written = atomic.write_array, []
 
     def killed(path, array):
         if written:
@@ -89,7 +90,7 @@ def test_a_killed_run_loses_no_whole_shard_and_ends_with_the_bytes_of_an_undistu
         write(path, array)
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "write_array", killed)
+        patch.setattr(atomic, "write_array", killed)
         with pytest.raises(KeyboardInterrupt):
             extract_embeddings.main(["--data", str(copied), "--device", "cpu"])
     assert not (copied / "embeddings" / "manifest.json").exists()
@@ -99,18 +100,18 @@ def test_a_killed_run_loses_no_whole_shard_and_ends_with_the_bytes_of_an_undistu
 
 def change_photos(data_dir, keep, pixels=()) -> None:
     """Leave the photos of some rows of training_data.csv, and say that those of `pixels` (ids) look otherwise now."""
-    table = storage.read_csv(data_dir / "dataset" / "training_data.csv").iloc[keep]
-    storage.write_csv(data_dir / "dataset" / "training_data.csv", table)
-    known = storage.read_csv(data_dir / "images" / "photos.csv")
+    table = reading.read_csv(data_dir / "dataset" / "training_data.csv").iloc[keep]
+    atomic.write_csv(data_dir / "dataset" / "training_data.csv", table)
+    known = reading.read_csv(data_dir / "images" / "photos.csv")
     known.loc[known["image_id"].isin(pixels), "sha256"] = "f" * 64
-    storage.write_csv(data_dir / "images" / "photos.csv", known)
-    manifest = storage.read_manifest(data_dir / "dataset")
-    inputs = storage.digests(data_dir, *(name for name in manifest["inputs"] if not name.startswith("--")))
-    storage.Stage(data_dir / "dataset", manifest["arguments"], inputs).finish(manifest["counts"], [])
+    atomic.write_csv(data_dir / "images" / "photos.csv", known)
+    manifest = stages.read_manifest(data_dir / "dataset")
+    inputs = stages.digests(data_dir, *(name for name in manifest["inputs"] if not name.startswith("--")))
+    stages.Stage(data_dir / "dataset", manifest["arguments"], inputs).finish(manifest["counts"], [])
 
 
 def test_only_new_and_changed_photos_are_embedded_and_removed_ones_drop_out(copied, capsys):
-    ids = storage.read_json(copied / "embeddings" / "image_ids.json")
+    ids = reading.read_json(copied / "embeddings" / "image_ids.json")
     vectors = np.load(copied / "embeddings" / "vectors.npy")
     assert embed(copied, capsys)["photos_embedded"] == 0
     shutil.copyfile(copied / "images" / f"{ids[0]}.jpg", copied / "images" / f"{ids[7]}.jpg")
@@ -121,7 +122,7 @@ def test_only_new_and_changed_photos_are_embedded_and_removed_ones_drop_out(copi
     expected = vectors[order]
     expected[2] = vectors[0]
     np.testing.assert_array_equal(np.load(copied / "embeddings" / "vectors.npy"), expected)
-    assert storage.read_json(copied / "embeddings" / "image_ids.json") == [ids[row] for row in order]
+    assert reading.read_json(copied / "embeddings" / "image_ids.json") == [ids[row] for row in order]
 
 
 def test_a_shard_that_hardly_anyone_wants_goes_and_its_rows_are_made_again(copied, capsys):
@@ -149,11 +150,11 @@ def test_no_json_leaves_the_dictionary_out_and_an_old_one_does_not_stay(copied, 
 
 
 def test_the_published_generation_holds_all_that_serving_needs(demo_dir):
-    generation = storage.current_generation(demo_dir / "index")
-    report = storage.read_json(generation / "report.json")
+    generation = generations.current_generation(demo_dir / "index")
+    report = reading.read_json(generation / "report.json")
     assert report["index"]["recall_at_10"] == 1.0 and report["index"]["kind"] == "Flat"
-    assert {name: report["files"][name] for name in model.FILES} == storage.digests(demo_dir / "model", *model.FILES)
-    assert report["files"] == storage.digests(
+    assert {name: report["files"][name] for name in model.FILES} == stages.digests(demo_dir / "model", *model.FILES)
+    assert report["files"] == stages.digests(
         generation, *(path.name for path in generation.iterdir() if path.name != "report.json")
     )
     assert report["index"]["bytes_per_vector"] == pytest.approx(4 * report["dimension"], rel=0.1)
@@ -162,29 +163,29 @@ def test_the_published_generation_holds_all_that_serving_needs(demo_dir):
 
 
 def test_a_rerun_changes_nothing_and_another_kind_makes_a_new_generation(copied, capsys):
-    first = storage.current_generation(copied / "index").name
+    first = generations.current_generation(copied / "index").name
     assert build_index.main(["--data", str(copied)]) == 0
     assert json.loads(capsys.readouterr().out)["unchanged"] is True
     assert build_index.main(["--data", str(copied), "--kind", "ivf"]) == 0
-    assert storage.current_generation(copied / "index").name != first
+    assert generations.current_generation(copied / "index").name != first
     assert (copied / "index" / first).is_dir()  # for a reader that still has it open
 
 
 def test_a_dictionary_of_your_own_can_be_indexed(copied, tmp_path, capsys):
-    known = storage.read_json(copied / "embeddings" / "image_ids.json")[:20]
+    known = reading.read_json(copied / "embeddings" / "image_ids.json")[:20]
     generator = np.random.default_rng(0)
     dictionary = {name: generator.normal(size=13).tolist() for name in [*known, "photo-of-nobody"]}
     (tmp_path / "own.json").write_text(json.dumps(dictionary))
     assert build_index.main(["--data", str(copied), "--embeddings", str(tmp_path / "own.json")]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert (summary["photos"], summary["dimension"], summary["photos_without_listing"]) == (21, 13, 1)
-    vectors = np.load(storage.current_generation(copied / "index") / "vectors.npy")
+    vectors = np.load(generations.current_generation(copied / "index") / "vectors.npy")
     expected = np.array(list(dictionary.values()))
     np.testing.assert_allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
 
 
 def test_a_dictionary_may_write_ids_in_capitals(copied, tmp_path, capsys):
-    known = storage.read_json(copied / "embeddings" / "image_ids.json")
+    known = reading.read_json(copied / "embeddings" / "image_ids.json")
     (tmp_path / "own.json").write_text(json.dumps({name.upper(): [1.0, row] for row, name in enumerate(known)}))
     assert build_index.main(["--data", str(copied), "--embeddings", str(tmp_path / "own.json")]) == 0
     summary = json.loads(capsys.readouterr().out)
@@ -221,11 +222,11 @@ def test_a_dictionary_cut_short_is_one_sentence(copied, tmp_path, capsys):
 
 
 def test_an_index_of_vectors_of_your_own_answers_for_listings_but_not_for_photos(copied, tmp_path):
-    ids = storage.read_json(copied / "embeddings" / "image_ids.json")
+    ids = reading.read_json(copied / "embeddings" / "image_ids.json")
     vectors = np.random.default_rng(0).normal(size=(len(ids), 13))
     (tmp_path / "own.json").write_text(json.dumps(dict(zip(ids, vectors.tolist(), strict=True))))
     assert build_index.main(["--data", str(copied), "--embeddings", str(tmp_path / "own.json")]) == 0
-    product_id = storage.read_csv(copied / "dataset" / "training_data.csv")["product_id"][0]
+    product_id = reading.read_csv(copied / "dataset" / "training_data.csv")["product_id"][0]
     with TestClient(api.create_app(copied)) as client:
         assert client.get("/healthcheck").json()["dimension"] == 13
         assert len(client.get(f"/products/{product_id}/similar").json()["results"]) == 10
@@ -238,12 +239,12 @@ def test_an_index_of_vectors_of_your_own_answers_for_listings_but_not_for_photos
 
 
 def test_new_vectors_make_a_new_generation(copied, capsys):
-    before = storage.current_generation(copied / "index").name
+    before = generations.current_generation(copied / "index").name
     vectors = np.load(copied / "embeddings" / "vectors.npy")
-    storage.write_array(copied / "embeddings" / "vectors.npy", np.roll(vectors, 1, axis=1))
+    atomic.write_array(copied / "embeddings" / "vectors.npy", np.roll(vectors, 1, axis=1))
     stamp(copied, "embeddings")
     assert build_index.main(["--data", str(copied)]) == 0
-    assert storage.current_generation(copied / "index").name != before
+    assert generations.current_generation(copied / "index").name != before
 
 
 @pytest.mark.parametrize("main", [extract_embeddings.main, build_index.main, lambda a: train.main([*a, *TRAIN_FLAGS])])
@@ -270,9 +271,9 @@ def test_a_listing_and_a_photo_more_need_no_new_training(copied, demo_dir, tmp_p
     with open(copied / "raw" / "Images.csv", "a") as file:
         file.write(f"9999,{new_image},{new_product}\n")
     Image.effect_noise((90, 60), 60).save(copied / "raw" / "images" / f"{new_image}.jpg", "JPEG")
-    model_before = storage.digests(copied / "model", *model.FILES)
+    model_before = stages.digests(copied / "model", *model.FILES)
     run_stages(copied, ["tabular", "images", "dataset", "embeddings", "index"])
-    assert storage.digests(copied / "model", *model.FILES) == model_before
+    assert stages.digests(copied / "model", *model.FILES) == model_before
     with TestClient(api.create_app(copied)) as client:
         assert client.get(f"/products/{new_product}").json()["photos"] == [
             {"image_id": new_image.lower(), "photo_url": f"/images/{new_image.lower()}.jpg"}
@@ -289,7 +290,7 @@ def test_a_second_file_of_an_id_changes_no_vector(copied, demo_dir):
     run_stages(copied, ["images"])
     shutil.rmtree(copied / "embeddings")
     run_stages(copied, ["dataset", "embeddings"])
-    assert storage.read_csv(copied / "images" / "photos.csv")["image_id"].duplicated().sum() == 1
+    assert reading.read_csv(copied / "images" / "photos.csv")["image_id"].duplicated().sum() == 1
     assert outputs(copied) == before
 
 
@@ -301,7 +302,7 @@ def test_a_category_that_is_sold_out_needs_no_new_training_and_a_new_one_does(co
     rarest = main_categories.value_counts().index[-1]
     products[main_categories != rarest].to_csv(path)
     run_stages(copied, ["tabular", "dataset", "embeddings", "index"])
-    assert rarest not in storage.read_json(copied / "tabular" / "labels.json")["encoder"]
+    assert rarest not in reading.read_json(copied / "tabular" / "labels.json")["encoder"]
     with TestClient(api.create_app(copied)) as client:
         assert rarest not in client.get("/filters").json()["categories"]
         assert client.get("/search", params={"q": products["product_name"].iloc[0]}).json()["results"]
@@ -331,7 +332,7 @@ def test_embeddings_of_another_model_are_refused(copied, capsys):
 def test_ids_that_do_not_fit_the_vectors_are_refused(copied, capsys):
     path = copied / "embeddings" / "vectors.npy"
     vectors = np.load(path)
-    storage.write_array(path, vectors[1:])
+    atomic.write_array(path, vectors[1:])
     expected = f"error: {path} has been changed: run python extract_embeddings.py again\n"
     assert fails(build_index.main, ["--data", str(copied)], capsys) == expected
     stamp(copied, "embeddings")
@@ -356,7 +357,7 @@ def test_photos_cleaned_otherwise_than_the_models_are_refused(copied, capsys):
 
 
 def test_a_lost_photo_is_one_sentence(copied, capsys):
-    image_id = storage.read_json(copied / "embeddings" / "image_ids.json")[3]
+    image_id = reading.read_json(copied / "embeddings" / "image_ids.json")[3]
     (copied / "images" / f"{image_id}.jpg").unlink()
     shutil.rmtree(copied / "embeddings")
     expected = f"error: {copied / 'images' / image_id}.jpg is missing or damaged: run python clean_images.py again\n"

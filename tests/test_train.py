@@ -11,7 +11,10 @@ from sklearn.metrics import f1_score
 
 import dataset
 import train
-from marketplace import model, photos, sample, storage, training
+from demo import sample
+from marketplace.cleaning import photos
+from marketplace.files import atomic, reading
+from marketplace.models import photo_model, training
 from tests.conftest import run_stages
 
 FAST = ["--backbone", "resnet18", "--weights", "none", "--image-size", "32", "--epochs", "2", "--workers", "0", "--device", "cpu"]
@@ -56,15 +59,15 @@ def test_a_second_run_with_the_same_arguments_does_nothing(demo_dir, capsys):
 
 
 def test_the_saved_model_says_how_photos_are_prepared(demo_dir):
-    description = model.Description.load(demo_dir / "model")
+    description = photo_model.Description.load(demo_dir / "model")
     assert description.backbone == "efficientnet_lite0" and description.input_size == 96
     assert photos.CleanSettings(**description.photo) == photos.CleanSettings()
     np.testing.assert_allclose(description.mean, [127 / 255] * 3)
 
 
 def test_torch_and_onnx_give_the_same_vectors_and_probabilities(demo_dir):
-    image_ids = storage.read_json(demo_dir / "embeddings" / "image_ids.json")[:4]
-    runtimes = [model.PhotoModel(demo_dir / "model", runtime, "cpu") for runtime in ("onnx", "torch")]
+    image_ids = reading.read_json(demo_dir / "embeddings" / "image_ids.json")[:4]
+    runtimes = [photo_model.PhotoModel(demo_dir / "model", runtime, "cpu") for runtime in ("onnx", "torch")]
     pixels = np.stack([runtimes[0].input((demo_dir / "images" / f"{name}.jpg").read_bytes()) for name in image_ids])
     for onnx, torch_ in zip(*(runtime.run(pixels) for runtime in runtimes), strict=True):
         np.testing.assert_allclose(onnx, torch_, atol=1e-4)
@@ -127,19 +130,19 @@ def test_garbage_in_test_listings_changes_no_fitted_file(prepared, tmp_path):
     for name in ("clean", "garbage"):
         data_dir = tmp_path / name
         shutil.copytree(prepared, data_dir, ignore=shutil.ignore_patterns("model", "features", "tensorboard", "raw"))
-        products = storage.read_csv(data_dir / "tabular" / "products.csv")
+        products = reading.read_csv(data_dir / "tabular" / "products.csv")
         if name == "garbage":
-            splits = storage.read_csv(data_dir / "dataset" / "listings.csv").set_index("product_id")["split"]
+            splits = reading.read_csv(data_dir / "dataset" / "listings.csv").set_index("product_id")["split"]
             rows = products["product_id"].map(splits) == "test"
             assert rows.any()
             products.loc[rows, ["name", "description", "price"]] = ["garbage", "zzz " * 50, "9999"]
-            storage.write_csv(data_dir / "tabular" / "products.csv", products)
+            atomic.write_csv(data_dir / "tabular" / "products.csv", products)
             assert dataset.main(["--data", str(data_dir)]) == 0  # the splits stay
             table = dataset.ListingPhotos(data_dir, "test").table
             for image_id in table["image_id"]:
                 (data_dir / "images" / f"{image_id}.jpg").write_bytes(photos.clean(_noise()).jpeg)
         assert train.main(["--data", str(data_dir), *FAST]) == 0
-        kept[name] = {file_name: (data_dir / "model" / file_name).read_bytes() for file_name in model.FILES}
+        kept[name] = {file_name: (data_dir / "model" / file_name).read_bytes() for file_name in photo_model.FILES}
     assert kept["clean"] == kept["garbage"]
 
 

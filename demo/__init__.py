@@ -1,0 +1,1 @@
+"""The synthetic marketplace, and what `make demo` asks of it."""

@@ -1,0 +1,109 @@
+"""The fields of one listing: name, text, price, category path, place."""
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from marketplace.cleaning.redaction import UUID, redact, strip_leak
+from marketplace.files import reading
+
+CATEGORY_SEPARATOR = " / "
+
+
+MAX_PRICE = float(np.finfo(np.float32).max)  # pounds
+
+
+# Every break that str.splitlines() knows, so that no reader of a cleaned file sees a line that another does not.
+_BREAK = re.compile("\r\n|[\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
+
+
+def normalise_breaks(text: str) -> str:
+    """The text with every line break as a newline, without NUL characters and outer white space."""
+    return _BREAK.sub("\n", text.replace("\0", "")).strip()
+
+
+def single_line(text: str) -> str:
+    """The text with every line break as a space, without NUL characters and outer white space."""
+    return _BREAK.sub(" ", text.replace("\0", "")).strip()
+
+
+# Fields of a listing.
+
+_TAIL = re.compile(r"(?:\|\s*in\s[^|]*)?\|\s*Gumtree$", re.IGNORECASE)
+
+
+_PRICE = re.compile(
+    r"(?:GBP|\u00c2?[£$€])?\s*((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)\s*(?:GBP|[£$€])?", re.IGNORECASE
+)
+
+
+def canonical_id(text: str) -> str:
+    """An id as the tables have it: a UUID in lower case."""
+    return text.lower() if UUID.fullmatch(text) else text
+
+
+def title(product_name: str) -> str:
+    """The seller's title: the name on one line without its last " | in Town, County | Gumtree"."""
+    name = single_line(product_name)
+    tail = _TAIL.search(name, max(name.rfind("|", 0, max(name.rfind("|"), 0)) - 1, 0))
+    return name[: tail.start()].rstrip() if tail else name
+
+
+def split_place(location: str) -> tuple[str, str]:
+    """Town and county of "Town, County": the county stands after the last comma, and is empty without one."""
+    town, comma, county = single_line(location).rpartition(",")
+    return (town.strip(), county.strip()) if comma else (county.strip(), "")
+
+
+def category_levels(category: str) -> list[str]:
+    """The levels of a path "A / B / C", widest first; a slash without spaces belongs to a name."""
+    return [level.strip() for level in f" {single_line(category)} ".split(CATEGORY_SEPARATOR) if level.strip()]
+
+
+def parse_price(text: str) -> float:
+    """Pounds of "£1,234.56", "£ 20", "1234.5" or "GBP 20".
+
+    Raises ValueError for anything else: negative, not a number, or too large for a float32, as which prices are filtered.
+    """
+    match = _PRICE.fullmatch(text.strip())
+    price = float(match[1].replace(",", "")) if match else math.nan
+    if not price <= MAX_PRICE:
+        raise ValueError(f"{text!r} is not a price in pounds")
+    return price
+
+
+def text(name: str, description: str) -> str:
+    """What text models see of a listing, in training and in serving alike: redacted name, newline, redacted description.
+
+    name: a title, or a user's own words; description: may be empty. Cleaned fields come through unchanged.
+    """
+    return f"{redact(single_line(name))}\n{redact(strip_leak(normalise_breaks(description))[0])}".strip()
+
+
+def texts(products: pd.DataFrame) -> list[str]:
+    """text() of every row of read_products()."""
+    return [text(name, description) for name, description in zip(products["name"], products["description"], strict=True)]
+
+
+def read_classes(tabular_dir: Path) -> list[str]:
+    """The categories that labels are the numbers of."""
+    decoder = reading.read_json(tabular_dir / "labels.json")["decoder"]
+    return [decoder[str(label)] for label in range(len(decoder))]
+
+
+def read_products(tabular_dir: Path) -> pd.DataFrame:
+    """products.csv with its types: price float64 (pounds), price_plausible bool, label and photos int64, the rest text."""
+    return typed(reading.read_csv(Path(tabular_dir) / "products.csv"))
+
+
+def typed(products: pd.DataFrame) -> pd.DataFrame:
+    """Rows of products.csv, as text, with the types of read_products()."""
+    return products.assign(
+        price=products["price"].astype("float64"),
+        price_plausible=products["price_plausible"] == "true",
+        label=products["label"].astype("int64"),
+        photos=products["photos"].astype("int64"),
+    )

@@ -1,0 +1,47 @@
+"""Reading what a stage wrote; a missing or damaged file names the command that makes it again."""
+
+import json
+import mmap
+import tokenize
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from marketplace.files import stages
+from marketplace.files.stages import StageError
+
+
+def read_array(path: Path) -> np.ndarray:
+    """A .npy file, memory-mapped; StageError when it is missing or damaged."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise StageError(f"{path} is missing: {stages.remedy(Path(path).parent)}") from None
+    except (ValueError, EOFError, SyntaxError, tokenize.TokenError):  # numpy parses the header as Python
+        raise StageError(f"{path} is damaged: delete it and {stages.remedy(Path(path).parent)}") from None
+
+
+def release(array: np.ndarray) -> None:
+    """Let go of the pages that were read of an array from read_array(): the system may keep them, this process does not."""
+    if isinstance(array.base, mmap.mmap):
+        array.base.madvise(mmap.MADV_DONTNEED)
+
+
+def read_csv(path: Path, **options) -> pd.DataFrame:
+    """Read a stage's CSV as text columns: "NA", "null" and "None" are words people type, not missing values."""
+    try:
+        return pd.read_csv(path, **{"dtype": str, "keep_default_na": False, "encoding": "utf-8"} | options)
+    except FileNotFoundError:
+        raise StageError(f"{path} is missing: {stages.remedy(Path(path).parent)}") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
+        raise StageError(f"{path} is damaged: delete it and {stages.remedy(Path(path).parent)}") from None
+
+
+def read_json(path: Path) -> dict:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StageError(f"{path} is missing: {stages.remedy(Path(path).parent)}") from None
+    except ValueError:
+        raise StageError(f"{path} is not valid JSON: delete it and {stages.remedy(Path(path).parent)}") from None

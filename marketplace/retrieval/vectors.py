@@ -1,0 +1,389 @@
+"""Vector search: build, extend and open an index; the nearest rows, filtered, grouped by product."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from marketplace.files import generations, reading
+from marketplace.files.stages import StageError
+
+KINDS = ("auto", "flat", "ivf")
+FLAT_ROWS = 20_000  # up to here an exact scan takes a few milliseconds
+# Lists, as a multiple of sqrt(N): FAISS's guidelines say 4 to 16. Among 1,000,000 vectors of benchmarks/search.py's kind, asked
+# other queries than its, 4 with 50 rows a list and 10 rounds take 54 s to build; 6 with 40 and 5 take 59 s, and where a filter
+# keeps 10% they find 0.96 of the ten nearest in 20,000 rows scored, 4 in 32,000; 8 with 40 and 5 take 93 s, and 17,000 rows do.
+LISTS = 6
+TRAINING_ROWS = 40  # a list: more hardly move its centre (faiss warns below 39)
+KMEANS_ROUNDS = 5  # of Lloyd's algorithm: ten find no more neighbours
+PROBED_SHARE = 0.006  # of the lists, at least: catalogue vectors, asked for 10 rows, need fewer than an upload asked for 100
+RERANKED = 4  # candidates taken from the codes for each result, then ordered by their exact cosines
+SCORED_ROWS = 20_000  # of those that pass a filter, scored exactly, in about 2 ms: 0.95 recall where 10% of 1,000,000 pass
+SCORED_SHARE = 0.02  # and at least this share of the catalogue, so that a filter that leaves 1% is exact at any size
+MAX_DRIFT = 0.2  # rows added and removed since the lists were trained, as a share of the rows then
+RECALL_QUERIES = 200  # of the catalogue's own vectors
+RECALL_K = 10
+BLOCK_ROWS = 16_384  # of the vectors held in memory at a time where they are compared with all queries
+
+
+def build(vectors: np.ndarray, kind: str = "auto", recall: float = 0.95, max_memory_bytes: int | None = None) -> faiss.Index:
+    """An inner-product index over (N, D) float32 unit rows, memory-mapped or not: row i has id i.
+
+    kind: flat scans everything; ivf probes as many of its lists as reach `recall`@10 on the vectors themselves; auto takes
+    flat up to 20,000 rows. ivf keeps 8 bits a dimension, or 4 where that is what max_memory_bytes, of the index, leaves room
+    for; StageError where it leaves too little for either. benchmarks/search.py has the measurements behind the choice.
+    """
+    vectors = np.ascontiguousarray(vectors, np.float32)
+    index = faiss.index_factory(vectors.shape[1], _factory(*vectors.shape, kind, max_memory_bytes), faiss.METRIC_INNER_PRODUCT)
+    if (ivf := _ivf(index)) is None:
+        index.add_with_ids(vectors, np.arange(len(vectors)))
+        return index
+    ivf.cp.niter, ivf.cp.max_points_per_centroid = KMEANS_ROUNDS, TRAINING_ROWS
+    sample = np.linspace(0, len(vectors) - 1, min(len(vectors), TRAINING_ROWS * ivf.nlist)).astype(int)
+    index.train(vectors[sample])
+    index.add(vectors)
+    _tune(VectorIndex(index, vectors), recall)
+    return index
+
+
+def _factory(rows: int, dimension: int, kind: str, max_memory_bytes: int | None) -> str:
+    """The first of the index kinds, best first, that fits; faiss's name for it."""
+    lists = max(1, min(int(LISTS * rows**0.5), rows // TRAINING_ROWS))
+    centres = 4 * dimension * lists
+    ivf = {f"IVF{lists},SQ{bits}": rows * (-(-dimension * bits // 8) + 8) + centres for bits in (8, 4)}
+    flat = {"IDMap,Flat": rows * (4 * dimension + 8)}
+    sizes = {"flat": flat, "ivf": ivf, "auto": flat | ivf if rows <= FLAT_ROWS else ivf}[kind]
+    fitting = [name for name, size in sizes.items() if max_memory_bytes is None or size <= max_memory_bytes]
+    if not fitting:
+        raise StageError(
+            f"an index of {rows} vectors of {dimension} does not fit into {max_memory_bytes} bytes: "
+            f"give --max-memory at least {min(sizes.values())}"
+        )
+    return fitting[0]
+
+
+def _ivf(index: faiss.Index) -> faiss.IndexIVF | None:
+    return index if isinstance(index, faiss.IndexIVF) else None
+
+
+def extend(index: faiss.Index, added: faiss.Index | None, vectors: np.ndarray, first_row: int) -> faiss.Index:
+    """The index of all rows added to those of `index`, which stays as it is: those of `added`, and `vectors` after them.
+
+    index: from build() or read(); it loses its rows, memory-mapped or not, to save a copy of what it was trained to.
+    vectors: (n, D) float32 unit rows; first_row: the id of the first of them.
+    """
+    if added is None:
+        if (ivf := _ivf(index)) is None:
+            added = faiss.index_factory(index.d, "IDMap,Flat", faiss.METRIC_INNER_PRODUCT)
+        else:
+            added, ivf.ntotal = index, 0
+            empty = faiss.ArrayInvertedLists(ivf.nlist, ivf.code_size)
+            empty.this.disown()  # the index frees it
+            ivf.replace_invlists(empty, True)
+    added.add_with_ids(np.ascontiguousarray(vectors, np.float32), np.arange(first_row, first_row + len(vectors)))
+    return added
+
+
+def rebuild_is_due(index: faiss.Index, rows: int, live: int, built_rows: int, kind: str = "auto") -> bool:
+    """Whether an index should be built anew rather than updated: rows added since, and tombstones, exceed a fifth of what it was
+    built on, or a flat index would outgrow its kind.
+
+    index: of the last full build; rows: of the vectors after the update, tombstones included; live: of those, the ones that are
+    none; built_rows: of the vectors at the last full build.
+    """
+    changed = (rows - built_rows) + (rows - live)
+    outgrown = kind == "auto" and _ivf(index) is None and live > FLAT_ROWS
+    return changed > MAX_DRIFT * built_rows or outgrown
+
+
+def read(path: Path, mapped: bool = False) -> faiss.Index:
+    """An index from its file; mapped: served from the page cache, which all processes share, and never to be changed."""
+    try:
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
+    except RuntimeError:
+        raise StageError(f"{path} is missing or damaged: run python build_index.py again") from None
+
+
+def describe(index: faiss.Index) -> dict:
+    """kind: "Flat", or such as "IVF4000,SQ8"; nprobe: lists probed by a search, of that many; None for Flat."""
+    if (ivf := _ivf(index)) is None:
+        return {"kind": "Flat", "nprobe": None}
+    return {"kind": f"IVF{ivf.nlist},SQ{8 * ivf.code_size // ivf.d}", "nprobe": ivf.nprobe}
+
+
+def measure_recall(searched: "VectorIndex", queries: int = RECALL_QUERIES) -> float:
+    """recall@10 of searches against exact search, queried with evenly spaced rows of the index; each row itself left out.
+
+    A row as near as the tenth nearest counts as one of them: which of several equal photos comes first is chance.
+    """
+    return _recall(searched, *_exact_neighbours(searched, queries))
+
+
+def measure(searched: "VectorIndex", queries: int = RECALL_QUERIES) -> dict:
+    """What a report says of an index: describe(), rows, tombstones, recall@10, and milliseconds of one search at a time.
+
+    The recall is None where no row has another to be found.
+    """
+    times_ms: list[float] = []
+    asked, tenth = _exact_neighbours(searched, queries)
+    recall = _recall(searched, asked, tenth, times_ms)
+    return describe(searched.index) | {
+        "rows": searched.rows,
+        "tombstones": len(searched.vectors) - searched.rows,
+        "recall_at_10": round(recall, 4) if len(asked) else None,
+        "recall_queries": len(asked),
+        "p50_ms": round(float(np.percentile(times_ms or [0], 50)), 3),
+        "p99_ms": round(float(np.percentile(times_ms or [0], 99)), 3),
+    }
+
+
+def _tune(searched: "VectorIndex", recall: float) -> None:
+    """Set nprobe to the least of those tried that reaches the recall."""
+    ivf = searched.index
+    exact = _exact_neighbours(searched, RECALL_QUERIES)
+    ivf.nprobe = max(1, round(PROBED_SHARE * ivf.nlist))
+    while ivf.nprobe < ivf.nlist and _recall(searched, *exact) < recall:
+        ivf.nprobe = min(ivf.nlist, int(1.4 * ivf.nprobe) + 1)
+
+
+def _exact_neighbours(searched: "VectorIndex", queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """Up to `queries` rows, and each one's cosine to its RECALL_K-th nearest other row (or the last, if fewer)."""
+    vectors, live = searched.vectors, searched.live
+    rows = np.flatnonzero(live)
+    rows = np.unique(rows[np.linspace(0, len(rows) - 1, min(queries, len(rows))).astype(int)])
+    asked = vectors[rows]
+    filled = asked.any(axis=1) & (searched.rows > 1)  # a text without a known word is no direction; one row has no neighbour
+    rows, asked = rows[filled], asked[filled]
+    k = min(RECALL_K + 1, searched.rows)
+    best = np.full((len(rows), k), -1, np.float32)
+    for start, block in vectors.blocks():
+        cosines = asked @ block.T
+        cosines[:, ~live[start : start + len(block)]] = -1
+        best = np.partition(np.hstack([best, cosines]), -k)[:, -k:]
+    return rows, best.min(axis=1)
+
+
+def _recall(searched: "VectorIndex", rows: np.ndarray, tenth: np.ndarray, times_ms: list[float] | None = None) -> float:
+    """Of _exact_neighbours(); appends the milliseconds of each search to times_ms."""
+    others = min(RECALL_K, searched.rows - 1)
+    near = []
+    for row, least in zip(rows, tenth, strict=True):
+        started_s = time.perf_counter()
+        hits, cosines = searched.nearest(searched.vectors[row], others + 1)
+        if times_ms is not None:
+            times_ms.append(1000 * (time.perf_counter() - started_s))
+        near.append(np.count_nonzero(cosines[hits != row] >= least - 1e-5))
+    return float(np.minimum(near, others).mean() / others) if near else 1.0
+
+
+class Vectors:
+    """(N, D) float32 rows in parts that follow one another, memory-mapped or not: of the last full build, and added since."""
+
+    def __init__(self, *parts: np.ndarray):
+        self._parts = [np.ascontiguousarray(part, np.float32) for part in parts]
+        self._starts = np.cumsum([0, *map(len, parts)]).tolist()
+        self.shape = (self._starts[-1], parts[0].shape[1])
+
+    @classmethod
+    def open(cls, path: Path) -> "Vectors":
+        """A file of a full build, with what was added to it since; memory-mapped."""
+        return cls(*(reading.read_array(part) for part in generations.parts(path)))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: int | np.ndarray) -> np.ndarray:
+        """One row, or those of (n,) rows."""
+        if len(self._parts) == 1:
+            return self._parts[0][rows]
+        if np.ndim(rows) == 0:
+            return self[np.array([rows])][0]
+        found = np.empty((len(rows), self.shape[1]), np.float32)
+        for places, part, own in self._split(np.asarray(rows)):
+            found[places] = part[own]
+        return found
+
+    def _split(self, rows: np.ndarray) -> Iterator[tuple[slice | np.ndarray, np.ndarray, np.ndarray]]:
+        """For each part that holds some of the rows: where those stand among them, the part, and where they stand in it."""
+        if len(self._parts) == 1:
+            yield slice(None), self._parts[0], rows
+            return
+        for start, end, part in zip(self._starts, self._starts[1:], self._parts, strict=False):
+            places = np.flatnonzero((rows >= start) & (rows < end))
+            if len(places):
+                yield places, part, rows[places] - start
+
+    def cosines(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """(n,) inner products of a (D,) query and rows, read in place: a copy of them would take longer than the arithmetic."""
+        found = np.empty(len(rows), np.float32)
+        for places, part, own in self._split(rows):
+            cosines = np.empty(len(own), np.float32)
+            pointers = map(faiss.swig_ptr, (cosines, query, part, own))
+            with _one_thread():
+                faiss.fvec_inner_products_by_idx(*pointers, len(query), 1, len(own))
+            found[places] = cosines
+        return found
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The first row of each block of BLOCK_ROWS, and the block."""
+        for first, part in zip(self._starts, self._parts, strict=False):
+            for start in range(0, len(part), BLOCK_ROWS):
+                yield first + start, part[start : start + BLOCK_ROWS]
+
+
+class VectorIndex:
+    """An index with the vectors it was built from; safe to search from many threads, each search on its own thread alone."""
+
+    def __init__(
+        self,
+        index: faiss.Index,
+        vectors: np.ndarray | Vectors,
+        added: faiss.Index | None = None,
+        live: np.ndarray | None = None,
+    ):
+        """vectors: (N, D) float32; added: the index of the rows that `index` has not, from extend(); live: (N,) bool, False for
+        tombstones, rows that no search finds (default: all rows of the indexes are live). Raises ValueError for a live row in
+        neither, or rows beyond the vectors."""
+        self.index, self.indexes = index, [index] if added is None else [index, added]
+        self.vectors = vectors if isinstance(vectors, Vectors) else Vectors(vectors)
+        ids, lists = (np.concatenate(arrays) for arrays in zip(*map(_rows_and_lists, self.indexes), strict=True))
+        if len(ids) and ids.max() >= len(self.vectors):
+            raise ValueError("the index holds more rows than the vectors")
+        # Of each row, -1 for a tombstone: a filter's rows are then narrowed to the nearest lists by NumPy alone.
+        self._list_of_row = np.full(len(self.vectors), -1, np.intp)
+        self._list_of_row[ids] = lists
+        if live is not None:
+            if (self._list_of_row[live] < 0).any():
+                raise ValueError("the index lacks rows that are live")
+            self._list_of_row[~live] = -1
+        self.live = self._list_of_row >= 0
+        self.rows = int(np.count_nonzero(self.live))
+        self._list_sizes = np.bincount(self._list_of_row[self.live], minlength=1 if (ivf := _ivf(index)) is None else ivf.nlist)
+
+    @classmethod
+    def open(cls, index_path: Path, vectors_path: Path, live: np.ndarray | None = None) -> "VectorIndex":
+        """Both, and what was added to them since they were built, memory-mapped; live: as above. Raises StageError when the files
+        do not belong together."""
+        vectors = Vectors.open(vectors_path)
+        indexes = [read(path, mapped=True) for path in generations.parts(index_path)]
+        shape = (sum(index.ntotal for index in indexes), indexes[0].d)
+        if not shape == vectors.shape == (len(vectors) if live is None else len(live), indexes[-1].d):
+            raise StageError(f"{index_path} and {vectors_path} do not belong together: run python build_index.py again")
+        return cls(indexes[0], vectors, *indexes[1:], live=live)
+
+    def nearest(self, query: np.ndarray, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The k rows nearest to one query, best first, and their cosines in [-1, 1]; fewer only when there are fewer.
+
+        query: (D,) float32, any non-zero length; normalised here. allowed: (N,) bool, the rows that may be found; exact
+        where they are at most SCORED_ROWS.
+        Raises ValueError when the query is not finite, zero, or not (D,), or allowed is not (N,).
+        Source: FAISS wiki, "MetricType and distances" (inner product of unit vectors).
+        """
+        query = unit(query, self.index.d)
+        wanted = min(k, self.rows)
+        if allowed is not None:
+            if allowed.shape != self.live.shape:
+                raise ValueError(f"allowed has shape {allowed.shape}, the index holds {len(self.live)} rows")
+            rows = self._allowed_near(query, wanted, allowed if self.rows == len(allowed) else allowed & self.live)
+        elif len(rows := self._coded_near(query, wanted)) < wanted:  # the lists probed hold too few rows
+            rows = self._allowed_near(query, wanted, self.live)
+        cosines = self.vectors.cosines(query, rows)
+        if len(rows) > k:
+            least = np.partition(cosines, len(rows) - k)[len(rows) - k]
+            near = np.flatnonzero(cosines >= least)
+            rows, cosines = rows[near], cosines[near]
+        best = np.lexsort((rows, -cosines))[:k]
+        return rows[best], cosines[best]
+
+    def _coded_near(self, query: np.ndarray, k: int) -> np.ndarray:
+        """Candidates for the k nearest rows, by the indexes' codes."""
+        if k == 0:
+            return np.empty(0, np.int64)
+        ivf, tombstones = _ivf(self.index), self.rows < len(self.vectors)
+        depth = k if ivf is None and not tombstones else min(RERANKED * k, len(self.vectors) + 1)
+        if ivf is not None:  # trained together, the indexes have the same lists
+            near, lists = ivf.quantizer.search(query[None], ivf.nprobe)
+        while True:
+            if ivf is None:
+                found = [index.search(query[None], depth)[1][0] for index in self.indexes]
+            else:
+                found = [index.search_preassigned(query[None], depth, lists, near)[1][0] for index in self.indexes]
+            live = [rows[rows >= 0] for rows in found]
+            if tombstones:
+                live = [rows[self.live[rows]] for rows in live]
+            # Enough of each index, or there are no more: what one holds says nothing of what is near in the other.
+            if all(len(rows) >= depth // 2 or of[-1] < 0 for rows, of in zip(live, found, strict=True)):
+                return np.concatenate(live)
+            depth *= 2
+
+    def _allowed_near(self, query: np.ndarray, k: int, allowed: np.ndarray) -> np.ndarray:
+        """All allowed rows, or those in the lists nearest to the query that hold enough of them.
+
+        One step for every filter: its time is bounded, however many rows pass and wherever they lie.
+        """
+        passing = int(np.count_nonzero(allowed))
+        enough = max(SCORED_ROWS, int(SCORED_SHARE * len(allowed)), RERANKED * k)
+        if passing <= enough or (ivf := _ivf(self.index)) is None:
+            return np.flatnonzero(allowed)
+        nearest_lists = np.argsort(-(_centres(ivf) @ query))  # in less time than the quantizer's own search for all of them
+        held = self._list_sizes[nearest_lists].cumsum()
+        wanted = enough * self.rows // passing  # rows of all kinds, if those that pass lay evenly
+        while True:
+            probed = np.zeros(ivf.nlist + 1, bool)  # the last for tombstones, whose list is -1
+            probed[nearest_lists[: np.searchsorted(held, wanted) + 1]] = True
+            rows = np.flatnonzero(np.take(probed, self._list_of_row) & allowed)
+            if len(rows) >= enough / 2 or wanted >= self.rows:
+                return rows
+            wanted *= 4
+
+    def nearest_groups(
+        self, query: np.ndarray, k: int, group_of_row: np.ndarray, allowed: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The k different groups whose best rows are nearest to the query, best first; fewer only when fewer exist."""
+
+        depth = 2 * k
+        while True:
+            rows, _ = self.nearest(query, depth, allowed)
+            groups, first = np.unique(group_of_row[rows], return_index=True)
+            if len(groups) >= k or len(rows) < depth:  # enough, or nothing more is to be found
+                return groups[np.argsort(first)][:k]
+            depth *= 4
+
+
+def _centres(ivf: faiss.IndexIVF) -> np.ndarray:
+    """(lists, D) float32, read in place."""
+    return faiss.rev_swig_ptr(faiss.downcast_index(ivf.quantizer).get_xb(), ivf.nlist * ivf.d).reshape(ivf.nlist, ivf.d)
+
+
+def _rows_and_lists(index: faiss.Index) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of an index's rows, and the number of the list that each is in; 0 for one without lists."""
+    if (ivf := _ivf(index)) is None:
+        return faiss.vector_to_array(index.id_map), np.zeros(index.ntotal, np.intp)
+    sizes = [ivf.invlists.list_size(number) for number in range(ivf.nlist)]
+    lists = [faiss.rev_swig_ptr(ivf.invlists.get_ids(number), size) for number, size in enumerate(sizes) if size]
+    return np.concatenate(lists or [np.empty(0, np.int64)]), np.repeat(np.arange(ivf.nlist), sizes)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """OpenMP on the calling thread alone: the server's threads already use every core. (It counts threads by caller.)"""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
+
+
+def unit(query: np.ndarray, dimension: int) -> np.ndarray:
+    """The query as a float32 unit vector; ValueError when it is not finite, zero, or not (dimension,)."""
+    query = np.asarray(query, np.float32)
+    if query.shape != (dimension,):
+        raise ValueError(f"the query has shape {query.shape}, the index holds vectors of {dimension}")
+    length = np.linalg.norm(query)
+    if not np.isfinite(length) or length == 0:
+        raise ValueError("the query is zero or not finite")
+    return query / length

@@ -1,0 +1,356 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from marketplace.files.stages import StageError
+from marketplace.models import price_model, text_model
+from marketplace.models.price_model import PriceModel
+
+PATHS = ["Music / Guitars", "Kitchen / Kettles", "Sport / Bicycles", "Sport / Bicycles / Parts"]
+LOG_PRICES = np.array([2.0, 1.0, 2.5, 1.5])  # log10 pounds
+NOUNS = ["guitar", "kettle", "bicycle", "chain"]
+COUNTIES = ["Kent", "Devon", ""]
+WORDS = ["red", "blue", "old", "small", "large", "lovely", "used", "clean"]
+DIMENSION = 8
+
+
+def make_listings(rows: int, seed: int, kinds: int = 4, noise: float = 0.2) -> dict:
+    """Prices that depend on the path, on "new" in the text, and on the photo; a tenth of the listings has no photo."""
+    generator = np.random.default_rng(seed)
+    kind = generator.integers(kinds, size=rows)
+    new = generator.random(rows) < 0.5
+    vectors = generator.normal(0, 1, (rows, DIMENSION)).astype(np.float32)
+    vectors[:, 0] = LOG_PRICES[kind] - 1.75 + generator.normal(0, 0.3, rows)
+    log_prices = LOG_PRICES[kind] + 0.3 * new + generator.normal(0, noise, rows)
+    vectors[generator.random(rows) < 0.1] = np.nan
+    state = np.where(new, "new", "worn")
+    return {
+        "texts": [f"{NOUNS[k]} {s}\n{' '.join(generator.choice(WORDS, 3))}" for k, s in zip(kind, state, strict=True)],
+        "paths": [PATHS[k] for k in kind],
+        "counties": generator.choice(COUNTIES, rows).tolist(),
+        "vectors": vectors,
+        "prices": 10**log_prices,
+        "plausible": np.ones(rows, bool),
+    }
+
+
+def tables_of(data: dict) -> text_model.TableModels:
+    labels = np.array([PATHS.index(path) for path in data["paths"]])
+    return text_model.fit(data["texts"], labels, data["paths"], n_classes=len(PATHS), seed=0)
+
+
+def fit(data: dict, tables=None, **changes) -> PriceModel:
+    data = {"clusters": np.arange(len(data["texts"]))} | data | changes
+    return price_model.fit(tables or tables_of(data), **data, seed=0)
+
+
+def evidence(data: dict, **changes) -> dict:
+    return {name: data[name] for name in ("texts", "paths", "counties", "vectors")} | changes
+
+
+def without_words(data: dict) -> dict:
+    return evidence(data, texts=[""] * len(data["texts"]), paths=None, counties=None)
+
+
+@pytest.fixture(scope="module")
+def model():
+    fitted = fit(make_listings(500, seed=0))
+    fitted.calibrate(**make_listings(500, seed=1))
+    return fitted
+
+
+@pytest.fixture
+def two_folders(tmp_path):
+    folders = tmp_path / "a", tmp_path / "b"
+    for folder in folders:
+        folder.mkdir()
+    return folders
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        evidence,
+        lambda data: evidence(data, paths=None, counties=None),
+        lambda data: evidence(data, vectors=None),
+        without_words,
+    ],
+    ids=["everything", "path and county hidden", "photo hidden", "photo alone"],
+)
+def test_four_of_five_prices_of_new_listings_lie_in_the_range(model, seen):
+    data = make_listings(1000, seed=2)
+    low, _, high = model.quantiles(**seen(data)).T
+    inside = (low <= np.log10(data["prices"])) & (np.log10(data["prices"]) <= high)
+    assert 0.73 < inside.mean() < 0.87
+
+
+def test_median_is_near_the_price_and_nearer_the_more_is_known(model):
+    data = make_listings(1000, seed=3)
+    truth = np.log10(data["prices"])
+    known, photo = (np.median(np.abs(model.quantiles(**seen)[:, 1] - truth)) for seen in (evidence(data), without_words(data)))
+    nothing = np.median(np.abs(np.median(truth) - truth))
+    # The noise alone, of standard deviation 0.2, gives 0.135.
+    assert known < 0.16 < photo < 0.8 * nothing
+
+
+def test_each_kind_of_evidence_moves_the_median():
+    data = make_listings(500, seed=0)
+    for row in range(0, 500, 5):  # texts that do not say what the thing is: the path must
+        data["texts"][row] = f"thing {data['texts'][row].partition(' ')[2]}"
+    model = fit(data)
+
+    def median(text="", path=None, vector=None):
+        return model.price_range(text, path, None, vector)["median"]
+
+    dear, cheap = np.zeros(DIMENSION, np.float32), np.zeros(DIMENSION, np.float32)
+    dear[0], cheap[0] = 0.75, -0.75
+    assert median("bicycle new\nred") > 2 * median("kettle new\nred")
+    assert median("thing new\nred", "Sport / Bicycles") > 2 * median("thing new\nred", "Kitchen / Kettles")
+    assert median(vector=dear) > 2 * median(vector=cheap)
+
+
+def test_county_moves_the_median_where_prices_differ_by_it():
+    data = make_listings(200, seed=22)
+    kent = np.array([county == "Kent" for county in data["counties"]])
+    model = fit(data | {"prices": data["prices"] * np.where(kent, 10, 1)})
+    medians = [model.price_range("guitar new\nred", PATHS[0], county)["median"] for county in ("Kent", "Devon")]
+    assert medians[0] > 3 * medians[1]
+
+
+def test_mean_price_of_a_path_is_drawn_towards_its_parents():
+    data = make_listings(40, seed=23)
+    data["paths"][:3], data["prices"][:3] = ["Sport / Skis", "Sport / Skis", "Sport"], np.array([1000.0, 100.0, 10.0])
+    data["paths"][3:], data["prices"][3:] = ["Music"] * 37, np.full(37, 10.0)
+    means = fit(data, tables_of(make_listings(40, seed=23))).first.path_means
+    all_of_them = (3 + 2 + 1 + 37) / 40
+    sport = (3 + 2 + 1 + 5 * all_of_them) / (3 + 5)
+    skis = (3 + 2 + 5 * sport) / (2 + 5)
+    assert [means[name] for name in ("", "Sport", "Sport / Skis")] == pytest.approx([all_of_them, sport, skis])
+
+
+def test_prices_of_like_texts_are_weighed_by_the_fourth_power_of_their_cosines(monkeypatch):
+    monkeypatch.setattr(price_model, "BLOCK_ROWS", 7)
+    data = make_listings(60, seed=24)
+    tables = tables_of(data)
+    first = fit(data, tables).first
+    order = [data["prices"].tolist().index(pytest.approx(10**price, rel=1e-5)) for price in first.neighbour_prices]
+    vectors = tables.encode(data["texts"])
+    np.testing.assert_allclose(first.neighbours, vectors[order], atol=1e-6)
+    found, compared = first._like_prices(vectors), 0
+    for vector, row in zip(vectors, found, strict=True):
+        cosines = vectors @ vector
+        for k, (mean, spread) in zip((5, 20), row.reshape(2, 2), strict=True):
+            nearest = np.argsort(-cosines)[:k]
+            if np.isclose(*np.sort(cosines)[[-k, -k - 1]]):  # which of equal ones is taken is no matter here
+                continue
+            compared += 1
+            prices, weights = np.log10(data["prices"])[nearest], np.maximum(cosines[nearest], 1e-3) ** 4
+            assert mean == pytest.approx(np.average(prices, weights=weights), abs=1e-4)
+            assert spread == pytest.approx(np.sqrt(np.cov(prices, aweights=weights, ddof=0)), abs=1e-4)
+    assert compared > 60
+
+
+def test_text_without_a_known_word_has_no_like_texts(model):
+    texts = ["guitar new", "\u4e2d\u6587"]
+    features = model.tables.features(texts)
+    evidence_of = price_model.Evidence.of(texts, None, None, None)
+    columns = model.first.columns(features, model.tables.vectors_of(features), evidence_of)
+    assert np.isfinite(columns[0, 6:10]).all() and np.isnan(columns[1, 6:10]).all()
+
+
+def test_unknown_may_be_none_or_empty_for_a_row_or_for_all(model):
+    data = make_listings(20, seed=4)
+    nothing = model.quantiles(data["texts"], None, None, None)
+    for unknown in (None, "", " "):
+        rows = [unknown] * 20
+        np.testing.assert_array_equal(model.quantiles(data["texts"], rows, rows, np.full((20, DIMENSION), np.nan)), nothing)
+    mixed = model.quantiles(data["texts"], [None] * 10 + data["paths"][10:], None, None)
+    np.testing.assert_array_equal(mixed[:10], nothing[:10])
+    np.testing.assert_array_equal(mixed[10:], model.quantiles(data["texts"], data["paths"], None, None)[10:])
+
+
+def test_path_that_training_never_saw_is_its_nearest_parent(model):
+    text = ["lovely\nred"]
+    np.testing.assert_array_equal(
+        model.quantiles(text, ["Sport / Bicycles / Saddles / Old"]), model.quantiles(text, ["Sport / Bicycles"])
+    )
+    assert np.isfinite(model.quantiles(text, ["Unheard of"], ["Nowhere"])).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    text=st.text(max_size=60),
+    path=st.one_of(st.none(), st.sampled_from(PATHS), st.text(max_size=10)),
+    county=st.one_of(st.none(), st.text(max_size=5)),
+    vector=st.one_of(st.none(), st.lists(st.floats(-10, 10, width=32), min_size=DIMENSION, max_size=DIMENSION)),
+)
+def test_quantiles_never_cross_whatever_the_evidence(model, text, path, county, vector):
+    vector = None if vector is None else np.array(vector, np.float32)
+    low, median, high = model.quantiles([text], [path], [county], None if vector is None else vector[None])[0]
+    assert low <= median <= high
+    pounds = model.price_range(text, path, county, vector)
+    assert list(pounds) == ["low", "median", "high"]
+    assert pounds == {name: round(float(10**q), 2) for name, q in zip(pounds, (low, median, high), strict=True)}
+
+
+def test_row_alone_gets_the_same_quantiles_as_among_others(model):
+    data = make_listings(30, seed=5)
+    together = model.quantiles(**evidence(data))
+    for row in range(30):
+        alone = model.quantiles([data["texts"][row]], [data["paths"][row]], [data["counties"][row]], data["vectors"][row][None])
+        np.testing.assert_allclose(alone[0], together[row], atol=1e-6)
+
+
+def test_margin_is_the_conformal_quantile_of_the_scores():
+    model = fit(make_listings(200, seed=6))
+    held_out = make_listings(99, seed=7)
+    low, _, high = model.quantiles(**evidence(held_out)).T
+    truth = np.log10(held_out["prices"])
+    model.calibrate(**held_out)
+    # (99 + 1) * 0.8: the 80th smallest of 99 scores.
+    assert model.margins[0] == pytest.approx(sorted(np.maximum(low - truth, truth - high))[79], abs=1e-9)
+
+
+def test_each_kind_of_evidence_has_its_own_margin_and_none_lets_quantiles_cross():
+    model = fit(make_listings(100, seed=24))
+    kinds = [("kettle new\nred", PATHS[1]), ("kettle new\nred", None), ("", None)]
+
+    def quantiles(margins):
+        model.margins = margins
+        return np.concatenate([model.quantiles([text], [path]) for text, path in kinds])
+
+    plain, wide, narrow = quantiles([0.0, 0.0, 0.0]), quantiles([1.0, 2.0, 3.0]), quantiles([-9.0, -9.0, -9.0])
+    np.testing.assert_allclose(wide - plain, [[-1, 0, 1], [-2, 0, 2], [-3, 0, 3]])
+    np.testing.assert_array_equal(narrow, np.repeat(plain[:, 1:2], 3, axis=1))
+
+
+def test_too_few_validation_prices_leave_the_margins_at_nothing():
+    model = fit(make_listings(60, seed=8))
+    data = make_listings(30, seed=9)
+    data["plausible"][price_model.MIN_VALIDATION - 1 :] = False
+    model.calibrate(**data)
+    assert model.margins == [0.0, 0.0, 0.0]
+
+
+def test_listings_without_a_plausible_price_have_no_influence(two_folders):
+    data = make_listings(120, seed=10)
+    tables = tables_of(data)
+    data["plausible"][:20] = False
+    wild = {name: column.copy() for name, column in data.items()}
+    wild["prices"][:20] = 0
+    wild["vectors"][:20] = 1e6
+    for name, garbage in (("texts", "free kettle\n£99999"), ("paths", "Nothing / Like It"), ("counties", "Nowhere")):
+        wild[name][:20] = [garbage] * 20
+    for folder, each in zip(two_folders, (data, wild), strict=True):
+        model = fit(each, tables)
+        model.calibrate(**each)
+        model.save(folder)
+    for name in price_model.FILES:
+        assert (two_folders[0] / name).read_bytes() == (two_folders[1] / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        make_listings(40, seed=11, kinds=2),
+        make_listings(40, seed=12) | {"prices": np.full(40, 25.0)},
+        make_listings(40, seed=13) | {"vectors": None},
+        make_listings(40, seed=14) | {"vectors": np.full((40, DIMENSION), np.nan, np.float32)},
+        make_listings(40, seed=15) | {"counties": [""] * 40},
+        make_listings(40, seed=16) | {"plausible": np.arange(40) < 2},
+    ],
+    ids=["two categories", "equal prices", "no vectors", "no photo", "no county", "two prices"],
+)
+def test_small_and_odd_data_gives_prices_near_those_seen(data):
+    model = fit(data)
+    model.calibrate(**data)
+    for seen in (evidence(data), evidence(data, paths=None, counties=None, vectors=None), without_words(data)):
+        medians = 10 ** model.quantiles(**seen)[:, 1]
+        assert (medians > data["prices"].min() / 1.5).all() and (medians < data["prices"].max() * 1.5).all()
+
+
+def test_equal_prices_are_predicted_exactly():
+    data = make_listings(40, seed=12) | {"prices": np.full(40, 25.0)}
+    model = fit(data)
+    model.calibrate(**data)
+    assert model.price_range("kettle new\nred", PATHS[1]) == {"low": 25.0, "median": 25.0, "high": 25.0}
+
+
+def test_one_level_of_categories_is_enough():
+    data = make_listings(60, seed=17)
+    tables = tables_of(data)
+    data["paths"] = [path.split(" / ")[0] for path in data["paths"]]
+    model = fit(data, tables)
+    assert np.isfinite(model.quantiles(**evidence(data))).all()
+    assert np.isfinite(model.quantiles(data["texts"], PATHS[:1] * 60)).all()  # deeper than training ever saw
+
+
+def test_fewer_than_two_plausible_prices_are_one_sentence():
+    data = make_listings(40, seed=18) | {"plausible": np.arange(40) < 1}
+    message = "^fewer than two different training listings have a plausible price: check the price column of Products.csv$"
+    with pytest.raises(StageError, match=message):
+        fit(data)
+
+
+def test_large_data_is_fitted_on_a_sample(monkeypatch):
+    monkeypatch.setattr(price_model, "MAX_LISTINGS", 50)
+    data = make_listings(200, seed=19)
+    sizes = []
+    fit_layer = price_model.FirstLayer.fit
+    monkeypatch.setattr(price_model.FirstLayer, "fit", lambda *columns: sizes.append(len(columns[3])) or fit_layer(*columns))
+    fit(data)
+    assert sizes == [40] * 5 + [50]
+
+
+def test_boosters_learn_from_predictions_by_listings_none_of_which_is_a_duplicate(monkeypatch):
+    once = make_listings(40, seed=26)
+    data = {name: np.concatenate([values, values]) for name, values in once.items()}
+    data["texts"] = [f"{text} {number}" for number, text in enumerate(once["texts"])] * 2
+    parts = []
+    fit_layer, columns_of = price_model.FirstLayer.fit, price_model.FirstLayer.columns
+    monkeypatch.setattr(price_model.FirstLayer, "fit", lambda *given: parts.append(set(given[2].texts)) or fit_layer(*given))
+
+    def columns(layer, features, vectors, evidence):
+        assert not parts[-1] & set(evidence.texts)
+        return columns_of(layer, features, vectors, evidence)
+
+    monkeypatch.setattr(price_model.FirstLayer, "columns", columns)
+    fit(data, clusters=np.tile(np.arange(40), 2))
+    assert [len(part) for part in parts] == [32] * 5 + [40]
+
+
+def test_duplicates_of_one_listing_alone_are_too_few():
+    with pytest.raises(StageError, match="^fewer than two different training listings have a plausible price: "):
+        fit(make_listings(40, seed=27), clusters=np.zeros(40))
+
+
+def test_like_texts_are_looked_for_in_a_sample(monkeypatch):
+    monkeypatch.setattr(price_model, "NEIGHBOUR_LISTINGS", 30)
+    assert len(fit(make_listings(200, seed=25)).first.neighbours) == 30
+
+
+def test_saved_model_gives_the_same_prices_and_equal_models_equal_bytes(model, two_folders):
+    data = make_listings(30, seed=20)
+    model.save(two_folders[0])
+    again = PriceModel.load(two_folders[0], model.tables)
+    again.save(two_folders[1])
+    for seen in (evidence(data), without_words(data)):
+        np.testing.assert_array_equal(again.quantiles(**seen), model.quantiles(**seen))
+    for name in price_model.FILES:
+        assert (two_folders[0] / name).read_bytes() == (two_folders[1] / name).read_bytes()
+
+
+def test_two_fits_of_the_same_listings_write_equal_bytes(two_folders):
+    for folder in two_folders:
+        fit(make_listings(80, seed=21)).save(folder)
+    for name in price_model.FILES:
+        assert (two_folders[0] / name).read_bytes() == (two_folders[1] / name).read_bytes()
+
+
+def test_damaged_or_missing_files_are_one_sentence(model, tmp_path):
+    model.save(tmp_path)
+    for damage in (lambda path: path.write_bytes(b"damaged"), lambda path: path.unlink()):
+        damage(tmp_path / price_model.WEIGHTS)
+        with pytest.raises(StageError, match="price_model.safetensors is missing or damaged: run python train.py again$"):
+            PriceModel.load(tmp_path, model.tables)

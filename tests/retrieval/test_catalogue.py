@@ -1,0 +1,193 @@
+import sqlite3
+import threading
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from marketplace.files.stages import StageError
+from marketplace.retrieval import catalogue
+from marketplace.retrieval.catalogue import Catalogue, Filters
+
+PATHS = [
+    "Home & Garden / Beds / Double Beds",
+    "Home & Garden / Lighting",
+    "Sports / Bicycles",
+    "Other Goods",
+    "Home/Office / Desks",
+]
+PLACES = [("Hove", "East Sussex"), ("Bath", "Somerset"), ("Durham", "County Durham"), ("Somerset", "Kent")]
+NAMES = ["Pine bed", "Brass lamp", "Racing bicycle", "Box of things", "Oak desk", "Double pine bed frame", "Lamp stand"]
+
+
+def make_products(rows: int) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "product_id": [f"p{row}" for row in range(rows)],
+            "name": [NAMES[row % len(NAMES)] for row in range(rows)],
+            "description": [f"A lovely thing number {row}, café style" for row in range(rows)],
+            "category": [PATHS[row % len(PATHS)] for row in range(rows)],
+            "price": [float((row * 37) % 200) for row in range(rows)],
+            "price_plausible": [row % 9 != 0 for row in range(rows)],
+            "town": [PLACES[row % len(PLACES)][0] for row in range(rows)],
+            "county": [PLACES[row % len(PLACES)][1] for row in range(rows)],
+            "posted_on": "",
+        }
+    )
+
+
+PRODUCTS = make_products(60)
+PHOTO_PRODUCTS = np.array([row for row in range(60) for _ in range(row % 3)])
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory) -> Catalogue:
+    folder = tmp_path_factory.mktemp("catalogue")
+    catalogue.write(folder, [PRODUCTS], [f"i{row}" for row in range(len(PHOTO_PRODUCTS))], PHOTO_PRODUCTS)
+    return Catalogue(folder)
+
+
+CATEGORIES = [
+    "home & garden",
+    "Lighting",
+    "Home & Garden / Beds",
+    "Double Beds",
+    "Home",
+    "Home/Office",
+    "nothing",
+    "Sports/Bicycles",
+]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.none() | st.sampled_from(CATEGORIES),
+    st.none() | st.floats(0, 250),
+    st.none() | st.floats(0, 250),
+    st.none() | st.sampled_from(["hove", "Somerset", "Bath, Somerset", "Bath, Kent", "Atlantis"]),
+)
+def test_filters_select_what_a_plain_loop_selects(opened, category, low, high, location):
+    def passes(product) -> bool:
+        levels = product.category.casefold().split(" / ")
+        wanted = None if category is None else category.casefold()
+        prefixes = [" / ".join(levels[: depth + 1]) for depth in range(len(levels))]
+        town, county = product.town.casefold(), product.county.casefold()
+        place = None if location is None else location.casefold()
+        return (
+            (wanted is None or wanted in levels or wanted in prefixes)
+            and (low is None or product.price >= np.float32(low))
+            and (high is None or product.price <= np.float32(high))
+            and (place is None or place in (town, county, f"{town}, {county}"))
+        )
+
+    allowed = opened.allowed(Filters(category, low, high, location))
+    expected = [passes(product) for product in PRODUCTS.itertuples()]
+    assert (allowed if allowed is not None else np.ones(60, bool)).tolist() == expected
+
+
+def test_no_filter_is_no_mask(opened):
+    assert opened.allowed(Filters()) is None
+
+
+def test_photos_of_a_product_are_its_own(opened):
+    for row in range(60):
+        assert opened.photos_of(row).tolist() == np.flatnonzero(row == PHOTO_PRODUCTS).tolist()
+    rows, counts = opened.photos_of_each(np.array([5, 0, 5, 59]))
+    assert rows.tolist() == [photo for row in (5, 0, 5, 59) for photo in opened.photos_of(row)]
+    assert counts.tolist() == [len(opened.photos_of(row)) for row in (5, 0, 5, 59)]
+    assert opened.image_ids(opened.photos_of(5)) == [f"i{row}" for row in np.flatnonzero(PHOTO_PRODUCTS == 5)]
+
+
+def test_a_product_reads_back_as_it_was_written(opened):
+    assert opened.product_row("p7") == 7 and opened.product_row("nobody") is None
+    expected = PRODUCTS.loc[7, list(catalogue.PRODUCT_FIELDS)].to_dict()
+    assert opened.product(7) == expected
+    assert opened.has_photo("i3") and not opened.has_photo("i3' OR '1'='1")
+
+
+def test_listings_with_all_the_words_come_before_those_with_some(opened):
+    rows = opened.match_words("double pine bed", 60).tolist()
+    words = ("double", "pine", "bed")
+    all_words = [row for row in range(60) if all(word in f"{NAMES[row % 7]} {PATHS[row % 5]}".casefold() for word in words)]
+    some = [row for row in range(60) if any(word in f"{NAMES[row % 7]} {PATHS[row % 5]}".casefold() for word in words)]
+    assert set(rows[: len(all_words)]) == set(all_words) and set(rows) == set(some) and len(set(rows)) == len(rows)
+
+
+def test_where_no_listing_holds_all_words_the_best_of_the_others_are_found(opened):
+    rows = opened.match_words("lovely bicycle zeppelin", 5)
+    assert [PRODUCTS["name"][row] for row in rows] == ["Racing bicycle"] * 5
+
+
+def test_words_match_whatever_their_ending_case_and_accents(opened):
+    assert len(opened.match_words("CAFE lamps", 60)) >= 16
+
+
+def test_filtered_words_give_k_results_whenever_k_match(opened):
+    allowed = np.zeros(60, bool)
+    allowed[[3, 17, 44]] = True
+    assert sorted(opened.match_words("lovely", 3, allowed)) == [3, 17, 44]
+
+
+def test_equal_listings_score_equally_however_they_were_found_and_others_nothing(opened):
+    rows = np.arange(60)
+    scores = opened.score_words("racing", rows)
+    assert ((scores > 0) == [NAMES[row % 7] == "Racing bicycle" for row in rows]).all()
+    twins = rows[rows % 35 == 2]  # the same name and category
+    assert len(twins) > 1 and len({round(float(score), 5) for score in scores[twins]}) == 1
+    np.testing.assert_array_equal(opened.score_words("racing", rows[::-1]), scores[::-1])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.text(max_size=60)
+    | st.sampled_from(['"', "a OR", "NEAR(", "name:", "*", "-pine", "^", "'; DROP TABLE products; --", "AND"])
+)
+def test_whatever_is_typed_is_words_never_syntax(opened, query):
+    rows = opened.match_words(query, 5)
+    assert len(rows) <= 5 and np.isfinite(opened.score_words(query, np.arange(60))).all()
+
+
+def test_many_threads_may_read_at_once(opened):
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(opened.match_words("pine", 5).tolist())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 8 and all(answer == answers[0] for answer in answers)
+
+
+def test_choices_count_the_listings_of_every_level_and_place(opened):
+    choices = opened.choices()
+    assert choices["categories"]["Home & Garden"] == 24 and choices["categories"]["Home & Garden / Lighting"] == 12
+    assert choices["towns"]["Bath"] == 15 and choices["counties"]["Kent"] == 15
+    assert choices["price"] == {"min": PRODUCTS["price"].min(), "max": PRODUCTS["price"].max()}
+
+
+def test_the_database_is_read_only(opened):
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        opened._one("DELETE FROM products")
+
+
+def test_equal_inputs_give_equal_bytes(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        catalogue.write(tmp_path / name, [PRODUCTS], [f"i{row}" for row in range(len(PHOTO_PRODUCTS))], PHOTO_PRODUCTS)
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert [(tmp_path / "one" / name).read_bytes() for name in files] == [
+        (tmp_path / "two" / name).read_bytes() for name in files
+    ]
+
+
+def test_columns_of_another_catalogue_are_refused(tmp_path):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    catalogue.write(tmp_path / "a", [PRODUCTS], ["x"], np.array([0]))
+    catalogue.write(tmp_path / "b", [PRODUCTS[:50]], ["x"], np.array([0]))
+    (tmp_path / "a" / "catalogue.sqlite").write_bytes((tmp_path / "b" / "catalogue.sqlite").read_bytes())
+    with pytest.raises(StageError, match="do not belong together: run python build_index.py again$"):
+        Catalogue(tmp_path / "a")
+    (tmp_path / "a" / "catalogue.sqlite").unlink()
+    with pytest.raises(StageError, match="catalogue.sqlite is missing: run python build_index.py again$"):
+        Catalogue(tmp_path / "a")

@@ -1,0 +1,207 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import build_index
+from marketplace.cleaning import listings
+from marketplace.files import generations, reading
+from marketplace.retrieval.catalogue import Filters
+from marketplace.retrieval.recommender import Recommender
+
+
+@pytest.fixture(scope="module")
+def recommender(demo_dir):
+    return Recommender(generations.current_generation(demo_dir / "index"))
+
+
+@pytest.fixture(scope="module")
+def queries(recommender, demo_dir):
+    probabilities = reading.read_array(demo_dir / "embeddings" / "probabilities.npy")
+    vector = np.array(recommender.photo_index.vectors[7])
+    return {
+        "photo": recommender.query(vector, None, probabilities[7]),
+        "words": recommender.query(text="blue bicycle for sale"),
+        "photo and words": recommender.query(vector, "good condition", probabilities[7]),
+        "listing": recommender.query_of(3),
+    }
+
+
+@given(st.sampled_from(["photo", "words", "photo and words", "listing"]), st.integers(0, 70), st.integers(1, 70))
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_page_is_a_part_of_the_whole_list_wherever_it_begins(recommender, queries, name, offset, k):
+    whole = recommender.recommend(queries[name], 200)
+    assert recommender.recommend(queries[name], k, offset=offset) == whole[offset : offset + k]
+
+
+def test_a_cut_off_leaves_what_is_above_it(recommender, queries):
+    whole = recommender.recommend(queries["photo"], 50)
+    middle = whole[20]["score"]
+    assert recommender.recommend(queries["photo"], 50, min_score=middle) == [hit for hit in whole if hit["score"] >= middle]
+
+
+@pytest.mark.parametrize("name", ["photo", "words", "photo and words", "listing"])
+def test_every_listing_is_found_or_folded_once_and_parts_add_up(recommender, queries, name):
+    hits = recommender.recommend(queries[name], 10_000)
+    assert all(sum(hit["parts"].values()) == pytest.approx(hit["score"], abs=1e-5) for hit in hits)
+    assert [hit["score"] for hit in hits[:50]] == sorted((hit["score"] for hit in hits[:50]), reverse=True)
+    asked = 1 if name == "listing" else 0
+    assert sum(1 + hit["duplicates"] for hit in hits) == recommender.catalogue.n_products - asked
+    groups = recommender.catalogue.columns["duplicates"]
+    rows = [recommender.catalogue.product_row(hit["product_id"]) for hit in hits]
+    assert len({int(groups[row]) for row in rows}) == len(rows)
+
+
+def test_folded_listings_are_counted_among_those_that_pass_the_filters(recommender):
+    sizes = np.bincount(recommender.catalogue.columns["duplicates"])
+    row = int(np.flatnonzero(recommender.catalogue.columns["duplicates"] == sizes.argmax())[0])
+    name = recommender.catalogue.product(row)["name"]
+    copies = recommender.catalogue.duplicates_of(row)
+    found = [hit for hit in recommender.recommend(recommender.query(text=name), 100) if hit["duplicates"]]
+    assert sizes.max() - 1 in [hit["duplicates"] for hit in found]
+    price = recommender.catalogue.product(row)["price"]
+    within = [copy for copy in copies if recommender.catalogue.product(copy)["price"] == price]
+    filtered = recommender.recommend(recommender.query(text=name), 100, Filters(min_price=price, max_price=price))
+    by_group = {
+        recommender.catalogue.columns["duplicates"][recommender.catalogue.product_row(hit["product_id"])]: hit for hit in filtered
+    }
+    assert by_group[sizes.argmax()]["duplicates"] == len(within) - 1
+
+
+@pytest.mark.parametrize("fuses", [True, False])
+def test_the_words_alone_tell_the_category_where_the_ranker_says_so(recommender, demo_dir, monkeypatch, fuses):
+    monkeypatch.setattr(recommender, "ranker", dataclasses.replace(recommender.ranker, fuses_category=fuses))
+    probabilities = reading.read_array(demo_dir / "embeddings" / "probabilities.npy")[7]
+    vector, words = np.array(recommender.photo_index.vectors[7]), "good condition"
+    by_words = recommender.query(text=words).category
+    assert np.array_equal(recommender.query(vector, words, probabilities).category, by_words) != fuses
+    assert np.array_equal(recommender.query(vector, words, probabilities, fuses_category=False).category, by_words)
+    assert recommender.query(vector, None, probabilities).category is not None  # without words there is the photo only
+
+
+def plain_hits(recommender: Recommender, query, count: int, allowed: np.ndarray) -> list[tuple]:
+    """Row, photo, score and folded listings of the first `count` hits, one candidate after the other."""
+    rows = recommender.candidates(query, 200, allowed)
+    if len(rows) < 100:
+        others = [row for row in np.flatnonzero(allowed) if row not in rows and row != query.excluded_row]
+        rows = np.concatenate([rows, others[: 100 - len(rows)]]).astype(int)
+    evidence, _ = recommender.evidence(query, rows)
+    order, scores, _ = recommender.ranker.rank(evidence)
+    groups, hits, seen = recommender.catalogue.columns["duplicates"], [], set()
+    for place in order:
+        if groups[rows[place]] in seen:
+            continue
+        seen.add(groups[rows[place]])
+        photos = recommender.catalogue.photos_of(rows[place])
+        photo = photos[0] if len(photos) else None
+        if query.photos is not None and len(photos):
+            photo = photos[(recommender.photo_index.vectors[photos] @ query.photos.T).max(axis=1).argmax()]
+        copies = np.flatnonzero((groups == groups[rows[place]]) & allowed)
+        hits.append((rows[place], photo, scores[place], sum(copy != query.excluded_row for copy in copies) - 1))
+    return hits[:count]
+
+
+@pytest.mark.parametrize("name", ["photo", "words", "photo and words", "listing"])
+@pytest.mark.parametrize("share", [1, 0.5, 0.1])
+def test_hits_are_those_found_one_candidate_after_the_other(recommender, queries, name, share):
+    allowed = np.random.default_rng(3).random(recommender.catalogue.n_rows) < share
+    found = recommender._hits(queries[name], 0, 90, allowed)
+    expected = plain_hits(recommender, queries[name], 90, allowed)
+    assert [(hit.row, hit.photo_row, hit.score, hit.duplicates) for hit in found] == expected
+    assert len(expected) >= 5
+
+
+@pytest.mark.parametrize("name", ["photo", "words", "photo and words", "listing"])
+def test_pages_in_further_windows_are_parts_of_the_whole_list(recommender, queries, name, monkeypatch):
+    monkeypatch.setattr(recommender, "WINDOW", 3)
+    whole = recommender.recommend(queries[name], 200)
+    assert len({hit["product_id"] for hit in whole}) == len(whole) > 40
+    for offset, k in ((0, 2), (2, 5), (3, 27), (4, 40), (29, 3)):
+        assert recommender.recommend(queries[name], k, offset=offset) == whole[offset : offset + k]
+
+
+def test_a_photo_alone_brings_its_own_listing_first(recommender, queries):
+    own = recommender.catalogue.product(int(recommender.catalogue.product_of_photo[7]))
+    first = recommender.recommend(queries["photo"], 1)[0]
+    assert first["product_id"] == own["product_id"] or first["duplicates"]
+    assert set(first["parts"]) == {"photo", "category"}
+
+
+def test_excluded_listings_and_left_out_evidence(recommender, queries):
+    everything = recommender.ranked(queries["photo"], 20, np.empty(0, int))
+    without = recommender.ranked(queries["photo"], 20, everything[:5])
+    assert not set(everything[:5]) & set(without)
+    by_photo = recommender.ranked(queries["photo"], 20, np.empty(0, int), kinds=["photo"])
+    best = [
+        (recommender.photo_index.vectors[recommender.catalogue.photos_of(row)] @ queries["photo"].photos[0]).max()
+        for row in by_photo
+    ]
+    assert best == sorted(best, reverse=True)
+
+
+def test_a_listing_is_compared_by_its_own_category_price_and_place(recommender):
+    query = recommender.query_of(3)
+    evidence, _ = recommender.evidence(query, np.arange(recommender.catalogue.n_products))
+    assert evidence["category"][3] == 1 and evidence["price"][3] == 1 and evidence["place"][3] == 1
+    product = recommender.catalogue.product(3)
+    for row in range(recommender.catalogue.n_products):
+        other = recommender.catalogue.product(row)
+        prices = sorted([product["price"], other["price"]])
+        if prices[0] > 0:
+            assert evidence["price"][row] == pytest.approx(prices[0] / prices[1], rel=1e-5)
+        else:
+            assert np.isnan(evidence["price"][row])
+        same = {"town": other["town"] == product["town"], "county": other["county"] == product["county"]}
+        assert evidence["place"][row] == (1 if all(same.values()) else 0.5 if same["county"] and product["county"] else 0)
+
+
+def test_towns_and_counties_without_a_name_are_not_the_same(recommender, monkeypatch):
+    codes, names = (recommender.catalogue.columns["county"], recommender.catalogue.names)
+    every, code = np.arange(recommender.catalogue.n_products), int(codes[3])
+    monkeypatch.setitem(names, "county", ["" if other == code else name for other, name in enumerate(names["county"])])
+    query = recommender.query_of(3)
+    towns = recommender.catalogue.columns["town"]
+    expected = np.where((towns == towns[3]) & (codes == code), 1.0, 0.0)
+    np.testing.assert_array_equal(recommender.evidence(query, every)[0]["place"], expected)
+    assert (codes == code).sum() > expected.sum()
+    monkeypatch.setitem(names, "town", [""] * len(names["town"]))
+    assert recommender.query_of(3).place is None
+
+
+def test_listings_without_photos_answer_a_photo_when_no_other_passes_the_filters(recommender, queries):
+    catalogue = recommender.catalogue
+    alone = next(
+        row for row in range(catalogue.n_products) if not len(catalogue.photos_of(row)) and catalogue.columns["price"][row] > 0
+    )
+    price = float(catalogue.columns["price"][alone])
+    place = catalogue.product(alone)["town"]
+    filters = Filters(min_price=price, max_price=price, location=place)
+    assert np.flatnonzero(catalogue.allowed(filters)).tolist() == [alone]
+    for query in queries.values():
+        assert [hit["product_id"] for hit in recommender.recommend(query, 10, filters)] == [
+            catalogue.product(alone)["product_id"]
+        ]
+    assert recommender.recommend(recommender.query(text="♞♞♞"), 10, filters) == []
+    assert recommender.recommend(queries["photo"], 10, Filters(location="Nowhere")) == []
+
+
+def test_the_ranker_is_fitted_on_validation_listings_against_training_ones_only(demo_dir, monkeypatch):
+    recommender = Recommender(generations.current_generation(demo_dir / "index"))
+    products = listings.read_products(demo_dir / "tabular")
+    splits = reading.read_csv(demo_dir / "dataset" / "listings.csv").set_index("product_id")["split"]
+    split = products["product_id"].map(splits).to_numpy()
+    candidates, seen = recommender.candidates, set()
+
+    def watched(*arguments):
+        rows = candidates(*arguments)
+        seen.update(rows.tolist())
+        return rows
+
+    monkeypatch.setattr(recommender, "candidates", watched)
+    judged = build_index.judge(recommender, split, reading.read_array(demo_dir / "embeddings" / "probabilities.npy"))
+    assert {split[query.product_row] for query in judged} == {"validation"}
+    assert {split[row] for row in seen} == {"train"}
+    for query in judged:
+        assert set(np.unique(query.relevance)) <= {0, 1, 2}

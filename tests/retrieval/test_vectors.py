@@ -1,0 +1,400 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from marketplace.files import atomic, generations
+from marketplace.files.stages import StageError
+from marketplace.retrieval import vectors as vector_search
+
+
+def unit_rows(rows: int, dimension: int = 16, seed: int = 0) -> np.ndarray:
+    vectors = np.random.default_rng(seed).normal(size=(rows, dimension)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def exact_top_k(vectors: np.ndarray, query: np.ndarray, k: int) -> np.ndarray:
+    return np.argsort(-(vectors @ query), kind="stable")[:k]
+
+
+def clustered_rows(clusters: int, rows_each: int, spread: float, seed: int) -> np.ndarray:
+    centres = np.repeat(unit_rows(clusters, seed=seed), rows_each, axis=0)
+    vectors = centres + spread * unit_rows(len(centres), seed=seed + 1)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+VECTORS = unit_rows(500)
+INDEX = vector_search.VectorIndex(vector_search.build(VECTORS), VECTORS)
+IVF = vector_search.VectorIndex(vector_search.build(VECTORS, "ivf"), VECTORS)
+CLUSTERED = clustered_rows(60, 100, 0.4, seed=2)
+CLUSTERED_IVF = vector_search.VectorIndex(vector_search.build(CLUSTERED, "ivf"), CLUSTERED)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Indexes this small take longer on several threads, which wait for each other."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(threads)
+
+
+def test_the_nearest_rows_and_cosines_are_those_of_a_matrix_product():
+    query = unit_rows(1, seed=1)[0]
+    rows, cosines = INDEX.nearest(7 * query, k=10)
+    assert rows.tolist() == exact_top_k(VECTORS, query, 10).tolist()
+    np.testing.assert_allclose(cosines, VECTORS[rows] @ query, atol=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.integers(1, 30), st.sampled_from(["flat", "ivf"]))
+def test_filtered_search_finds_every_match_that_exact_search_finds(seed, share, k, kind):
+    allowed = np.random.default_rng(seed).random(len(VECTORS)) < share
+    query = unit_rows(1, seed=seed)[0]
+    rows, cosines = {"flat": INDEX, "ivf": IVF}[kind].nearest(query, k, allowed)
+    matching = np.flatnonzero(allowed)
+    assert rows.tolist() == matching[exact_top_k(VECTORS[matching], query, k)].tolist()
+    np.testing.assert_allclose(cosines, VECTORS[rows] @ query, atol=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.integers(1, 500), st.booleans())
+def test_a_filter_that_leaves_more_rows_than_are_scored_still_fills_k_and_keeps_to_the_filter(seed, share, k, far):
+    query = unit_rows(1, seed=seed)[0]
+    allowed = np.random.default_rng(seed).random(len(VECTORS)) < share
+    if far:  # none of the rows that pass lies in a list near the query
+        allowed &= VECTORS @ query < 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vector_search, "SCORED_ROWS", 20)
+        rows, cosines = IVF.nearest(query, k, allowed)
+    assert len(set(rows.tolist())) == min(k, np.count_nonzero(allowed)) and allowed[rows].all()
+    np.testing.assert_allclose(cosines, VECTORS[rows] @ query, atol=1e-6)
+    assert (np.diff(cosines) <= 0).all()
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1])
+def test_a_filter_of_many_rows_keeps_the_recall(share, monkeypatch):
+    monkeypatch.setattr(vector_search, "SCORED_ROWS", 600)
+    generator = np.random.default_rng(7)
+    allowed = generator.random(len(CLUSTERED)) < share
+    matching = np.flatnonzero(allowed)
+    recalls = []
+    for query in CLUSTERED[generator.integers(len(CLUSTERED), size=50)]:
+        expected = matching[exact_top_k(CLUSTERED[matching], query, 10)]
+        recalls.append(len(set(CLUSTERED_IVF.nearest(query, 10, allowed)[0].tolist()) & set(expected.tolist())) / 10)
+    assert np.mean(recalls) >= 0.95
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 80))
+def test_grouping_never_gives_fewer_groups_than_exist(seed, k, n_groups):
+    generator = np.random.default_rng(seed)
+    groups = generator.integers(n_groups, size=len(VECTORS))
+    query = unit_rows(1, seed=seed)[0]
+    expected = list(dict.fromkeys(groups[exact_top_k(VECTORS, query, len(VECTORS))].tolist()))[:k]
+    assert INDEX.nearest_groups(query, k, groups).tolist() == expected
+    found = IVF.nearest_groups(query, k, groups).tolist()
+    assert len(set(found)) == len(found) == len(expected)
+
+
+def test_one_product_with_many_photos_does_not_fill_the_page():
+    query = VECTORS[0]
+    groups = np.arange(len(VECTORS))
+    groups[exact_top_k(VECTORS, query, 400)] = 10_000
+    assert len(set(INDEX.nearest_groups(query, 50, groups).tolist())) == 50
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        (np.zeros(16), "the query is zero or not finite"),
+        (np.full(16, np.nan), "the query is zero or not finite"),
+        (np.ones(8), r"the query has shape \(8,\), the index holds vectors of 16"),
+    ],
+)
+def test_a_query_that_is_no_direction_is_refused(query, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        INDEX.nearest(query, 5)
+
+
+def test_more_results_than_rows_gives_every_row_once():
+    rows, _ = INDEX.nearest(VECTORS[3], k=10_000)
+    assert sorted(rows) == list(range(len(VECTORS)))
+
+
+def test_auto_scans_a_small_catalogue_and_has_lists_for_a_large_one(monkeypatch):
+    assert vector_search.describe(vector_search.build(VECTORS, "auto")) == {"kind": "Flat", "nprobe": None}
+    monkeypatch.setattr(vector_search, "FLAT_ROWS", 499)
+    assert vector_search.describe(vector_search.build(VECTORS, "auto"))["kind"] == "IVF12,SQ8"
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_the_same_vectors_give_the_same_bytes(kind):
+    built = [faiss.serialize_index(vector_search.build(VECTORS, kind)).tobytes() for _ in range(2)]
+    assert built[0] == built[1]
+
+
+def test_ivf_is_tuned_to_the_asked_recall():
+    index = vector_search.build(CLUSTERED, "ivf", recall=0.99)
+    found = [vector_search.VectorIndex(index, CLUSTERED).nearest(query, 11)[0] for query in CLUSTERED[::60]]
+    exact = [exact_top_k(CLUSTERED, query, 11) for query in CLUSTERED[::60]]
+    recall = np.mean([len(set(a.tolist()) & set(b.tolist())) / 11 for a, b in zip(found, exact, strict=True)])
+    assert recall >= 0.98
+    searched = vector_search.VectorIndex(index, CLUSTERED)
+    assert vector_search.measure_recall(searched) == pytest.approx(recall, abs=0.02) and index.nprobe < index.nlist
+    index.nprobe = 1
+    assert vector_search.measure_recall(searched) < 0.9
+
+
+@pytest.mark.parametrize(
+    ("max_memory_bytes", "kind"),
+    [(None, "Flat"), (36_000, "Flat"), (35_999, "IVF12,SQ8"), (12_768, "IVF12,SQ8"), (12_767, "IVF12,SQ4"), (8_768, "IVF12,SQ4")],
+)
+def test_an_index_takes_no_more_memory_than_it_may(max_memory_bytes, kind):
+    assert vector_search.describe(vector_search.build(VECTORS, "auto", max_memory_bytes=max_memory_bytes))["kind"] == kind
+
+
+def test_an_index_that_cannot_fit_is_refused():
+    message = "an index of 500 vectors of 16 does not fit into 8767 bytes: give --max-memory at least 8768"
+    with pytest.raises(StageError, match=f"^{message}$"):
+        vector_search.build(VECTORS, "auto", max_memory_bytes=8_767)
+
+
+def test_four_bits_a_dimension_are_ranked_by_exact_cosines():
+    index = vector_search.VectorIndex(vector_search.build(CLUSTERED, "ivf", max_memory_bytes=120_000), CLUSTERED)
+    assert vector_search.describe(index.index)["kind"].endswith("SQ4")
+    rows, cosines = index.nearest(CLUSTERED[7], 5)
+    assert rows[0] == 7
+    np.testing.assert_allclose(cosines, CLUSTERED[rows] @ CLUSTERED[7], atol=1e-6)
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+def test_an_ivf_search_probes_on_until_it_has_k_groups(filtered, monkeypatch):
+    monkeypatch.setattr(vector_search, "SCORED_ROWS", 0)
+    ivf = vector_search.VectorIndex(vector_search.build(CLUSTERED, "ivf", recall=0.5), CLUSTERED)
+    ivf.index.nprobe = 1
+    allowed = np.arange(len(CLUSTERED)) % 3 == 0 if filtered else None
+    assert len(ivf.nearest_groups(CLUSTERED[0], 900, np.arange(len(CLUSTERED)), allowed)) == 900
+
+
+# Updates: rows appended, and others that are no more
+
+
+def updated(kind: str, vectors: np.ndarray, first_added: int, removed: np.ndarray) -> vector_search.VectorIndex:
+    index = vector_search.build(vectors[:first_added], kind)
+    of_rest = vector_search.extend(faiss.clone_index(index), None, vectors[first_added:], first_added)
+    live = ~np.isin(np.arange(len(vectors)), removed)
+    return vector_search.VectorIndex(index, vector_search.Vectors(vectors[:first_added], vectors[first_added:]), of_rest, live)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["flat", "ivf"]), st.integers(300, 500), st.floats(0, 0.5), st.booleans())
+def test_an_updated_index_finds_what_exact_search_finds_among_the_rows_left(seed, kind, first_added, share, filtered):
+    generator = np.random.default_rng(seed)
+    removed = np.flatnonzero(generator.random(first_added) < share)
+    left = np.setdiff1d(np.arange(len(VECTORS)), removed)
+    index = updated(kind, VECTORS, first_added, removed)
+    assert np.flatnonzero(index.live).tolist() == left.tolist()
+    query = unit_rows(1, seed=seed)[0]
+    allowed = None
+    if filtered:
+        allowed = generator.random(len(VECTORS)) < 0.5
+        left = left[allowed[left]]
+    expected = left[exact_top_k(VECTORS[left], query, 10)]
+    found = index.nearest(query, 10, allowed)[0]
+    if filtered or kind == "flat":
+        assert found.tolist() == expected.tolist()
+    assert len(found) == 10 and set(found.tolist()) <= set(left.tolist())
+    assert sorted(index.nearest(query, 1000, allowed)[0].tolist()) == left.tolist()
+
+
+def test_an_updated_index_recalls_as_much_as_one_built_anew():
+    order = np.random.default_rng(8).permutation(len(CLUSTERED))
+    vectors, removed = CLUSTERED[order], np.arange(0, 600, 10)
+    index = updated("ivf", vectors, 5900, removed)
+    left = vectors[index.live]
+    rebuilt = vector_search.VectorIndex(vector_search.build(left, "ivf"), left)
+    assert vector_search.measure_recall(index) >= vector_search.measure_recall(rebuilt) - 0.02 >= 0.93
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_rows_keep_their_numbers_over_many_updates(kind, tmp_path):
+    paths = tmp_path / "index.faiss", tmp_path / "vectors.npy"
+    faiss.write_index(vector_search.build(VECTORS[:300], kind), str(paths[0]))
+    atomic.write_array(paths[1], VECTORS[:300])
+    for first in (300, 400):
+        indexes = [vector_search.read(path, mapped=path == paths[0]) for path in generations.parts(paths[0])]
+        added = vector_search.extend(indexes[0], indexes[1] if first > 300 else None, VECTORS[first : first + 100], first)
+        faiss.write_index(added, str(tmp_path / "added_index.faiss"))
+        atomic.write_array(tmp_path / "added_vectors.npy", VECTORS[300 : first + 100])
+    live = ~np.isin(np.arange(500), [299, 100, 399, 200])
+    opened = vector_search.VectorIndex.open(*paths, live)
+    assert opened.live.tolist() == live.tolist()
+    assert all(opened.nearest(VECTORS[row], 1)[0] == [row] for row in (0, 298, 300, 398, 499))
+    assert not {299, 100, 399, 200} & set(opened.nearest(VECTORS[299], 500)[0].tolist())
+
+
+def test_a_live_row_that_no_index_has_is_refused():
+    index = vector_search.build(VECTORS[:499], "flat")
+    with pytest.raises(ValueError, match="^the index lacks rows that are live$"):
+        vector_search.VectorIndex(index, VECTORS, live=np.ones(500, bool))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 499), max_size=40), st.integers(1, 499))
+def test_vectors_in_two_parts_are_read_as_one(rows, end):
+    parts, rows = vector_search.Vectors(VECTORS[:end], VECTORS[end:]), np.array(rows, np.int64)
+    assert len(parts) == 500 and parts.shape == VECTORS.shape
+    np.testing.assert_array_equal(parts[rows], VECTORS[rows])
+    np.testing.assert_allclose(parts.cosines(VECTORS[0], rows), VECTORS[rows] @ VECTORS[0], atol=1e-6)
+    np.testing.assert_array_equal([parts[row] for row in (0, end - 1, end, 499)], VECTORS[[0, end - 1, end, 499]])
+
+
+def test_what_stood_nearest_may_all_be_gone():
+    index = vector_search.build(CLUSTERED, "ivf")
+    live = np.arange(len(CLUSTERED)) >= 200  # the two clusters before are no more
+    searched = vector_search.VectorIndex(index, CLUSTERED, live=live)
+    near = exact_top_k(CLUSTERED[200:], CLUSTERED[0], 10) + 200
+    assert np.isin(searched.nearest(CLUSTERED[0], 10)[0], near).mean() >= 0.9
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_what_was_added_does_not_hide_what_is_left_behind_what_is_gone(kind):
+    before, added = CLUSTERED[:-300], CLUSTERED[-300:]  # of other clusters than the query
+    index = vector_search.build(before, kind)
+    second = vector_search.extend(vector_search.build(before, kind), None, added, len(before))
+    live = np.ones(len(CLUSTERED), bool)
+    live[exact_top_k(before, CLUSTERED[0], 60)] = False
+    searched = vector_search.VectorIndex(index, vector_search.Vectors(before, added), second, live)
+    rows = np.flatnonzero(live)
+    assert np.isin(searched.nearest(CLUSTERED[0], 10)[0], rows[exact_top_k(CLUSTERED[rows], CLUSTERED[0], 10)]).mean() >= 0.9
+
+
+@pytest.mark.parametrize(("removed", "added", "due"), [(0, 0, False), (60, 40, False), (61, 40, True), (0, 101, True)])
+def test_an_index_is_built_anew_when_a_fifth_of_it_has_changed(removed, added, due):
+    index = vector_search.build(unit_rows(500), "ivf")
+    assert vector_search.rebuild_is_due(index, rows=500 + added, live=500 + added - removed, built_rows=500) is due
+
+
+def test_a_flat_index_that_has_outgrown_its_kind_is_built_anew(monkeypatch):
+    index = vector_search.build(VECTORS, "flat")
+    assert not vector_search.rebuild_is_due(index, len(VECTORS), len(VECTORS), len(VECTORS))
+    monkeypatch.setattr(vector_search, "FLAT_ROWS", 499)
+    assert vector_search.rebuild_is_due(index, len(VECTORS), len(VECTORS), len(VECTORS))
+    assert not vector_search.rebuild_is_due(index, len(VECTORS), len(VECTORS), len(VECTORS), kind="flat")
+
+
+# Served from the disk
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_a_mapped_index_answers_as_the_one_in_memory(kind, tmp_path):
+    built = vector_search.build(CLUSTERED, kind)
+    faiss.write_index(built, str(tmp_path / "index.faiss"))
+    atomic.write_array(tmp_path / "vectors.npy", CLUSTERED)
+    mapped = vector_search.VectorIndex.open(tmp_path / "index.faiss", tmp_path / "vectors.npy")
+    plain = vector_search.VectorIndex(built, CLUSTERED)
+    allowed = np.arange(len(CLUSTERED)) % 2 == 0
+    for query in unit_rows(10, seed=9):
+        for passing in (None, allowed):
+            np.testing.assert_array_equal(mapped.nearest(query, 20, passing), plain.nearest(query, 20, passing))
+
+
+def mapped_bytes(path) -> int:
+    """Bytes of a file in this process's address space."""
+    with open("/proc/self/maps") as maps:
+        spans = [line.split()[0].split("-") for line in maps if line.rstrip().endswith(str(path))]
+    return sum(int(end, 16) - int(start, 16) for start, end in spans)
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_an_opened_index_and_its_vectors_are_mapped_not_loaded(kind, tmp_path):
+    paths = tmp_path / "index.faiss", tmp_path / "vectors.npy"
+    faiss.write_index(vector_search.build(CLUSTERED, kind), str(paths[0]))
+    atomic.write_array(paths[1], CLUSTERED)
+    opened = vector_search.VectorIndex.open(*paths)
+    assert [mapped_bytes(path) >= path.stat().st_size for path in paths] == [True, True]
+    assert len(opened.nearest(CLUSTERED[0], 5)[0]) == 5
+    assert mapped_bytes(paths[0]) and vector_search.read(paths[0]).ntotal == len(CLUSTERED)
+
+
+def test_the_rows_that_are_live_must_be_as_many_as_the_vectors(tmp_path):
+    paths = tmp_path / "index.faiss", tmp_path / "vectors.npy"
+    faiss.write_index(vector_search.build(VECTORS, "ivf"), str(paths[0]))
+    atomic.write_array(paths[1], VECTORS)
+    live = np.arange(500) > 1
+    assert vector_search.VectorIndex.open(*paths, live).rows == len(VECTORS) - 2
+    with pytest.raises(StageError, match="do not belong together: run python build_index.py again$"):
+        vector_search.VectorIndex.open(*paths, live[:-1])
+
+
+def test_a_search_leaves_the_threads_of_its_caller_as_they_were():
+    def threads_after_a_search() -> int:
+        faiss.omp_set_num_threads(3)
+        INDEX.nearest(VECTORS[0], 5)
+        return faiss.omp_get_max_threads()
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(threads_after_a_search).result() == 3
+
+
+def test_searches_from_many_threads_answer_as_one_after_another_does():
+    queries = unit_rows(200, seed=11)
+    allowed = np.arange(len(CLUSTERED)) % 2 == 0
+    expected = [CLUSTERED_IVF.nearest(query, 10, allowed)[0].tolist() for query in queries]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda query: CLUSTERED_IVF.nearest(query, 10, allowed)[0].tolist(), queries)) == expected
+
+
+def test_a_filter_of_the_wrong_length_is_refused():
+    with pytest.raises(ValueError, match=r"^allowed has shape \(499,\), the index holds 500 rows$"):
+        INDEX.nearest(VECTORS[0], 5, np.ones(499, bool))
+
+
+def test_a_report_tells_kind_recall_times_and_tombstones():
+    index = vector_search.build(VECTORS, "ivf", recall=1.0)
+    searched = vector_search.VectorIndex(index, VECTORS, live=~np.isin(np.arange(500), [5, 6]))
+    report = vector_search.measure(searched, queries=50)
+    assert 0 < report.pop("p50_ms") <= report.pop("p99_ms")
+    recall = {"recall_at_10": vector_search.measure_recall(searched, 50), "recall_queries": 50}
+    assert report == {"kind": "IVF12,SQ8", "nprobe": index.nprobe, "rows": 498, "tombstones": 2} | recall
+
+
+def test_rows_of_zeros_are_no_queries_when_recall_is_measured():
+    vectors = VECTORS.copy()
+    vectors[::2] = 0
+    assert vector_search.measure_recall(vector_search.VectorIndex(vector_search.build(vectors, "flat"), vectors)) == 1.0
+    nothing = np.zeros((3, 4), np.float32)
+    report = vector_search.measure(vector_search.VectorIndex(vector_search.build(nothing), nothing))
+    assert (report["recall_at_10"], report["recall_queries"]) == (None, 0)
+
+
+def test_one_row_alone_has_no_recall_and_a_few_are_queries_each():
+    alone, few = (
+        vector_search.measure(vector_search.VectorIndex(vector_search.build(rows), rows)) for rows in (VECTORS[:1], VECTORS[:7])
+    )
+    assert (alone["recall_at_10"], alone["recall_queries"]) == (None, 0)
+    assert (few["recall_at_10"], few["recall_queries"]) == (1.0, 7)
+
+
+def test_a_single_row_is_found():
+    index = vector_search.VectorIndex(vector_search.build(VECTORS[:1], "ivf"), VECTORS[:1])
+    assert index.nearest(VECTORS[0], 5)[0].tolist() == [0]
+    assert vector_search.measure_recall(index) == 1.0
+
+
+def test_an_exact_index_has_recall_one():
+    assert vector_search.measure_recall(INDEX) == 1.0
+
+
+def test_an_index_and_vectors_that_do_not_belong_together_are_refused(tmp_path):
+    faiss.write_index(vector_search.build(VECTORS), str(tmp_path / "index.faiss"))
+    atomic.write_array(tmp_path / "vectors.npy", VECTORS[:-1])
+    with pytest.raises(StageError, match="do not belong together: run python build_index.py again$"):
+        vector_search.VectorIndex.open(tmp_path / "index.faiss", tmp_path / "vectors.npy")
+    (tmp_path / "index.faiss").write_bytes(b"no index")
+    with pytest.raises(StageError, match="index.faiss is missing or damaged: run python build_index.py again$"):
+        vector_search.VectorIndex.open(tmp_path / "index.faiss", tmp_path / "vectors.npy")
