@@ -1,0 +1,62 @@
+import graphlib
+import posixpath
+import re
+from pathlib import Path
+
+WEB_DIR = Path(__file__).resolve().parents[1] / "web"
+SCRIPT = re.compile(r"<script[^>]*\ssrc=\"([^\"]+)\"")
+STATIC_IMPORT = r"^\s*(?:import|export)\s*(?:[^;\"'`=]*?\bfrom\s*)?[\"']([^\"']+)[\"']"
+DYNAMIC_IMPORT = r"\b(import\s*\([^)]*\))"
+IMPORT = re.compile(f"{STATIC_IMPORT}|{DYNAMIC_IMPORT}", re.MULTILINE)
+
+
+def scripts_of(page: str) -> list[str]:
+    return SCRIPT.findall((WEB_DIR / page).read_text("utf-8"))
+
+
+def imports_of(source: str) -> list[str]:
+    return [static or dynamic for static, dynamic in IMPORT.findall(source)]
+
+
+def imported_modules() -> dict[str, set[str]]:
+    """Path of each module that the page's script reaches, as the browser asks for it -> the modules that it imports."""
+    modules, waiting = {}, scripts_of("index.html")
+    while waiting:
+        path = waiting.pop()
+        if path in modules:
+            continue
+        source = (WEB_DIR / path.removeprefix("/web/")).read_text("utf-8")
+        specifiers = imports_of(source)
+        assert all(re.fullmatch(r"\./[\w-]+\.js", specifier) for specifier in specifiers), f"{path} imports {specifiers}"
+        modules[path] = {posixpath.normpath(posixpath.join("/web", specifier)) for specifier in specifiers}
+        waiting += modules[path]
+    return modules
+
+
+def test_every_way_to_import_is_recognised():
+    source = """
+import "./a.js";
+import { b } from "./b.js";
+import {
+  c, d,
+} from './c.js';
+import * as e from "https://elsewhere.invalid/e.js";
+export { f } from "./f.js";
+export const g = "./not-imported.js";
+const h = await import("./h.js");
+"""
+    wanted = ["./a.js", "./b.js", "./c.js", "https://elsewhere.invalid/e.js", "./f.js", 'import("./h.js")']
+    assert imports_of(source) == wanted
+
+
+def test_every_module_is_reached_from_the_page_and_imports_only_modules_beside_it():
+    assert scripts_of("index.html") == ["/web/app.js"]
+    scripts = {f"/web/{path.name}" for path in WEB_DIR.glob("**/*.js")}
+    assert set(imported_modules()) == scripts - set(scripts_of("docs.html"))
+
+
+def test_modules_import_one_way_with_the_page_s_script_on_top():
+    modules = imported_modules()
+    order = list(graphlib.TopologicalSorter(modules).static_order())  # raises CycleError
+    assert order[-1] == "/web/app.js"
+    assert all("/web/app.js" not in imported for imported in modules.values())
