@@ -3,7 +3,7 @@ import posixpath
 import re
 from pathlib import Path
 
-WEB_DIR = Path(__file__).resolve().parents[1] / "web"
+WEB_DIR = Path(__file__).resolve().parents[2] / "web"
 SCRIPT = re.compile(r"<script[^>]*\ssrc=\"([^\"]+)\"")
 STATIC_IMPORT = r"^\s*(?:import|export)\s*(?:[^;\"'`=]*?\bfrom\s*)?[\"']([^\"']+)[\"']"
 DYNAMIC_IMPORT = r"\b(import\s*\([^)]*\))"
