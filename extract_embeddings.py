@@ -30,6 +30,162 @@ JSON = "image_embeddings.json"
 OUTPUTS = ("vectors.npy", "probabilities.npy", "image_ids.json", "text_vectors.npy", "product_ids.json")
 
 
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="data", type=Path, help="folder of all stages (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=flags.positive, help=f"photos a forward pass (default: {CPU_BATCH}, with CUDA {CUDA_BATCH})"
+    )
+    parser.add_argument(
+        "--workers",
+        default=os.cpu_count() or 1,
+        type=flags.positive,
+        help="threads that decode photos and run the model, the cores shared among them (default: %(default)s)",
+    )
+    parser.add_argument("--no-json", action="store_true", help=f"leave {JSON} out")
+    flags.add_runtime(parser, model.RUNTIMES)
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> dict:
+    check_model(args.data)
+    arguments = {name: getattr(args, name) for name in ("runtime", "device", "batch_size", "no_json")}
+    stage = storage.Stage(args.data / "embeddings", arguments, digest_inputs(args.data))
+    if done := stage.finished():
+        return done
+    table = storage.read_csv(args.data / "dataset" / "training_data.csv", usecols=["image_id"])
+    counts = embed_photos(stage, args.data, table["image_id"].tolist(), args) | embed_texts(stage, args.data)
+    return stage.finish(counts, OUTPUTS if args.no_json else [*OUTPUTS, JSON], OUTPUTS)
+
+
+def check_model(data_dir: Path) -> None:
+    """StageError when the model or the tables are not there, or the model was not trained for such tables.
+
+    Listings, and the last of a category, may come and go without a new training; a new category, or split, asks for one.
+    """
+    storage.check_inputs(data_dir, "dataset")
+    storage.check_inputs(data_dir, "model", ["dataset/settings.json"])
+    learned = model.Description.load(data_dir / "model").classes
+    if new := sorted(set(listings.read_classes(data_dir / "tabular")) - set(learned)):
+        raise StageError(f"{data_dir / 'model'} does not know the category {new[0]}: run python train.py again")
+
+
+def digest_inputs(data_dir: Path) -> dict[str, str]:
+    tables = ("tabular/products.csv", "images/photos.csv", "dataset/training_data.csv")
+    return storage.digests(data_dir, *tables, *(f"model/{name}" for name in model.FILES))
+
+
+def open_photo_model(data_dir: Path, args: argparse.Namespace) -> model.PhotoModel:
+    """The trained model, the cores shared among the workers; StageError when the photos were cleaned otherwise than its own."""
+    cores = os.cpu_count() or 1
+    photo_model = model.PhotoModel(data_dir / "model", args.runtime, args.device, threads=max(1, cores // args.workers))
+    cleaned_with = storage.read_manifest(data_dir / "images")["arguments"]
+    if cleaned_with != photo_model.description.photo:
+        raise StageError(
+            f"the photos in {data_dir / 'images'} were cleaned with other settings than the model's: run python train.py again"
+        )
+    return photo_model
+
+
+def photo_shards(folder: Path, data_dir: Path, photo_model: model.PhotoModel) -> "Shards":
+    """Rows of "vector" (D,) and "probabilities" (C,), kept while model, runtime and precision stay the same."""
+    made_by = storage.digests(data_dir / "model", model.DESCRIPTION, model.WEIGHTS, model.ONNX, model.INT8)
+    made_by |= {"runtime": photo_model.runtime, "precision": photo_model.precision, "schema": storage.SCHEMA_VERSION}
+    fields = {"vector": photo_model.description.dimension, "probabilities": len(photo_model.description.classes)}
+    dtype = np.dtype([("key", KEY), *((name, np.float32, (size,)) for name, size in fields.items())])
+    return Shards(folder, "photos", made_by, dtype)
+
+
+def embed_photos(stage: storage.Stage, data_dir: Path, image_ids: list[str], args: argparse.Namespace) -> dict:
+    """Write vectors.npy (N, D) of unit rows, probabilities.npy (N, C), and the dictionary; returns what to tell of them."""
+    # Before the model is there: what the table takes while it is read is then free for the model.
+    keys = photos.pixel_digests(data_dir / "images", image_ids).astype(KEY)
+    photo_model = open_photo_model(data_dir, args)
+    batch_size = args.batch_size or (CUDA_BATCH if photo_model.precision == "bf16" else CPU_BATCH)
+    stage.begin()
+    shards = photo_shards(stage.folder, data_dir, photo_model)
+
+    def compute(positions: np.ndarray, progress: tqdm) -> dict[str, np.ndarray]:
+        chosen = [image_ids[position] for position in positions]
+        outputs = run_photos(photo_model, data_dir / "images", chosen, args.workers, batch_size, progress.update)
+        return dict(zip(("vector", "probabilities"), outputs, strict=True))
+
+    embedded = shards.fill(keys, compute, "photo")
+    shards.write("vector", keys, stage.folder / "vectors.npy")
+    shards.write("probabilities", keys, stage.folder / "probabilities.npy")
+    storage.write_json(stage.folder / "image_ids.json", image_ids, indent=None)
+    (stage.folder / JSON).unlink(missing_ok=True)
+    if not args.no_json:
+        write_dictionary(stage.folder / JSON, image_ids, shards.read("vector", keys))
+    return {
+        "photos": len(image_ids),
+        "photos_embedded": embedded,
+        "photos_reused": len(image_ids) - embedded,
+        "dimension": photo_model.description.dimension,
+        "runtime": photo_model.runtime,
+        "precision": photo_model.precision,
+    }
+
+
+def embed_texts(stage: storage.Stage, data_dir: Path) -> dict:
+    """Write text_vectors.npy, (P, T) float32 unit rows; a listing without a known word has a row of zeros."""
+    models = table_models.TableModels.load(data_dir / "model")
+    products = listings.read_products(data_dir / "tabular")
+    texts = listings.texts(products)
+    keys = np.array([hashlib.sha256(text.encode()).hexdigest() for text in texts], KEY)
+    made_by = storage.digests(data_dir / "model", *table_models.FILES)
+    dtype = np.dtype([("key", KEY), ("vector", np.float32, models.encode([""]).shape[1:])])
+    shards = Shards(stage.folder, "texts", made_by, dtype)
+
+    def compute(positions: np.ndarray, progress: tqdm) -> dict[str, np.ndarray]:
+        progress.update(len(positions))
+        return {"vector": models.encode([texts[position] for position in positions])}
+
+    embedded = shards.fill(keys, compute, "text")
+    shards.write("vector", keys, stage.folder / "text_vectors.npy")
+    storage.write_json(stage.folder / "product_ids.json", products["product_id"].tolist(), indent=None)
+    return {"listings": len(texts), "listings_embedded": embedded}
+
+
+def run_photos(
+    photo_model: model.PhotoModel,
+    images_dir: Path,
+    image_ids: list[str],
+    workers: int,
+    batch_size: int,
+    advance: Callable[[int], object] = bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N, D) float32 unit rows and (N, C) category probabilities of one photo or more; `advance` is told of each batch's size.
+
+    Each of the `workers` threads decodes batches of its own and runs them: no thread waits for another.
+    """
+
+    def run(batch: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        return photo_model.run(np.stack([photos.load(images_dir, image_id, photo_model.input) for image_id in batch]))
+
+    outputs = []
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for output in pool.map(run, (image_ids[start : start + batch_size] for start in range(0, len(image_ids), batch_size))):
+            outputs.append(output)
+            advance(len(output[0]))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    vectors, probabilities = map(np.concatenate, zip(*outputs, strict=True))
+    return vectors, probabilities
+
+
+def write_dictionary(path: Path, image_ids: list[str], chunks: Iterator[np.ndarray]) -> None:
+    """{image_id: [floats]}, each float the shortest text that reads back as the same float32; vectors come in chunks."""
+    vectors = (vector for chunk in chunks for vector in chunk)
+    with storage.atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(b"{")
+        for position, (image_id, vector) in enumerate(zip(image_ids, vectors, strict=True)):
+            file.write(b",\n" if position else b"\n")
+            file.write(orjson.dumps(image_id) + b": " + orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY))
+        file.write(b"\n}\n")
+
+
 class Shards:
     """Rows kept from run to run in files of at most SHARD rows, each whole or not there; found by what they were made of.
 
@@ -85,147 +241,12 @@ class Shards:
             files = np.searchsorted(self.starts, rows, side="right") - 1
             chunk = np.empty(len(rows), self.dtype[field])
             for file in np.unique(files):
-                of_file = files == file
-                chunk[of_file] = storage.read_array(self.paths[file])[field][rows[of_file] - self.starts[file]]
+                here = files == file
+                chunk[here] = storage.read_array(self.paths[file])[field][rows[here] - self.starts[file]]
             yield chunk
 
     def write(self, field: str, keys: np.ndarray, path: Path) -> None:
         storage.write_rows(path, len(keys), self.dtype[field], self.read(field, keys))
-
-
-def run_photos(
-    photo_model: model.PhotoModel,
-    images_dir: Path,
-    image_ids: list[str],
-    workers: int,
-    batch_size: int,
-    advance: Callable[[int], object] = bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(N, D) float32 unit rows and (N, C) category probabilities of one photo or more; `advance` is told of each batch's size.
-
-    Each of the `workers` threads decodes batches of its own and runs them: no thread waits for another.
-    """
-
-    def run(batch: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        return photo_model.run(np.stack([photos.load(images_dir, image_id, photo_model.input) for image_id in batch]))
-
-    outputs = []
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for output in pool.map(run, (image_ids[start : start + batch_size] for start in range(0, len(image_ids), batch_size))):
-            outputs.append(output)
-            advance(len(output[0]))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    vectors, probabilities = map(np.concatenate, zip(*outputs, strict=True))
-    return vectors, probabilities
-
-
-def embed_photos(stage: storage.Stage, data_dir: Path, image_ids: list[str], args: argparse.Namespace) -> dict:
-    """Write vectors.npy (N, D) of unit rows, probabilities.npy (N, C), and the dictionary; returns what to tell of them."""
-    # Before the model is there: what the table takes while it is read is then free for the model.
-    keys = photos.pixel_digests(data_dir / "images", image_ids).astype(KEY)
-    cores = os.cpu_count() or 1
-    photo_model = model.PhotoModel(data_dir / "model", args.runtime, args.device, threads=max(1, cores // args.workers))
-    cleaned_with = storage.read_manifest(data_dir / "images")["arguments"]
-    if cleaned_with != photo_model.description.photo:
-        raise StageError(
-            f"the photos in {data_dir / 'images'} were cleaned with other settings than the model's: run python train.py again"
-        )
-    batch_size = args.batch_size or (CUDA_BATCH if photo_model.precision == "bf16" else CPU_BATCH)
-    stage.begin()
-    made_by = storage.digests(data_dir / "model", model.DESCRIPTION, model.WEIGHTS, model.ONNX, model.INT8)
-    made_by |= {"runtime": photo_model.runtime, "precision": photo_model.precision, "schema": storage.SCHEMA_VERSION}
-    fields = {"vector": photo_model.description.dimension, "probabilities": len(photo_model.description.classes)}
-    dtype = np.dtype([("key", KEY), *((name, np.float32, (size,)) for name, size in fields.items())])
-    shards = Shards(stage.folder, "photos", made_by, dtype)
-
-    def compute(positions: np.ndarray, progress: tqdm) -> dict[str, np.ndarray]:
-        chosen = [image_ids[position] for position in positions]
-        outputs = run_photos(photo_model, data_dir / "images", chosen, args.workers, batch_size, progress.update)
-        return dict(zip(fields, outputs, strict=True))
-
-    embedded = shards.fill(keys, compute, "photo")
-    shards.write("vector", keys, stage.folder / "vectors.npy")
-    shards.write("probabilities", keys, stage.folder / "probabilities.npy")
-    storage.write_json(stage.folder / "image_ids.json", image_ids, indent=None)
-    (stage.folder / JSON).unlink(missing_ok=True)
-    if not args.no_json:
-        write_dictionary(stage.folder / JSON, image_ids, shards.read("vector", keys))
-    return {
-        "photos": len(image_ids),
-        "photos_embedded": embedded,
-        "photos_reused": len(image_ids) - embedded,
-        "dimension": photo_model.description.dimension,
-        "runtime": photo_model.runtime,
-        "precision": photo_model.precision,
-    }
-
-
-def embed_texts(stage: storage.Stage, data_dir: Path) -> dict:
-    """Write text_vectors.npy, (P, T) float32 unit rows; a listing without a known word has a row of zeros."""
-    models = table_models.TableModels.load(data_dir / "model")
-    products = listings.read_products(data_dir / "tabular")
-    texts = listings.texts(products)
-    keys = np.array([hashlib.sha256(text.encode()).hexdigest() for text in texts], KEY)
-    made_by = storage.digests(data_dir / "model", *table_models.FILES)
-    dtype = np.dtype([("key", KEY), ("vector", np.float32, models.encode([""]).shape[1:])])
-    shards = Shards(stage.folder, "texts", made_by, dtype)
-
-    def compute(positions: np.ndarray, progress: tqdm) -> dict[str, np.ndarray]:
-        progress.update(len(positions))
-        return {"vector": models.encode([texts[position] for position in positions])}
-
-    embedded = shards.fill(keys, compute, "text")
-    shards.write("vector", keys, stage.folder / "text_vectors.npy")
-    storage.write_json(stage.folder / "product_ids.json", products["product_id"].tolist(), indent=None)
-    return {"listings": len(texts), "listings_embedded": embedded}
-
-
-def write_dictionary(path: Path, image_ids: list[str], chunks: Iterator[np.ndarray]) -> None:
-    """{image_id: [floats]}, each float the shortest text that reads back as the same float32; vectors come in chunks."""
-    vectors = (vector for chunk in chunks for vector in chunk)
-    with storage.atomic_path(path) as temporary, open(temporary, "wb") as file:
-        file.write(b"{")
-        for position, (image_id, vector) in enumerate(zip(image_ids, vectors, strict=True)):
-            file.write(b",\n" if position else b"\n")
-            file.write(orjson.dumps(image_id) + b": " + orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY))
-        file.write(b"\n}\n")
-
-
-def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="data", type=Path, help="folder of all stages (default: %(default)s)")
-    parser.add_argument(
-        "--batch-size", type=flags.positive, help=f"photos a forward pass (default: {CPU_BATCH}, with CUDA {CUDA_BATCH})"
-    )
-    parser.add_argument(
-        "--workers",
-        default=os.cpu_count() or 1,
-        type=flags.positive,
-        help="threads that decode photos and run the model, the cores shared among them (default: %(default)s)",
-    )
-    parser.add_argument("--no-json", action="store_true", help=f"leave {JSON} out")
-    flags.add_runtime(parser, model.RUNTIMES)
-    return parser.parse_args(argv)
-
-
-def run(args: argparse.Namespace) -> dict:
-    storage.check_inputs(args.data, "dataset")
-    # Listings, and the last of a category, may come and go without a new training; a new category, or split, asks for one.
-    storage.check_inputs(args.data, "model", ["dataset/settings.json"])
-    known = model.Description.load(args.data / "model").classes
-    if new := sorted(set(listings.read_classes(args.data / "tabular")) - set(known)):
-        raise StageError(f"{args.data / 'model'} does not know the category {new[0]}: run python train.py again")
-    names = ("tabular/products.csv", "images/photos.csv", "dataset/training_data.csv", *(f"model/{name}" for name in model.FILES))
-    inputs = storage.digests(args.data, *names)
-    arguments = {name: getattr(args, name) for name in ("runtime", "device", "batch_size", "no_json")}
-    stage = storage.Stage(args.data / "embeddings", arguments, inputs)
-    if done := stage.finished():
-        return done
-    table = storage.read_csv(args.data / "dataset" / "training_data.csv", usecols=["image_id"])
-    counts = embed_photos(stage, args.data, table["image_id"].tolist(), args) | embed_texts(stage, args.data)
-    return stage.finish(counts, OUTPUTS if args.no_json else [*OUTPUTS, JSON], OUTPUTS)
 
 
 def main(argv=None) -> int:
