@@ -1,8 +1,9 @@
-"""Vector search: build, extend and open an index; the nearest rows, filtered, grouped by product."""
+"""Vector search: build, extend and open an index; the nearest rows, filtered, grouped by listing."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import faiss
@@ -27,6 +28,43 @@ MAX_DRIFT = 0.2  # rows added and removed since the lists were trained, as a sha
 RECALL_QUERIES = 200  # of the catalogue's own vectors
 RECALL_K = 10
 BLOCK_ROWS = 16_384  # of the vectors held in memory at a time where they are compared with all queries
+
+
+@dataclass(frozen=True)
+class Files:
+    """Names of the files of one index in a generation's folder. keys: what an update recognises unchanged rows by."""
+
+    index: str
+    vectors: str
+    keys: str
+
+
+FILES = {
+    "photos": Files("index.faiss", "vectors.npy", "photo_keys.npy"),
+    "listings": Files("text.faiss", "text_vectors.npy", "product_keys.npy"),
+}
+
+
+def write(folder: Path, files: Files, vectors: np.ndarray, kind: str, recall: float, max_memory_bytes: int | None = None) -> None:
+    """Write (N, D) vectors and the index that build() makes of them."""
+    storage.write_array(folder / files.vectors, vectors)
+    faiss.write_index(build(vectors, kind, recall, max_memory_bytes), str(folder / files.index))
+    storage.release(vectors)
+
+
+def write_added(previous: Path, folder: Path, files: Files, vectors: np.ndarray, first_row: int) -> None:
+    """Link the index and vectors of the last full build, and write those of all that was added since.
+
+    previous: the folder of the generation before; vectors: (n, D) unit rows that are new now; first_row: of these.
+    """
+    for name in (files.index, files.vectors):
+        storage.link(previous / name, folder / name)
+    index_path, *added_paths = storage.parts(previous / files.index)
+    added = read(added_paths[0]) if added_paths else without_rows(read(index_path, mapped=True))
+    append(added, vectors, first_row)
+    before = [storage.read_array(path) for path in storage.parts(previous / files.vectors)[1:]]
+    faiss.write_index(added, str(folder / storage.added(files.index)))
+    storage.write_array(folder / storage.added(files.vectors), np.concatenate([*before, vectors]))
 
 
 def build(vectors: np.ndarray, kind: str = "auto", recall: float = 0.95, max_memory_bytes: int | None = None) -> faiss.Index:
@@ -69,22 +107,23 @@ def _ivf(index: faiss.Index) -> faiss.IndexIVF | None:
     return index if isinstance(index, faiss.IndexIVF) else None
 
 
-def extend(index: faiss.Index, added: faiss.Index | None, vectors: np.ndarray, first_row: int) -> faiss.Index:
-    """The index of all rows added to those of `index`, which stays as it is: those of `added`, and `vectors` after them.
+def without_rows(index: faiss.Index) -> faiss.Index:
+    """An index for rows that come later, trained as `index`, from build() or read(), was.
 
-    index: from build() or read(); it loses its rows, memory-mapped or not, to save a copy of what it was trained to.
-    vectors: (n, D) float32 unit rows; first_row: the id of the first of them.
+    That loses its rows, memory-mapped or not, to save a copy of what it was trained to; its file keeps them.
     """
-    if added is None:
-        if (ivf := _ivf(index)) is None:
-            added = faiss.index_factory(index.d, "IDMap,Flat", faiss.METRIC_INNER_PRODUCT)
-        else:
-            added, ivf.ntotal = index, 0
-            empty = faiss.ArrayInvertedLists(ivf.nlist, ivf.code_size)
-            empty.this.disown()  # the index frees it
-            ivf.replace_invlists(empty, True)
+    if (ivf := _ivf(index)) is None:
+        return faiss.index_factory(index.d, "IDMap,Flat", faiss.METRIC_INNER_PRODUCT)
+    ivf.ntotal = 0
+    empty = faiss.ArrayInvertedLists(ivf.nlist, ivf.code_size)
+    empty.this.disown()  # the index frees it
+    ivf.replace_invlists(empty, True)
+    return index
+
+
+def append(added: faiss.Index, vectors: np.ndarray, first_row: int) -> None:
+    """Put (n, D) float32 unit rows into an index from without_rows(), after those that are there; the first has id first_row."""
     added.add_with_ids(np.ascontiguousarray(vectors, np.float32), np.arange(first_row, first_row + len(vectors)))
-    return added
 
 
 def rebuild_is_due(index: faiss.Index, rows: int, live: int, built_rows: int, kind: str = "auto") -> bool:
@@ -244,24 +283,25 @@ class VectorIndex:
         added: faiss.Index | None = None,
         live: np.ndarray | None = None,
     ):
-        """vectors: (N, D) float32; added: the index of the rows that `index` has not, from extend(); live: (N,) bool, False for
+        """vectors: (N, D) float32; added: the index of the rows that `index` has not, from append(); live: (N,) bool, False for
         tombstones, rows that no search finds (default: all rows of the indexes are live). Raises ValueError for a live row in
         neither, or rows beyond the vectors."""
         self.index, self.indexes = index, [index] if added is None else [index, added]
         self.vectors = vectors if isinstance(vectors, Vectors) else Vectors(vectors)
-        ids, lists = (np.concatenate(arrays) for arrays in zip(*map(_rows_and_lists, self.indexes), strict=True))
+        ids, list_numbers = (np.concatenate(arrays) for arrays in zip(*map(_rows_and_lists, self.indexes), strict=True))
         if len(ids) and ids.max() >= len(self.vectors):
             raise ValueError("the index holds more rows than the vectors")
         # Of each row, -1 for a tombstone: a filter's rows are then narrowed to the nearest lists by NumPy alone.
         self._list_of_row = np.full(len(self.vectors), -1, np.intp)
-        self._list_of_row[ids] = lists
+        self._list_of_row[ids] = list_numbers
         if live is not None:
             if (self._list_of_row[live] < 0).any():
                 raise ValueError("the index lacks rows that are live")
             self._list_of_row[~live] = -1
         self.live = self._list_of_row >= 0
         self.rows = int(np.count_nonzero(self.live))
-        self._list_sizes = np.bincount(self._list_of_row[self.live], minlength=1 if (ivf := _ivf(index)) is None else ivf.nlist)
+        lists = 1 if (ivf := _ivf(index)) is None else ivf.nlist
+        self._list_sizes = np.bincount(self._list_of_row[self.live], minlength=lists)
 
     @classmethod
     def open(cls, index_path: Path, vectors_path: Path, live: np.ndarray | None = None) -> "VectorIndex":
@@ -315,7 +355,7 @@ class VectorIndex:
             if tombstones:
                 live = [rows[self.live[rows]] for rows in live]
             # Enough of each index, or there are no more: what one holds says nothing of what is near in the other.
-            if all(len(rows) >= depth // 2 or of[-1] < 0 for rows, of in zip(live, found, strict=True)):
+            if all(len(left) >= depth // 2 or rows[-1] < 0 for left, rows in zip(live, found, strict=True)):
                 return np.concatenate(live)
             depth *= 2
 

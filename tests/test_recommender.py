@@ -5,9 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import build_index
-from marketplace import listings, storage
-from marketplace import recommender as recommender_module
+from marketplace import listings, open_index, ranking, storage
 from marketplace.catalogue import Filters
 from marketplace.recommender import Recommender
 
@@ -83,7 +81,7 @@ def test_the_words_alone_tell_the_category_where_the_ranker_says_so(recommender,
 
 def plain_hits(recommender: Recommender, query, count: int, allowed: np.ndarray) -> list[tuple]:
     """Row, photo, score and folded listings of the first `count` hits, one candidate after the other."""
-    rows = recommender.candidates(query, 200, allowed)
+    rows = recommender.candidates(query, allowed, 200)
     if len(rows) < 100:
         others = [row for row in np.flatnonzero(allowed) if row not in rows and row != query.excluded_row]
         rows = np.concatenate([rows, others[: 100 - len(rows)]]).astype(int)
@@ -115,7 +113,7 @@ def test_hits_are_those_found_one_candidate_after_the_other(recommender, queries
 
 @pytest.mark.parametrize("name", ["photo", "words", "photo and words", "listing"])
 def test_pages_in_further_windows_are_parts_of_the_whole_list(recommender, queries, name, monkeypatch):
-    monkeypatch.setattr(recommender_module, "WINDOW", 3)
+    monkeypatch.setattr(open_index, "WINDOW", 3)
     whole = recommender.recommend(queries[name], 200)
     assert len({hit["product_id"] for hit in whole}) == len(whole) > 40
     for offset, k in ((0, 2), (2, 5), (3, 27), (4, 40), (29, 3)):
@@ -200,8 +198,9 @@ def test_the_ranker_is_fitted_on_validation_listings_against_training_ones_only(
         return rows
 
     monkeypatch.setattr(recommender, "candidates", watched)
-    judged = build_index.judge(recommender, split, storage.read_array(demo_dir / "embeddings" / "probabilities.npy"))
-    assert {split[query.product_row] for query in judged} == {"validation"}
+    probabilities = storage.read_array(demo_dir / "embeddings" / "probabilities.npy")
+    judged = ranking.judge(recommender, recommender.table_models, split, probabilities)
+    assert {split[query.listing_row] for query in judged} == {"validation"}
     assert {split[row] for row in seen} == {"train"}
     for query in judged:
         assert set(np.unique(query.relevance)) <= {0, 1, 2}
