@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> dict:
     served = Entries.read(args.data, args.embeddings)
     models = digest_models(args.data)
     settings = settings_of(args, models, served)
-    inputs = digest_inputs(args) | models
+    inputs = digest_inputs(args, models)
     stage = storage.Stage(args.data / "index", settings.arguments | {"full": args.full}, inputs)
     published = Published.read(stage.folder)
     if summary := unchanged(stage, published, args.full):
@@ -96,11 +96,13 @@ def digest_models(data_dir: Path) -> dict[str, str]:
     return storage.digests(data_dir, *(f"model/{name}" for name in names))
 
 
-def digest_inputs(args: argparse.Namespace) -> dict[str, str]:
-    """Of all that is read, the models aside."""
+def digest_inputs(args: argparse.Namespace, models: dict[str, str]) -> dict[str, str]:
+    """Of all that is read. models: from digest_models()."""
     tables = ("tabular/products.csv", "dataset/training_data.csv", "dataset/listings.csv")
-    inputs = storage.digests(args.data, *tables, *(f"embeddings/{name}" for name in entries.EMBEDDINGS))
-    return inputs | {"--embeddings": storage.digest(args.embeddings)} if args.embeddings else inputs
+    inputs = storage.digests(args.data, *tables, *(f"embeddings/{name}" for name in entries.EMBEDDINGS)) | models
+    if args.embeddings:
+        inputs["--embeddings"] = storage.digest(args.embeddings)
+    return inputs
 
 
 def unchanged(stage: storage.Stage, published: Published, full: bool) -> dict | None:
@@ -109,8 +111,9 @@ def unchanged(stage: storage.Stage, published: Published, full: bool) -> dict | 
     --full may be asked for because files are damaged, so it looks at each.
     """
     summary = stage.finished()
-    is_current = summary and summary["generation"] == published.folder.name and published.report
-    return summary if is_current and (not full or published.is_whole()) else None
+    if not summary or not published.report or summary["generation"] != published.folder.name:
+        return None
+    return summary if not full or published.is_whole() else None
 
 
 def link_models(data_dir: Path, folder: Path, models: dict[str, str]) -> None:

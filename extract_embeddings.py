@@ -221,7 +221,7 @@ class Shards:
         return len(missing)
 
     def _open(self, keys: np.ndarray) -> None:
-        """Find out which key stands where. A file most of whose rows nobody wants goes: its others are made again."""
+        """Find out which key is where. A file most of whose rows nobody wants is removed: its others are made again."""
         kept = {}
         for path in sorted(self.folder.glob(f"{self.prefix}*.npy")):
             stored = np.array(storage.read_array(path)["key"])

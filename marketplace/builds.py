@@ -103,7 +103,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Build(ABC):
-    """A generation in the making. rows: where "photos" and "listings" stand in it; published: the generation it comes after."""
+    """A generation in the making. rows: of "photos" and "listings" in it; published: the generation it comes after."""
 
     settings: BuildSettings
     rows: dict[str, Rows]

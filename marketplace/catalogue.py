@@ -19,7 +19,7 @@ from marketplace.listings import MAX_PRICE, category_levels
 
 DATABASE, FILTERS = "catalogue.sqlite", "filters.json"
 PLACES = ("town", "county")
-CODED = ("category", *PLACES)  # columns of numbers that stand for names in FILTERS
+CODED = ("category", *PLACES)  # columns of codes, whose names are in FILTERS
 LISTING_COLUMNS = ("price", *CODED)
 COLUMNS = (*LISTING_COLUMNS, "product_of_photo", "duplicates")  # each a .npy of the same name
 WORD_WEIGHTS = {"name": 5.0, "description": 1.0, "category": 2.0}  # in BM25: a title says what a thing is
@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS products (row INTEGER PRIMARY KEY, product_id TEXT NO
     posted_on TEXT);
 CREATE TABLE IF NOT EXISTS photos (row INTEGER PRIMARY KEY, image_id TEXT NOT NULL);
 """
-# After the rows: a million ids at once are sorted, one by one they are looked up. An id may stand for tombstones too.
+# After the rows: a million ids at once are sorted, one by one they are looked up. Tombstones keep their ids.
 INDEXES = """
 CREATE INDEX IF NOT EXISTS products_by_id ON products (product_id);
 CREATE INDEX IF NOT EXISTS photos_by_id ON photos (image_id);
@@ -62,12 +62,12 @@ def write(
     folder: Path,
     listings: Iterable[pd.DataFrame],
     image_ids: Sequence[str],
-    product_of_photo: np.ndarray,
+    listing_of_photo: np.ndarray,
     duplicates: np.ndarray | None = None,
 ) -> None:
     """Write the catalogue's files into a generation's folder: row i is the i-th listing, or photo.
 
-    listings: PRODUCT_FIELDS, some at a time; image_ids: N; product_of_photo: (N,) the listing of each photo; duplicates: (P,) the
+    listings: PRODUCT_FIELDS, some at a time; image_ids: N; listing_of_photo: (N,) the listing of each photo; duplicates: (P,) the
     same number for listings of the same photo or text (default: none are).
     """
     columns = _Columns()
@@ -77,7 +77,7 @@ def write(
     rows = Rows.all_new(len(columns))
     columns.write(folder, rows.removed)
     duplicates = rows.entry_rows if duplicates is None else duplicates
-    _write_groups(folder, duplicates, product_of_photo, rows, Rows.all_new(len(product_of_photo)))
+    _write_groups(folder, duplicates, listing_of_photo, rows, Rows.all_new(len(listing_of_photo)))
 
 
 def write_added(
@@ -85,7 +85,7 @@ def write_added(
     folder: Path,
     added: Iterable[pd.DataFrame],
     added_image_ids: Sequence[str],
-    product_of_photo: np.ndarray,
+    listing_of_photo: np.ndarray,
     duplicates: np.ndarray,
     listing_rows: Rows,
     photo_rows: Rows,
@@ -94,7 +94,7 @@ def write_added(
     beside it.
 
     previous: the folder of the generation that the rows follow; added, added_image_ids: the listings and photos whose rows are
-    new, in the order of these; product_of_photo, duplicates: of all entries, as in write().
+    new, in the order of these; listing_of_photo, duplicates: of all entries, as in write().
     """
     storage.link(previous / DATABASE, folder / DATABASE)
     path = folder / storage.added(DATABASE)
@@ -106,7 +106,7 @@ def write_added(
         words.write(folder, blocks, list(WORD_WEIGHTS.values()), previous)
         _insert_photos(connection, added_image_ids, photo_rows.before)
     columns.write(folder, listing_rows.removed)
-    _write_groups(folder, duplicates, product_of_photo, listing_rows, photo_rows)
+    _write_groups(folder, duplicates, listing_of_photo, listing_rows, photo_rows)
 
 
 @contextlib.contextmanager
@@ -139,11 +139,11 @@ def _insert_photos(connection: sqlite3.Connection, image_ids: Sequence[str], row
 
 
 def _write_groups(
-    folder: Path, duplicates: np.ndarray, product_of_photo: np.ndarray, listing_rows: Rows, photo_rows: Rows
+    folder: Path, duplicates: np.ndarray, listing_of_photo: np.ndarray, listing_rows: Rows, photo_rows: Rows
 ) -> None:
     """Write which listings are duplicates, and which listing each photo is of; by row, TOMBSTONE for rows that are no more."""
     groups = listing_rows.spread(np.asarray(duplicates).astype(np.int32), TOMBSTONE)
-    owners = listing_rows.entry_rows[np.asarray(product_of_photo, np.int64)].astype(np.int32)
+    owners = listing_rows.entry_rows[np.asarray(listing_of_photo, np.int64)].astype(np.int32)
     storage.write_array(folder / "duplicates.npy", groups)
     storage.write_array(folder / "product_of_photo.npy", photo_rows.spread(owners, TOMBSTONE))
 
@@ -230,16 +230,16 @@ class Catalogue:
         self.names: dict[str, list[str]] = storage.read_json(folder / FILTERS)
         self._categories = _codes_by_name(self.names["category"])
         self._places = {kind: _by_folded_name(self.names[kind]) for kind in PLACES}
-        self.product_of_photo = self.columns["product_of_photo"]
-        self.n_rows = len(self.columns["price"])  # of products, tombstones included
+        self.listing_of_photo = self.columns["product_of_photo"]
+        self.n_rows = len(self.columns["price"])  # of listings, tombstones included
         self.live = self.columns["duplicates"] != TOMBSTONE
-        self.live_photos = self.product_of_photo != TOMBSTONE
+        self.live_photos = self.listing_of_photo != TOMBSTONE
         self.n_products, self.n_photos = int(self.live.sum()), int(self.live_photos.sum())
         self.first_product, self.first_photo = int(self.live.argmax()), int(self.live_photos.argmax())  # rows, for examples
-        self._photos = _Grouped(self.product_of_photo, self.n_rows)
+        self._photos = _Grouped(self.listing_of_photo, self.n_rows)
         self._duplicates = _Grouped(self.columns["duplicates"], int(self.columns["duplicates"].max(initial=-1)) + 1)
         self._words = words.WordIndex(folder, self.live)
-        if [self._count("products"), self._count("photos")] != [self.n_rows, len(self.product_of_photo)]:
+        if [self._count("products"), self._count("photos")] != [self.n_rows, len(self.listing_of_photo)]:
             raise StageError(
                 f"{self._path} and the filter columns beside it do not belong together: run python build_index.py again"
             )
@@ -266,7 +266,7 @@ class Catalogue:
             return next((row for (row,) in connection.execute(query, (value,)).fetchall() if live[row]), None)
 
     def allowed(self, filters: Filters) -> np.ndarray | None:
-        """(P,) bool of the products that pass, or None when everything does."""
+        """(P,) bool of the listings that pass, or None when everything does."""
         masks = []
         if filters.category is not None:
             wanted = " / ".join(category_levels(filters.category)).casefold()
@@ -288,20 +288,20 @@ class Catalogue:
             return within("town", town) & within("county", county)
         return within("town", location) | within("county", location)
 
-    def photos_of(self, product_row: int) -> np.ndarray:
-        """Rows of a product's photos."""
-        return self._photos[product_row]
+    def photos_of(self, listing_row: int) -> np.ndarray:
+        """Rows of a listing's photos."""
+        return self._photos[listing_row]
 
-    def photos_of_each(self, product_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of the photos of N products, one product after the other, and (N,) how many each has."""
-        return self._photos.of_each(product_rows)
+    def photos_of_each(self, listing_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the photos of N listings, one listing after the other, and (N,) how many each has."""
+        return self._photos.of_each(listing_rows)
 
-    def duplicates_of(self, product_row: int) -> np.ndarray:
-        """Rows of the products of the same photo or text, this one among them, ascending."""
-        return self._duplicates[self.columns["duplicates"][product_row]]
+    def duplicates_of(self, listing_row: int) -> np.ndarray:
+        """Rows of the listings of the same photo or text, this one among them, ascending."""
+        return self._duplicates[self.columns["duplicates"][listing_row]]
 
     def product_row(self, product_id: str) -> int | None:
-        """The row of a product; an id in capitals is the same id."""
+        """The row of a listing; an id in capitals is the same id."""
         for spelling in (product_id, product_id.lower()):
             row = self._live_row("SELECT row FROM products WHERE product_id = ?", spelling, self.live)
             if row is not None:
@@ -311,13 +311,13 @@ class Catalogue:
     def has_photo(self, image_id: str) -> bool:
         return self._live_row("SELECT row FROM photos WHERE image_id = ?", image_id, self.live_photos) is not None
 
-    def product(self, product_row: int) -> dict:
-        """PRODUCT_FIELDS of one product."""
-        return self.products([product_row])[0]
+    def product(self, listing_row: int) -> dict:
+        """PRODUCT_FIELDS of one listing."""
+        return self.products([listing_row])[0]
 
-    def products(self, product_rows: Sequence[int], fields: Sequence[str] = PRODUCT_FIELDS) -> list[dict]:
-        """Fields of each product."""
-        found = self._by_row("products", fields, product_rows)
+    def products(self, listing_rows: Sequence[int], fields: Sequence[str] = PRODUCT_FIELDS) -> list[dict]:
+        """Fields of each listing."""
+        found = self._by_row("products", fields, listing_rows)
         products = [dict(zip(fields, values, strict=True)) for values in found]
         for product in products:
             product["price_plausible"] = bool(product["price_plausible"])
@@ -336,14 +336,14 @@ class Catalogue:
         return [found[row] for row in wanted]
 
     def match_words(self, query: str, k: int, allowed: np.ndarray | None = None) -> np.ndarray:
-        """Rows of the k products that match a query's words best by BM25; those with all the words come first.
+        """Rows of the k listings that match a query's words best by BM25; those with all the words come first.
 
-        A word that no listing holds stands for those that begin so, else for those spelt much alike, at half their score.
+        For a word that no listing holds, those that begin so count, else those spelt much alike, at half their score.
         """
         return self._words.match(query, k, self.live if allowed is None and self.n_products < self.n_rows else allowed)
 
     def score_words(self, query: str, rows: np.ndarray) -> np.ndarray:
-        """(N,) BM25 scores of the products of `rows` for any of a query's words; 0 for one that holds none of them."""
+        """(N,) BM25 scores of the listings of `rows` for any of a query's words; 0 for one that holds none of them."""
         return self._words.score(query, rows)
 
     def choices(self) -> dict:

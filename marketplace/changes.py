@@ -68,7 +68,7 @@ def record_starts(path: Path) -> np.ndarray:
 def write_records(path: Path, csv_path: Path, ids: Iterable[str]) -> None:
     """Write of each record of a CSV what an update asks of it; by read_array() a structured (N,).
 
-    id: hash of the record's id; content: hash of its bytes; start, end: where it stands in the file.
+    id: hash of the record's id; content: hash of its bytes; start, end: its bytes in the file.
     """
     starts = record_starts(csv_path)[1:]
     id_hashes = hashes(ids)
@@ -91,7 +91,7 @@ def read_records(csv_path: Path, records: np.ndarray, rows: np.ndarray) -> pd.Da
 
 
 def positions(wanted: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """(n,) int: where each of `wanted` stands in `among`, whose values are distinct; -1 where it does not."""
+    """(n,) int: the position of each of `wanted` in `among`, whose values are distinct; -1 for one that is not there."""
     if np.array_equal(wanted, among):
         return np.arange(len(among))
     return pd.Index(among).get_indexer(wanted)

@@ -40,7 +40,7 @@ class Query:
 @dataclass(frozen=True)
 class Hit:
     """A listing found: its row, the row of its photo nearest to the query's, its score, the parts of that, and how many other
-    listings with the same photo or text it stands for."""
+    listings with the same photo or text are folded into it."""
 
     row: int
     photo_row: int | None
@@ -112,7 +112,7 @@ class OpenIndex:
         )
 
     def place_of(self, listing_row: int) -> tuple[int, int] | None:
-        """Codes of town and county; None where neither is known."""
+        """Codes of town and county; None where it has neither."""
         codes = tuple(int(self.catalogue.columns[kind][listing_row]) for kind in PLACES)
         return codes if any(self._place_names(codes)) else None
 
@@ -189,7 +189,7 @@ class OpenIndex:
         return np.concatenate([rows, np.flatnonzero(others)[: window - len(rows)]])
 
     def _folded(self, query: Query, row: int, allowed: np.ndarray | None) -> int:
-        """How many other listings of the same photo or text a hit stands for."""
+        """How many other listings of the same photo or text are folded into a hit."""
         copies = [copy for copy in self.catalogue.duplicates_of(row).tolist() if copy != query.excluded_row]
         return (len(copies) if allowed is None else int(allowed[copies].sum())) - 1
 
@@ -201,7 +201,7 @@ class OpenIndex:
         depth += query.excluded_row is not None
         found: list[np.ndarray] = []
         if query.photos is not None and self.catalogue.n_photos:
-            listing_of_photo = self.catalogue.product_of_photo
+            listing_of_photo = self.catalogue.listing_of_photo
             allowed_photos = None if allowed is None else allowed[listing_of_photo]
             for vector in query.photos:
                 found.append(self.photo_index.nearest_groups(vector, depth, listing_of_photo, allowed_photos))

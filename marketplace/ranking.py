@@ -35,7 +35,7 @@ class Ranker:
     """How much each kind of evidence counts; ranker.json.
 
     weights: "words" for queries with words and "photo" for those without -> by kind, any positive scale. missing: likewise, in
-    [0, 1], the evidence that stands in where a candidate has none (no photo, no price). background: by kind, the mean cosine of
+    [0, 1], what is assumed where a candidate has no such evidence (no photo, no price). background: by kind, the mean cosine of
     unrelated pairs, from which similarity counts at all. fuses_category: whether the category of a query with photo and words is
     predicted from both, or from its words alone.
     """
@@ -271,7 +271,7 @@ def _pairs(queries: list[JudgedQuery], generator: np.random.Generator) -> tuple[
 
 
 def background_cosine(vectors: np.ndarray, seed: int = 0) -> float:
-    """The mean cosine of random pairs of (N, D) unit rows; rows of zeros (texts without a known word) left out."""
+    """The mean cosine of random pairs of (N, D) unit rows; rows of zeros (texts of no word that the model learned) left out."""
     generator = np.random.default_rng(seed)
     pairs = generator.integers(len(vectors), size=(BACKGROUND_PAIRS, 2))
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]

@@ -14,15 +14,14 @@ from marketplace.errors import StageError
 
 KINDS = ("auto", "flat", "ivf")
 FLAT_ROWS = 20_000  # up to here an exact scan takes a few milliseconds
-# Lists, as a multiple of sqrt(N): FAISS's guidelines say 4 to 16. Among 1,000,000 vectors of benchmarks/search.py's kind, asked
-# other queries than its, 4 with 50 rows a list and 10 rounds take 54 s to build; 6 with 40 and 5 take 59 s, and where a filter
-# keeps 10% they find 0.96 of the ten nearest in 20,000 rows scored, 4 in 32,000; 8 with 40 and 5 take 93 s, and 17,000 rows do.
+# Lists, as a multiple of sqrt(N); FAISS's guidelines say 4 to 16. More take longer to train; with fewer, a filter that keeps a
+# tenth of the rows needs more of them scored for the same recall (python benchmarks/search.py).
 LISTS = 6
 TRAINING_ROWS = 40  # a list: more hardly move its centre (faiss warns below 39)
 KMEANS_ROUNDS = 5  # of Lloyd's algorithm: ten find no more neighbours
 PROBED_SHARE = 0.006  # of the lists, at least: catalogue vectors, asked for 10 rows, need fewer than an upload asked for 100
 RERANKED = 4  # candidates taken from the codes for each result, then ordered by their exact cosines
-SCORED_ROWS = 20_000  # of those that pass a filter, scored exactly, in about 2 ms: 0.95 recall where 10% of 1,000,000 pass
+SCORED_ROWS = 20_000  # of those that pass a filter, scored exactly: enough where 10% of 1,000,000 pass (benchmarks/search.py)
 SCORED_SHARE = 0.02  # and at least this share of the catalogue, so that a filter that leaves 1% is exact at any size
 MAX_DRIFT = 0.2  # rows added and removed since the lists were trained, as a share of the rows then
 RECALL_QUERIES = 200  # of the catalogue's own vectors
@@ -246,7 +245,7 @@ class Vectors:
         return found
 
     def _split(self, rows: np.ndarray) -> Iterator[tuple[slice | np.ndarray, np.ndarray, np.ndarray]]:
-        """For each part that holds some of the rows: where those stand among them, the part, and where they stand in it."""
+        """For each part that holds some of the rows: their positions among the rows, the part, and their rows in it."""
         if len(self._parts) == 1:
             yield slice(None), self._parts[0], rows
             return

@@ -9,13 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import build_index
 from marketplace import builds, changes, ranking, storage
 from marketplace.catalogue import Filters
-from marketplace.changes import Rows
 from marketplace.entries import Entries
 from marketplace.errors import StageError
 from marketplace.recommender import Recommender
@@ -152,24 +149,6 @@ def test_the_same_again_is_unchanged_and_a_lost_manifest_publishes_nothing_new(c
     assert json.loads(capsys.readouterr().out)["generation"] == changed.full.name
     assert storage.current_generation(index_dir) == changed.full
     assert storage.digests(changed.full, *bytes_before) == bytes_before
-
-
-@given(st.data())
-def test_rows_are_appended_and_never_moved(data):
-    before = np.empty(0, np.uint64)
-    keys: list[int] = []
-    for _ in range(data.draw(st.integers(1, 4))):
-        keys = data.draw(st.lists(st.integers(1, 30), unique=True))
-        rows = Rows.plan(np.array(keys, np.uint64), before)
-        by_row = rows.spread(np.array(keys, np.uint64), 0)
-        earlier = before.tolist()
-        assert by_row[rows.entry_rows].tolist() == keys and rows.total == len(by_row) == len(earlier) + len(rows.added)
-        for row, key in enumerate(earlier):
-            assert by_row[row] in (key, 0) and (by_row[row] == key) == (key in keys and key != 0 or key == 0)
-        assert rows.removed.tolist() == [row for row, key in enumerate(earlier) if key and key not in keys]
-        assert [keys[entry] for entry in rows.added] == [key for key in keys if key not in earlier]
-        assert rows.live().tolist() == [key != 0 for key in by_row]
-        before = by_row
 
 
 def random_change(data_dir, generator: np.random.Generator) -> None:

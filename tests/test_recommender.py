@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -120,8 +121,21 @@ def test_pages_in_further_windows_are_parts_of_the_whole_list(recommender, queri
         assert recommender.recommend(queries[name], k, offset=offset) == whole[offset : offset + k]
 
 
+def test_an_index_opened_without_models_answers_for_listings_as_the_recommender_does(recommender, demo_dir, tmp_path):
+    folder = tmp_path / recommender.generation
+    shutil.copytree(storage.current_generation(demo_dir / "index"), folder)
+    for path in [*folder.glob("*.safetensors"), *folder.glob("*.onnx")]:
+        path.unlink()
+    opened = open_index.OpenIndex(folder)
+    assert (opened.generation, opened.dimension) == (recommender.generation, recommender.dimension)
+    for row in range(0, opened.catalogue.n_products, 7):
+        assert opened.recommend(opened.query_of(row), 10) == recommender.recommend(recommender.query_of(row), 10)
+    by_words = opened.query_by(recommender.table_models, text="blue bicycle for sale")
+    assert opened.recommend(by_words, 10) == recommender.recommend(recommender.query(text="blue bicycle for sale"), 10)
+
+
 def test_a_photo_alone_brings_its_own_listing_first(recommender, queries):
-    own = recommender.catalogue.product(int(recommender.catalogue.product_of_photo[7]))
+    own = recommender.catalogue.product(int(recommender.catalogue.listing_of_photo[7]))
     first = recommender.recommend(queries["photo"], 1)[0]
     assert first["product_id"] == own["product_id"] or first["duplicates"]
     assert set(first["parts"]) == {"photo", "category"}
