@@ -70,14 +70,14 @@ def write(
     listings: PRODUCT_FIELDS, some at a time; image_ids: N; listing_of_photo: (N,) the listing of each photo; duplicates: (P,) the
     same number for listings of the same photo or text (default: none are).
     """
-    columns = _Columns()
+    columns, photo_rows = _Columns(), Rows.all_new(len(listing_of_photo))
     with _filled(folder / DATABASE) as connection:
         words.write(folder, _insert_listings(connection, columns, listings, 0), list(WORD_WEIGHTS.values()))
-        _insert_photos(connection, image_ids, 0)
-    rows = Rows.all_new(len(columns))
-    columns.write(folder, rows.removed)
-    duplicates = rows.entry_rows if duplicates is None else duplicates
-    _write_groups(folder, duplicates, listing_of_photo, rows, Rows.all_new(len(listing_of_photo)))
+        _insert_photos(connection, image_ids, photo_rows)
+    listing_rows = Rows.all_new(len(columns))
+    columns.write(folder, listing_rows.removed)
+    duplicates = listing_rows.entry_rows if duplicates is None else duplicates
+    _write_groups(folder, duplicates, listing_of_photo, listing_rows, photo_rows)
 
 
 def write_added(
@@ -104,7 +104,7 @@ def write_added(
     with _filled(path) as connection:
         blocks = _insert_listings(connection, columns, added, listing_rows.before)
         words.write(folder, blocks, list(WORD_WEIGHTS.values()), previous)
-        _insert_photos(connection, added_image_ids, photo_rows.before)
+        _insert_photos(connection, added_image_ids, photo_rows)
     columns.write(folder, listing_rows.removed)
     _write_groups(folder, duplicates, listing_of_photo, listing_rows, photo_rows)
 
@@ -134,8 +134,10 @@ def _insert_listings(
         yield [block[field].tolist() for field in WORD_WEIGHTS]
 
 
-def _insert_photos(connection: sqlite3.Connection, image_ids: Sequence[str], row: int) -> None:
-    connection.executemany("INSERT INTO photos VALUES (?, ?)", enumerate(image_ids, row))
+def _insert_photos(connection: sqlite3.Connection, image_ids: Sequence[str], rows: Rows) -> None:
+    """Put the photos whose rows are new into the database. image_ids: of these, in the order of their rows."""
+    new_rows = range(rows.before, rows.total)
+    connection.executemany("INSERT INTO photos VALUES (?, ?)", zip(new_rows, image_ids, strict=True))
 
 
 def _write_groups(
