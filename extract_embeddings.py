@@ -33,101 +33,53 @@ JSON = "image_embeddings.json"
 OUTPUTS = ("vectors.npy", "probabilities.npy", "image_ids.json", "text_vectors.npy", "product_ids.json")
 
 
-class Shards:
-    """Rows kept from run to run in files of at most SHARD rows, each whole or not there; found by what they were made of.
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="data", type=Path, help="folder of all stages (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=cli.positive, help=f"photos a forward pass (default: {CPU_BATCH}, with CUDA {CUDA_BATCH})"
+    )
+    parser.add_argument(
+        "--workers",
+        default=os.cpu_count() or 1,
+        type=cli.positive,
+        help="threads that decode photos and run the model, the cores shared among them (default: %(default)s)",
+    )
+    parser.add_argument("--no-json", action="store_true", help=f"leave {JSON} out")
+    cli.add_runtime(parser, model.RUNTIMES)
+    return parser.parse_args(argv)
 
-    dtype: of a row, with a field "key", the digest of what it is made of. Files made by anything else are removed.
+
+def run(args: argparse.Namespace) -> dict:
+    check_model(args.data)
+    arguments = {name: getattr(args, name) for name in ("runtime", "device", "batch_size", "no_json")}
+    stage = stages.Stage(args.data / "embeddings", arguments, digest_inputs(args.data))
+    if done := stage.finished():
+        return done
+    table = reading.read_csv(args.data / "dataset" / "training_data.csv", usecols=["image_id"])
+    counts = embed_photos(stage, args.data, table["image_id"].tolist(), args) | embed_texts(stage, args.data)
+    return stage.finish(counts, OUTPUTS if args.no_json else [*OUTPUTS, JSON], OUTPUTS)
+
+
+def check_model(data_dir: Path) -> None:
+    """StageError when the model or the tables are not there, or the model was not trained for such tables.
+
+    Listings, and the last of a category, may come and go without a new training; a new category, or split, asks for one.
     """
-
-    def __init__(self, folder: Path, name: str, made_by: dict, dtype: np.dtype):
-        made_by_digest = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:16]
-        self.folder, self.prefix, self.dtype = folder, f"{name}-{made_by_digest}-", dtype
-        for path in folder.glob(f"{name}-*.npy"):
-            if not path.name.startswith(self.prefix):
-                path.unlink()
-
-    def fill(self, keys: np.ndarray, compute: Callable[[np.ndarray, tqdm], dict[str, np.ndarray]], unit: str) -> int:
-        """Make the rows of those (N,) keys that have none; returns how many were made.
-
-        compute: positions in keys -> the other fields of their rows; it tells the progress bar about each.
-        """
-        self._open(keys)
-        distinct, first = np.unique(keys, return_index=True)
-        missing = np.sort(first[~np.isin(distinct, self.keys)])
-        number = int(self.paths[-1].stem.rpartition("-")[2]) + 1 if self.paths else 0
-        with tqdm(total=len(missing), desc="embed", unit=unit, file=sys.stderr, disable=None) as progress:
-            for start in range(0, len(missing), SHARD):
-                positions = missing[start : start + SHARD]
-                rows = np.empty(len(positions), self.dtype)
-                rows["key"] = keys[positions]
-                for field, values in compute(positions, progress).items():
-                    rows[field] = values
-                atomic.write_array(self.folder / f"{self.prefix}{number:06d}.npy", rows)
-                number += 1
-        self._open(keys)
-        return len(missing)
-
-    def _open(self, keys: np.ndarray) -> None:
-        """Find out which key stands where. A file most of whose rows nobody wants goes: its others are made again."""
-        kept = {}
-        for path in sorted(self.folder.glob(f"{self.prefix}*.npy")):
-            stored = np.array(reading.read_array(path)["key"])
-            if np.isin(stored, keys).mean() < 0.5:
-                path.unlink()
-            else:
-                kept[path] = stored
-        self.paths = list(kept)
-        self.starts = np.cumsum([0, *map(len, kept.values())])  # the first row of each file, counted through all of them
-        self.keys = np.concatenate([np.empty(0, self.dtype["key"]), *kept.values()])
-        self.order = np.argsort(self.keys)
-
-    def read(self, field: str, keys: np.ndarray) -> Iterator[np.ndarray]:
-        """A field of the rows of (N,) keys, in chunks of at most SHARD rows."""
-        for start in range(0, len(keys), SHARD):
-            rows = self.order[np.searchsorted(self.keys, keys[start : start + SHARD], sorter=self.order)]
-            files = np.searchsorted(self.starts, rows, side="right") - 1
-            chunk = np.empty(len(rows), self.dtype[field])
-            for file in np.unique(files):
-                of_file = files == file
-                chunk[of_file] = reading.read_array(self.paths[file])[field][rows[of_file] - self.starts[file]]
-            yield chunk
-
-    def write(self, field: str, keys: np.ndarray, path: Path) -> None:
-        atomic.write_rows(path, len(keys), self.dtype[field], self.read(field, keys))
+    stages.check_inputs(data_dir, "dataset")
+    stages.check_inputs(data_dir, "model", ["dataset/settings.json"])
+    learned = model.Description.load(data_dir / "model").classes
+    if new := sorted(set(listings.read_classes(data_dir / "tabular")) - set(learned)):
+        raise StageError(f"{data_dir / 'model'} does not know the category {new[0]}: run python train.py again")
 
 
-def run_photos(
-    photo_model: model.PhotoModel,
-    images_dir: Path,
-    image_ids: list[str],
-    workers: int,
-    batch_size: int,
-    advance: Callable[[int], object] = bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(N, D) float32 unit rows and (N, C) category probabilities of one photo or more; `advance` is told of each batch's size.
-
-    Each of the `workers` threads decodes batches of its own and runs them: no thread waits for another.
-    """
-
-    def run(batch: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        return photo_model.run(np.stack([photos.load(images_dir, image_id, photo_model.input) for image_id in batch]))
-
-    outputs = []
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for output in pool.map(run, (image_ids[start : start + batch_size] for start in range(0, len(image_ids), batch_size))):
-            outputs.append(output)
-            advance(len(output[0]))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    vectors, probabilities = map(np.concatenate, zip(*outputs, strict=True))
-    return vectors, probabilities
+def digest_inputs(data_dir: Path) -> dict[str, str]:
+    tables = ("tabular/products.csv", "images/photos.csv", "dataset/training_data.csv")
+    return stages.digests(data_dir, *tables, *(f"model/{name}" for name in model.FILES))
 
 
-def embed_photos(stage: stages.Stage, data_dir: Path, image_ids: list[str], args: argparse.Namespace) -> dict:
-    """Write vectors.npy (N, D) of unit rows, probabilities.npy (N, C), and the dictionary; returns what to tell of them."""
-    # Before the model is there: what the table takes while it is read is then free for the model.
-    keys = photos.pixel_digests(data_dir / "images", image_ids).astype(KEY)
+def open_photo_model(data_dir: Path, args: argparse.Namespace) -> model.PhotoModel:
+    """The trained model, the cores shared among the workers; StageError when the photos were cleaned otherwise than its own."""
     cores = os.cpu_count() or 1
     photo_model = model.PhotoModel(data_dir / "model", args.runtime, args.device, threads=max(1, cores // args.workers))
     cleaned_with = stages.read_manifest(data_dir / "images")["arguments"]
@@ -135,18 +87,31 @@ def embed_photos(stage: stages.Stage, data_dir: Path, image_ids: list[str], args
         raise StageError(
             f"the photos in {data_dir / 'images'} were cleaned with other settings than the model's: run python train.py again"
         )
-    batch_size = args.batch_size or (CUDA_BATCH if photo_model.precision == "bf16" else CPU_BATCH)
-    stage.begin()
+    return photo_model
+
+
+def photo_shards(folder: Path, data_dir: Path, photo_model: model.PhotoModel) -> "Shards":
+    """Rows of "vector" (D,) and "probabilities" (C,), kept while model, runtime and precision stay the same."""
     made_by = stages.digests(data_dir / "model", model.DESCRIPTION, model.WEIGHTS, model.ONNX, model.INT8)
     made_by |= {"runtime": photo_model.runtime, "precision": photo_model.precision, "schema": stages.SCHEMA_VERSION}
     fields = {"vector": photo_model.description.dimension, "probabilities": len(photo_model.description.classes)}
     dtype = np.dtype([("key", KEY), *((name, np.float32, (size,)) for name, size in fields.items())])
-    shards = Shards(stage.folder, "photos", made_by, dtype)
+    return Shards(folder, "photos", made_by, dtype)
+
+
+def embed_photos(stage: stages.Stage, data_dir: Path, image_ids: list[str], args: argparse.Namespace) -> dict:
+    """Write vectors.npy (N, D) of unit rows, probabilities.npy (N, C), and the dictionary; returns what to tell of them."""
+    # Before the model is there: what the table takes while it is read is then free for the model.
+    keys = photos.pixel_digests(data_dir / "images", image_ids).astype(KEY)
+    photo_model = open_photo_model(data_dir, args)
+    batch_size = args.batch_size or (CUDA_BATCH if photo_model.precision == "bf16" else CPU_BATCH)
+    stage.begin()
+    shards = photo_shards(stage.folder, data_dir, photo_model)
 
     def compute(positions: np.ndarray, progress: tqdm) -> dict[str, np.ndarray]:
         chosen = [image_ids[position] for position in positions]
         outputs = run_photos(photo_model, data_dir / "images", chosen, args.workers, batch_size, progress.update)
-        return dict(zip(fields, outputs, strict=True))
+        return dict(zip(("vector", "probabilities"), outputs, strict=True))
 
     embedded = shards.fill(keys, compute, "photo")
     shards.write("vector", keys, stage.folder / "vectors.npy")
@@ -185,6 +150,34 @@ def embed_texts(stage: stages.Stage, data_dir: Path) -> dict:
     return {"listings": len(texts), "listings_embedded": embedded}
 
 
+def run_photos(
+    photo_model: model.PhotoModel,
+    images_dir: Path,
+    image_ids: list[str],
+    workers: int,
+    batch_size: int,
+    advance: Callable[[int], object] = bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N, D) float32 unit rows and (N, C) category probabilities of one photo or more; `advance` is told of each batch's size.
+
+    Each of the `workers` threads decodes batches of its own and runs them: no thread waits for another.
+    """
+
+    def run(batch: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        return photo_model.run(np.stack([photos.load(images_dir, image_id, photo_model.input) for image_id in batch]))
+
+    outputs = []
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for output in pool.map(run, (image_ids[start : start + batch_size] for start in range(0, len(image_ids), batch_size))):
+            outputs.append(output)
+            advance(len(output[0]))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    vectors, probabilities = map(np.concatenate, zip(*outputs, strict=True))
+    return vectors, probabilities
+
+
 def write_dictionary(path: Path, image_ids: list[str], chunks: Iterator[np.ndarray]) -> None:
     """{image_id: [floats]}, each float the shortest text that reads back as the same float32; vectors come in chunks."""
     vectors = (vector for chunk in chunks for vector in chunk)
@@ -196,39 +189,67 @@ def write_dictionary(path: Path, image_ids: list[str], chunks: Iterator[np.ndarr
         file.write(b"\n}\n")
 
 
-def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="data", type=Path, help="folder of all stages (default: %(default)s)")
-    parser.add_argument(
-        "--batch-size", type=cli.positive, help=f"photos a forward pass (default: {CPU_BATCH}, with CUDA {CUDA_BATCH})"
-    )
-    parser.add_argument(
-        "--workers",
-        default=os.cpu_count() or 1,
-        type=cli.positive,
-        help="threads that decode photos and run the model, the cores shared among them (default: %(default)s)",
-    )
-    parser.add_argument("--no-json", action="store_true", help=f"leave {JSON} out")
-    cli.add_runtime(parser, model.RUNTIMES)
-    return parser.parse_args(argv)
+class Shards:
+    """Rows kept from run to run in files of at most SHARD rows, each whole or not there; found by what they were made of.
 
+    dtype: of a row, with a field "key", the digest of what it is made of. Files made by anything else are removed.
+    """
 
-def run(args: argparse.Namespace) -> dict:
-    stages.check_inputs(args.data, "dataset")
-    # Listings, and the last of a category, may come and go without a new training; a new category, or split, asks for one.
-    stages.check_inputs(args.data, "model", ["dataset/settings.json"])
-    known = model.Description.load(args.data / "model").classes
-    if new := sorted(set(listings.read_classes(args.data / "tabular")) - set(known)):
-        raise StageError(f"{args.data / 'model'} does not know the category {new[0]}: run python train.py again")
-    names = ("tabular/products.csv", "images/photos.csv", "dataset/training_data.csv", *(f"model/{name}" for name in model.FILES))
-    inputs = stages.digests(args.data, *names)
-    arguments = {name: getattr(args, name) for name in ("runtime", "device", "batch_size", "no_json")}
-    stage = stages.Stage(args.data / "embeddings", arguments, inputs)
-    if done := stage.finished():
-        return done
-    table = reading.read_csv(args.data / "dataset" / "training_data.csv", usecols=["image_id"])
-    counts = embed_photos(stage, args.data, table["image_id"].tolist(), args) | embed_texts(stage, args.data)
-    return stage.finish(counts, OUTPUTS if args.no_json else [*OUTPUTS, JSON], OUTPUTS)
+    def __init__(self, folder: Path, name: str, made_by: dict, dtype: np.dtype):
+        made_by_digest = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:16]
+        self.folder, self.prefix, self.dtype = folder, f"{name}-{made_by_digest}-", dtype
+        for path in folder.glob(f"{name}-*.npy"):
+            if not path.name.startswith(self.prefix):
+                path.unlink()
+
+    def fill(self, keys: np.ndarray, compute: Callable[[np.ndarray, tqdm], dict[str, np.ndarray]], unit: str) -> int:
+        """Make the rows of those (N,) keys that have none; returns how many were made.
+
+        compute: positions in keys -> the other fields of their rows; it tells the progress bar about each.
+        """
+        self._open(keys)
+        distinct, first = np.unique(keys, return_index=True)
+        missing = np.sort(first[~np.isin(distinct, self.keys)])
+        number = int(self.paths[-1].stem.rpartition("-")[2]) + 1 if self.paths else 0
+        with tqdm(total=len(missing), desc="embed", unit=unit, file=sys.stderr, disable=None) as progress:
+            for start in range(0, len(missing), SHARD):
+                positions = missing[start : start + SHARD]
+                rows = np.empty(len(positions), self.dtype)
+                rows["key"] = keys[positions]
+                for field, values in compute(positions, progress).items():
+                    rows[field] = values
+                atomic.write_array(self.folder / f"{self.prefix}{number:06d}.npy", rows)
+                number += 1
+        self._open(keys)
+        return len(missing)
+
+    def _open(self, keys: np.ndarray) -> None:
+        """Find out which key is where. A file most of whose rows nobody wants is removed: its others are made again."""
+        kept = {}
+        for path in sorted(self.folder.glob(f"{self.prefix}*.npy")):
+            stored = np.array(reading.read_array(path)["key"])
+            if np.isin(stored, keys).mean() < 0.5:
+                path.unlink()
+            else:
+                kept[path] = stored
+        self.paths = list(kept)
+        self.starts = np.cumsum([0, *map(len, kept.values())])  # the first row of each file, counted through all of them
+        self.keys = np.concatenate([np.empty(0, self.dtype["key"]), *kept.values()])
+        self.order = np.argsort(self.keys)
+
+    def read(self, field: str, keys: np.ndarray) -> Iterator[np.ndarray]:
+        """A field of the rows of (N,) keys, in chunks of at most SHARD rows."""
+        for start in range(0, len(keys), SHARD):
+            rows = self.order[np.searchsorted(self.keys, keys[start : start + SHARD], sorter=self.order)]
+            files = np.searchsorted(self.starts, rows, side="right") - 1
+            chunk = np.empty(len(rows), self.dtype[field])
+            for file in np.unique(files):
+                here = files == file
+                chunk[here] = reading.read_array(self.paths[file])[field][rows[here] - self.starts[file]]
+            yield chunk
+
+    def write(self, field: str, keys: np.ndarray, path: Path) -> None:
+        atomic.write_rows(path, len(keys), self.dtype[field], self.read(field, keys))
 
 
 def main(argv=None) -> int:

@@ -100,10 +100,10 @@ def prepare(data_dir: Path, source_dir: Path, numbers: np.ndarray, edited: set[i
 
     shutil.copytree(source_dir / "model", data_dir / "model", dirs_exist_ok=True)
     folder = data_dir / "embeddings"
-    known = reading.read_csv(data_dir / "dataset" / "training_data.csv")["image_id"].tolist()
+    image_ids = reading.read_csv(data_dir / "dataset" / "training_data.csv")["image_id"].tolist()
     listed = reading.read_csv(data_dir / "tabular" / "products.csv")["product_id"].tolist()
-    of_photos = np.array([uuid.UUID(name).int - 2**64 for name in known])
-    of_listings = np.array([uuid.UUID(name).int - 1 for name in listed])
+    photo_numbers = np.array([uuid.UUID(name).int - 2**64 for name in image_ids])
+    listing_numbers = np.array([uuid.UUID(name).int - 1 for name in listed])
     names = (
         "tabular/products.csv",
         "images/photos.csv",
@@ -112,10 +112,10 @@ def prepare(data_dir: Path, source_dir: Path, numbers: np.ndarray, edited: set[i
     )
     stage = stages.Stage(folder, {}, stages.digests(data_dir, *names))
     stage.begin()
-    atomic.write_array(folder / "vectors.npy", vectors_of(of_photos, 2))
-    atomic.write_array(folder / "text_vectors.npy", vectors_of(of_listings, 3))
-    atomic.write_array(folder / "probabilities.npy", np.full((len(known), 13), 1 / 13, np.float32))
-    atomic.write_json(folder / "image_ids.json", known, indent=None)
+    atomic.write_array(folder / "vectors.npy", vectors_of(photo_numbers, 2))
+    atomic.write_array(folder / "text_vectors.npy", vectors_of(listing_numbers, 3))
+    atomic.write_array(folder / "probabilities.npy", np.full((len(image_ids), 13), 1 / 13, np.float32))
+    atomic.write_json(folder / "image_ids.json", image_ids, indent=None)
     atomic.write_json(folder / "product_ids.json", listed, indent=None)
     files = ["vectors.npy", "text_vectors.npy", "probabilities.npy", "image_ids.json", "product_ids.json"]
     stage.finish({}, files, files)
@@ -152,7 +152,7 @@ def main() -> int:
     growth = sizes[1] / sizes[0]
     found = {f"{name}_time_per_row": round(large[name] / small[name] / growth, 3) for name in ("clean", "dataset")}
     # The ranker is fitted once for a model, on as many questions whatever the size.
-    builds = [of["build"] - of["ranker"] for of in (small, large)]
+    builds = [figures["build"] - figures["ranker"] for figures in (small, large)]
     found["build_time_per_row"] = round(builds[1] / builds[0] / growth, 3)
     found["update_over_build"] = round(large["update"] / builds[1], 4)
     found["build_peak_over_vectors"] = round(large["build_gb"] * 1e9 / (4 * DIMENSION * sizes[1]), 2)

@@ -120,7 +120,8 @@ def update(vectors_path: Path, rows: int, index_path: Path, updated_path: Path) 
     changed = int(CHANGED * rows)
     vectors = np.load(vectors_path, mmap_mode="r")[: rows + changed]
     start = time.perf_counter()
-    added = vector_search.extend(vector_search.read(index_path, mapped=True), None, vectors[rows:], rows)
+    added = vector_search.without_rows(vector_search.read(index_path, mapped=True))
+    vector_search.append(added, vectors[rows:], rows)
     faiss.write_index(added, str(updated_path))
     seconds = time.perf_counter() - start
     live = np.ones(len(vectors), bool)

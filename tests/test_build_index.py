@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -8,14 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import build_index
 from marketplace.files import atomic, changes, generations, reading, stages
-from marketplace.files.changes import Rows
 from marketplace.files.stages import StageError
+from marketplace.retrieval import builds, ranking
 from marketplace.retrieval.catalogue import Filters
+from marketplace.retrieval.entries import Entries
 from marketplace.retrieval.recommender import Recommender
 from tests.conftest import stamp
 
@@ -68,9 +68,9 @@ def change_listings(data_dir, gone, edited) -> None:
         tables[name] = pd.concat([copies, table[~table["product_id"].isin(gone)]], ignore_index=True)
     products = tables["tabular/products.csv"]
     products.loc[products["product_id"].isin(edited), "name"] += " zyzzogeton"
-    of_text = texts[products["product_id"].str.removeprefix("new-")].to_numpy()
+    rows = texts[products["product_id"].str.removeprefix("new-")].to_numpy()
     arrays["vectors"], arrays["probabilities"] = arrays["vectors"][order], arrays["probabilities"][order]
-    arrays["text_vectors"] = arrays["text_vectors"][of_text]
+    arrays["text_vectors"] = arrays["text_vectors"][rows]
     for name, table in tables.items():
         atomic.write_csv(data_dir / name, table)
     for name, array in arrays.items():
@@ -152,27 +152,10 @@ def test_the_same_again_is_unchanged_and_a_lost_manifest_publishes_nothing_new(c
     assert stages.digests(changed.full, *bytes_before) == bytes_before
 
 
-@given(st.data())
-def test_rows_are_appended_and_never_moved(data):
-    before: np.ndarray | None = None
-    keys: list[int] = []
-    for _ in range(data.draw(st.integers(1, 4))):
-        keys = data.draw(st.lists(st.integers(1, 30), unique=True))
-        rows = Rows.plan(np.array(keys, np.uint64), before)
-        by_row = rows.spread(np.array(keys, np.uint64), 0)
-        known = [] if before is None else before.tolist()
-        assert by_row[rows.of].tolist() == keys and rows.total == len(by_row) == len(known) + len(rows.added)
-        for row, key in enumerate(known):
-            assert by_row[row] in (key, 0) and (by_row[row] == key) == (key in keys and key != 0 or key == 0)
-        assert rows.removed.tolist() == [row for row, key in enumerate(known) if key and key not in keys]
-        assert [keys[entry] for entry in rows.added] == [key for key in keys if key not in known]
-        before = by_row
-
-
 def random_change(data_dir, generator: np.random.Generator) -> None:
     """Listings come, go and are edited; photos come, go, look different and move to other listings. None to many of each."""
     some = lambda rows: generator.random(rows) < generator.choice([0, 0.02, 0.05])  # noqa: E731
-    products, known, photos = (
+    products, listed, photos = (
         reading.read_csv(data_dir / name)
         for name in ("tabular/products.csv", "dataset/listings.csv", "dataset/training_data.csv")
     )
@@ -190,8 +173,8 @@ def random_change(data_dir, generator: np.random.Generator) -> None:
     products = pd.concat(
         [products, copies.assign(product_id=f"{tag}-" + copies["product_id"], town=f"Town {tag}")], ignore_index=True
     )
-    of_copies = known[known["product_id"].isin(copies["product_id"])]
-    known = pd.concat([known, of_copies.assign(product_id=f"{tag}-" + of_copies["product_id"])], ignore_index=True)
+    more = listed[listed["product_id"].isin(copies["product_id"])]
+    listed = pd.concat([listed, more.assign(product_id=f"{tag}-" + more["product_id"])], ignore_index=True)
     more = np.flatnonzero(photos["product_id"].isin(copies["product_id"]))
     new = photos.iloc[more]
     new = new.assign(image_id=f"{tag}-" + new["image_id"], product_id=f"{tag}-" + new["product_id"])
@@ -203,7 +186,7 @@ def random_change(data_dir, generator: np.random.Generator) -> None:
     kept = generator.permutation(np.flatnonzero(~photos["product_id"].isin(gone) & ~some(len(photos))))
     photos, vectors, probabilities = photos.iloc[kept], vectors[kept], probabilities[kept]
     atomic.write_csv(data_dir / "tabular" / "products.csv", products)
-    atomic.write_csv(data_dir / "dataset" / "listings.csv", known[~known["product_id"].isin(gone)])
+    atomic.write_csv(data_dir / "dataset" / "listings.csv", listed[~listed["product_id"].isin(gone)])
     atomic.write_csv(data_dir / "dataset" / "training_data.csv", photos)
     for name, array in {"vectors": vectors, "probabilities": probabilities, "text_vectors": texts}.items():
         atomic.write_array(folder / f"{name}.npy", array)
@@ -229,7 +212,7 @@ def everything(generation: Path) -> dict:
                 for name, photo in zip(listed.image_ids(photos), photos, strict=True)
             },
             "text": opened.text_index.vectors[row].tobytes(),
-            "duplicates": sorted(of["product_id"] for of in listed.products(listed.duplicates_of(row))),
+            "duplicates": sorted(copy["product_id"] for copy in listed.products(listed.duplicates_of(row))),
             "similar": [round(hit["score"], 4) for hit in opened.recommend(opened.query_of(row), 10)],
         }
     words = {}
@@ -375,14 +358,38 @@ def test_an_update_follows_no_damaged_generation(name, damage, changed, tmp_path
 
 
 def test_an_update_follows_only_what_was_built_with_the_same_models(changed):
-    published = build_index.Published.of(changed.data_dir / "index")
-    entries = build_index.Entries.read(changed.data_dir, None)
-    known = published.report["settings"]
-    assert published.follows(known, entries.keys(), "auto", None) is not None
-    other = known | {"models": known["models"] | {"model/image_model.json": "another"}}
-    assert published.follows(other, entries.keys(), "auto", None) is None
-    assert published.ranks_alike(known) and not published.ranks_alike(other)
-    assert build_index.Published.of(changed.data_dir / "nowhere") is None
+    published, keys = builds.Published.read(changed.data_dir / "index"), Entries.read(changed.data_dir).keys()
+    models = build_index.digest_models(changed.data_dir)
+    settings = builds.BuildSettings("auto", 0.95, None, models, False, published.report["dimension"])
+    other = dataclasses.replace(settings, models=models | {"model/image_model.json": "another"})
+    assert isinstance(builds.plan(published, settings, keys), builds.Update)
+    assert isinstance(builds.plan(published, settings, keys, full=True), builds.FullBuild)
+    assert isinstance(builds.plan(published, other, keys), builds.FullBuild)
+    assert published.ranks_alike(settings) and not published.ranks_alike(other)
+
+
+def test_an_index_that_is_not_there_or_of_another_version_is_not_followed(changed, tmp_path):
+    shutil.copytree(changed.data_dir / "index", tmp_path / "index")
+    keys, models = Entries.read(changed.data_dir).keys(), build_index.digest_models(changed.data_dir)
+    path = generations.current_generation(tmp_path / "index") / "report.json"
+    report = reading.read_json(path)
+    settings = builds.BuildSettings("auto", 0.95, None, models, False, report["dimension"])
+    assert isinstance(builds.plan(builds.Published.read(tmp_path / "index"), settings, keys), builds.Update)
+    atomic.write_json(path, report | {"schema": report["schema"] - 1})
+    for index_dir in (tmp_path / "index", tmp_path / "nowhere"):
+        published = builds.Published.read(index_dir)
+        build = builds.plan(published, settings, keys)
+        assert isinstance(build, builds.FullBuild) and not build.keeps_ranker(enough=True)
+        assert not published.ranks_alike(settings) and not published.is_whole()
+
+
+def test_an_index_that_would_outgrow_its_memory_is_built_anew(changed):
+    published, keys = builds.Published.read(changed.data_dir / "index"), Entries.read(changed.data_dir).keys()
+    built_bytes = (changed.full / "index.faiss").stat().st_size
+    rows = published.rows_after(keys)
+    for max_memory_bytes, outgrown in ((built_bytes, False), (built_bytes - 1, True)):
+        settings = builds.BuildSettings("auto", 0.95, max_memory_bytes, {}, False, published.report["dimension"])
+        assert published.is_outgrown(rows, settings) is outgrown
 
 
 def test_a_full_build_fits_the_ranker_where_there_were_too_few_listings_before(demo_dir, tmp_path, monkeypatch):
@@ -399,6 +406,6 @@ def test_a_full_build_fits_the_ranker_where_there_were_too_few_listings_before(d
     assert queries_of() is None  # an update keeps the weights
     fitted = queries_of("--full")
     assert fitted
-    monkeypatch.setattr(build_index, "JUDGED_LISTINGS", 1)
+    monkeypatch.setattr(ranking, "JUDGED_LISTINGS", 1)
     random_change(data_dir, np.random.default_rng(2))
     assert queries_of("--full") == fitted  # kept, as the models are the same

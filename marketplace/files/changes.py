@@ -1,4 +1,4 @@
-"""What an update of the index knows changed rows by: hashes, where records stand in a table, and entries in a generation."""
+"""How an update of the index recognises changed rows: hashes, places of records in a table, and of entries in a generation."""
 
 import hashlib
 import io
@@ -58,17 +58,17 @@ def record_starts(path: Path) -> np.ndarray:
     with open(path, "rb") as file:
         while block := file.read(BLOCK_BYTES):
             octets = np.frombuffer(block, np.uint8)
-            newlines, of_quotes = np.flatnonzero(octets == NEWLINE), np.flatnonzero(octets == QUOTE)
-            outside = (quotes + np.searchsorted(of_quotes, newlines)) % 2 == 0
+            newlines, block_quotes = np.flatnonzero(octets == NEWLINE), np.flatnonzero(octets == QUOTE)
+            outside = (quotes + np.searchsorted(block_quotes, newlines)) % 2 == 0
             starts.append(newlines[outside] + (offset + 1))
-            quotes, offset = quotes + len(of_quotes), offset + len(block)
+            quotes, offset = quotes + len(block_quotes), offset + len(block)
     return np.concatenate(starts)
 
 
 def write_records(path: Path, csv_path: Path, ids: Iterable[str]) -> None:
     """Write of each record of a CSV what an update asks of it; by read_array() a structured (N,).
 
-    id: hash of the record's id; content: hash of its bytes; start, end: where it stands in the file.
+    id: hash of the record's id; content: hash of its bytes; start, end: its bytes in the file.
     """
     starts = record_starts(csv_path)[1:]
     id_hashes = hashes(ids)
@@ -91,7 +91,7 @@ def read_records(csv_path: Path, records: np.ndarray, rows: np.ndarray) -> pd.Da
 
 
 def positions(wanted: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """(n,) int: where each of `wanted` stands in `among`, whose values are distinct; -1 where it does not."""
+    """(n,) int: the position of each of `wanted` in `among`, whose values are distinct; -1 for one that is not there."""
     if np.array_equal(wanted, among):
         return np.arange(len(among))
     return pd.Index(among).get_indexer(wanted)
@@ -99,38 +99,48 @@ def positions(wanted: np.ndarray, among: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Rows:
-    """Where the entries of a table stand in a generation. Rows are only ever appended: those of an entry that went, or changed,
+    """Where the entries of a table are in a generation. Rows are only ever appended: those of an entry that went, or changed,
     stay as tombstones until the next full build.
 
-    of: (n,) the row of each entry; added: positions of the entries whose rows are new, in the order of those; removed: rows that
-    are tombstones from now on; total: the number of rows.
+    entry_rows: (n,) the row of each entry; added: positions of the entries whose rows are new, in the order of those; removed:
+    rows that are tombstones from now on; total: the number of rows.
     """
 
-    of: np.ndarray
+    entry_rows: np.ndarray
     added: np.ndarray
     removed: np.ndarray
     total: int
 
     @classmethod
-    def plan(cls, keys: np.ndarray, before: np.ndarray | None = None) -> "Rows":
+    def all_new(cls, entries: int) -> "Rows":
+        """Of a full build: row i is entry i."""
+        return cls(np.arange(entries), np.arange(entries), np.empty(0, np.int64), entries)
+
+    @classmethod
+    def plan(cls, keys: np.ndarray, before: np.ndarray) -> "Rows":
         """keys: (n,) uint64, different for different entries; before: (rows,) keys of the generation before, 0 for tombstones."""
-        before = np.empty(0, np.uint64) if before is None else before
         live = np.flatnonzero(before)
         at = positions(keys, before[live])
-        of = np.append(live, -1)[at]
+        entry_rows = np.append(live, -1)[at]
         added = np.flatnonzero(at < 0)
-        of[added] = np.arange(len(before), len(before) + len(added))
+        entry_rows[added] = np.arange(len(before), len(before) + len(added))
         gone = np.ones(len(live), bool)
         gone[at[at >= 0]] = False
-        return cls(of, added, live[gone], len(before) + len(added))
+        return cls(entry_rows, added, live[gone], len(before) + len(added))
 
     @property
     def before(self) -> int:
         """The number of rows that were there before: the first of those that are new."""
         return self.total - len(self.added)
 
+    def live(self) -> np.ndarray:
+        """(total,) bool, False for tombstones."""
+        live = np.zeros(self.total, bool)
+        live[self.entry_rows] = True
+        return live
+
     def spread(self, values: np.ndarray, fill) -> np.ndarray:
         """Values of the entries (n, ...) -> of the rows (total, ...), `fill` for tombstones."""
         spread = np.full((self.total, *values.shape[1:]), fill, values.dtype)
-        spread[self.of] = values
+        spread[self.entry_rows] = values
         return spread

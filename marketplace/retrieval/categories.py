@@ -27,13 +27,13 @@ class CategoryTree:
         deepest = codes[np.arange(len(codes)), np.maximum((codes >= 0).sum(axis=1) - 1, 0)]
         self._counts = self._sum_up @ np.bincount(deepest[deepest >= 0], minlength=len(names)).astype(float)
         # A path that no listing of the catalogue has counts for the longest part of it that one has.
-        known = [[code_of[prefix] for prefix in _prefixes(path) if prefix in code_of] for path in paths]
-        self._code_of_path = np.array([codes[-1] if codes else -1 for codes in known], int)
+        found = [[code_of[prefix] for prefix in _prefixes(path) if prefix in code_of] for path in paths]
+        self._code_of_path = np.array([codes[-1] if codes else -1 for codes in found], int)
 
-    def known(self, product_row: int) -> np.ndarray:
+    def own_levels(self, listing_row: int) -> np.ndarray:
         """(codes,) 1 for each level of a listing's own path, else 0."""
         probabilities = np.zeros(len(self._label))
-        own = self._codes[product_row]
+        own = self._codes[listing_row]
         probabilities[own[own >= 0]] = 1
         return probabilities
 
@@ -44,14 +44,14 @@ class CategoryTree:
         if paths is not None:
             found = self._code_of_path >= 0
             inner = self._sum_up @ np.bincount(self._code_of_path[found], paths[found], minlength=len(self._label))
-        of_label = np.zeros(len(labels) + 1)  # the last one: of no label
-        of_label[self._label[self._at_label]] = inner[self._at_label]
-        share = np.where(self._at_label, 1, inner / np.maximum(of_label[self._label], 1e-12))
+        label_totals = np.zeros(len(labels) + 1)  # the last one: of no label
+        label_totals[self._label[self._at_label]] = inner[self._at_label]
+        share = np.where(self._at_label, 1, inner / np.maximum(label_totals[self._label], 1e-12))
         return np.where(self._label >= 0, labels[self._label] * share, 0)
 
-    def agreement(self, probabilities: np.ndarray, product_rows: np.ndarray) -> np.ndarray:
+    def agreement(self, probabilities: np.ndarray, listing_rows: np.ndarray) -> np.ndarray:
         """(N,) in [0, 1]: the mean probability of the levels of each listing's path; NaN for one without a path."""
-        codes = self._codes[product_rows]
+        codes = self._codes[listing_rows]
         filled = codes >= 0
         with np.errstate(invalid="ignore"):
             return np.where(filled, probabilities[codes], 0).sum(axis=1) / filled.sum(axis=1)

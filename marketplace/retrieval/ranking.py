@@ -1,19 +1,28 @@
 """Evidence -> one ranked, explained list; and the fit of how much each kind of evidence counts."""
 
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
+from tqdm import tqdm
 
 from marketplace import metrics
+from marketplace.cleaning import listings
 from marketplace.files import atomic, reading
+
+if TYPE_CHECKING:
+    from marketplace.models.text_model import TableModels
+    from marketplace.retrieval.open_index import OpenIndex, Query
 
 KINDS = ("photo", "text", "words", "category", "price", "place")
 MIXES = ("photo", "words")  # a query without words, and one with: its photo, and the category that it tells, weigh differently
 BACKGROUND_PAIRS = 10_000  # random pairs whose mean cosine is what unrelated listings have
 BY_HAND = {"photo": 1.0, "text": 0.5, "words": 0.5, "category": 0.5, "price": 0.1, "place": 0.05}  # before there is a fit
+JUDGED_LISTINGS = 600  # of the validation split, asked about to fit the ranker
 SMALLEST_WEIGHT = 0.01  # of the largest: what is asked with one kind of evidence alone must still be ranked by it
 PENALTIES = (1e-5, 1e-4, 1e-3)  # on the squared weights; chosen by cross-validation
 PAIRS_A_QUERY = 200
@@ -28,7 +37,7 @@ class Ranker:
     """How much each kind of evidence counts; ranker.json.
 
     weights: "words" for queries with words and "photo" for those without -> by kind, any positive scale. missing: likewise, in
-    [0, 1], the evidence that stands in where a candidate has none (no photo, no price). background: by kind, the mean cosine of
+    [0, 1], what is assumed where a candidate has no such evidence (no photo, no price). background: by kind, the mean cosine of
     unrelated pairs, from which similarity counts at all. fuses_category: whether the category of a query with photo and words is
     predicted from both, or from its words alone.
     """
@@ -73,54 +82,97 @@ class Ranker:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One query whose answers are known: evidence as for rank(), relevance (N,) grades of the candidates, and its listing.
+class JudgedQuery:
+    """One query with judged answers: evidence as for rank(), relevance (N,) grades of the candidates, and the row of its listing.
 
     category_by_words: (N,) what the category's evidence is when a query with a photo takes it from its words alone.
     """
 
     evidence: dict[str, np.ndarray]
     relevance: np.ndarray
-    product_row: int
+    listing_row: int
     category_by_words: np.ndarray | None = None
 
-    def by_words(self) -> "Judged":
+    def by_words(self) -> "JudgedQuery":
+        """The same query, its category taken from its words alone."""
         if self.category_by_words is None:
             return self
         return replace(self, evidence=self.evidence | {"category": self.category_by_words})
 
 
-def fit(queries: list[Judged], background: dict[str, float], seed: int = 0) -> tuple[Ranker, dict]:
+def judge(
+    index: "OpenIndex", models: "TableModels", splits: np.ndarray, probabilities: np.ndarray, seed: int = 0
+) -> list[JudgedQuery]:
+    """Questions about validation listings, their answers among the training listings, and how relevant those are.
+
+    models: the generation's, which read the words; splits: (rows,) of the catalogue's listings, by name; probabilities: (N, C) of
+    its photos.
+    """
+    allowed = splits == "train"
+    asked = np.flatnonzero(splits == "validation")
+    asked = np.random.default_rng(seed).permutation(asked)[:JUDGED_LISTINGS]
+    judged = []
+    for row in tqdm(asked.tolist(), desc="ranker", file=sys.stderr, disable=None):
+        questions = _questions(index, models, row, probabilities)
+        category_by_words = {words: query.category for words, query in questions if query.photos is None}
+        for words, query in questions:
+            rows = index.candidates(query, allowed)
+            if len(rows):
+                category = None if query.photos is None else category_by_words.get(words)
+                agreement = None if category is None else index.tree.agreement(category, rows)
+                judged.append(JudgedQuery(index.evidence(query, rows)[0], _relevance(index, row, rows), row, agreement))
+    return judged
+
+
+def _questions(
+    index: "OpenIndex", models: "TableModels", row: int, probabilities: np.ndarray
+) -> list[tuple[str | None, "Query"]]:
+    """A listing is asked for by title, by title and description, by photo, by photo and title, and by all that it tells, never
+    by its own category: the words of each question, and the question."""
+    listing = index.catalogue.product(row)
+    text = listings.text(listing["name"], listing["description"])
+    title = text.partition("\n")[0]
+    questions: list[tuple[str | None, Query]] = [
+        (words, index.query_by(models, None, words, fuses_category=True)) for words in (title, text)
+    ]
+    for photo in index.catalogue.photos_of(row)[:1]:
+        vector, by_photo = index.photo_index.vectors[photo], probabilities[photo]
+        for words in (None, title, text):
+            questions.append((words, index.query_by(models, vector, words, by_photo, fuses_category=True)))
+    price = float(index.catalogue.columns["price"][row])
+    for words, query in questions:
+        if words == text:  # as one listing is compared with another
+            query.price = price if price > 0 else None
+            query.place = index.place_of(row)
+    return questions
+
+
+def _relevance(index: "OpenIndex", row: int, rows: np.ndarray) -> np.ndarray:
+    """(N,) grades of `rows` as answers for a listing: 2 for the same full category path, 1 for the same main category."""
+    codes = index.catalogue.columns["category"]
+    same_main, same = codes[rows, 0] == codes[row, 0], (codes[rows] == codes[row]).all(axis=1)
+    return np.where(same, 2, np.where(same_main, 1, 0))
+
+
+def fit(queries: list[JudgedQuery], background: dict[str, float], seed: int = 0) -> tuple[Ranker, dict]:
     """The ranker that orders pairs of candidates best, and the nDCG@10 by which its penalty was chosen.
 
     A logistic model of pairs of differently relevant candidates of one query (RankNet without hidden layers: Burges et al.
     2005), weights not negative, pairs weighed by the difference of their gains. The penalty is chosen by 5-fold
-    cross-validation over listings; the weights set by hand stand beside it as a baseline, and stay when they are better.
+    cross-validation over listings; the weights set by hand are the baseline, and stay when they are better.
     A query's photo has a say in its category, beside its words, only where that is better by more than chance (SURELY): poor
     photos tell the category little, and less than they blur it. Where no query has a relevant candidate, the weights stay.
     """
     if not any(query.relevance.any() for query in queries):
         return Ranker.by_hand(background), {"chosen": "by_hand"}
-    listings = np.array([query.product_row for query in queries])
-    fold_of = {row: position % FOLDS for position, row in enumerate(np.random.default_rng(seed).permutation(np.unique(listings)))}
-    folds = np.array([fold_of[row] for row in listings])
+    listing_rows = np.array([query.listing_row for query in queries])
+    folds = _folds(listing_rows, seed)
     by_words = [query.by_words() for query in queries]
-
-    def validated(of: list[Judged], penalty: float) -> np.ndarray:
-        """nDCG@10 of each query, by the fit on the other folds."""
-        values = np.full(len(of), np.nan)
-        for fold in np.unique(folds):
-            ranker = _fit([query for query, own in zip(of, folds, strict=True) if own != fold], background, penalty, seed)
-            for position in np.flatnonzero(folds == fold):
-                values[position] = _ndcg(ranker, of[position])
-        return values
-
-    scores = {str(penalty): validated(by_words, penalty) for penalty in PENALTIES}
+    scores = {str(penalty): _validated(by_words, folds, background, penalty, seed) for penalty in PENALTIES}
     means = {name: float(np.nanmean(values)) for name, values in scores.items()}
     best = max(means, key=means.get)
-    fused = validated(queries, float(best))
-    gains = metrics.by_listing(fused - scores[best], listings).dropna().to_numpy()
-    fuses = bool(gains.sum() > SURELY * gains.std(ddof=1) * len(gains) ** 0.5) if len(gains) > 1 else False
+    fused = _validated(queries, folds, background, float(best), seed)
+    fuses = _is_surely_above_0(metrics.by_listing(fused - scores[best], listing_rows).dropna().to_numpy())
     means[f"{best}, category from photo and words"] = float(np.nanmean(fused))
     means["by_hand"] = float(np.nanmean([_ndcg(Ranker.by_hand(background), query) for query in queries]))
     if means["by_hand"] >= (np.nanmean(fused) if fuses else means[best]):
@@ -131,37 +183,48 @@ def fit(queries: list[Judged], background: dict[str, float], seed: int = 0) -> t
     return ranker, {"queries": len(queries), "chosen": best, "fuses_category": ranker.fuses_category, "ndcg_at_10": figures}
 
 
+def _folds(listing_rows: np.ndarray, seed: int) -> np.ndarray:
+    """The fold of each query: all of a listing's are in one."""
+    order = np.random.default_rng(seed).permutation(np.unique(listing_rows))
+    fold_of_row = {row: position % FOLDS for position, row in enumerate(order)}
+    return np.array([fold_of_row[row] for row in listing_rows])
+
+
+def _validated(
+    queries: list[JudgedQuery], folds: np.ndarray, background: dict[str, float], penalty: float, seed: int
+) -> np.ndarray:
+    """nDCG@10 of each query, by the fit on the other folds."""
+    values = np.full(len(queries), np.nan)
+    for fold in np.unique(folds):
+        others = [query for query, own_fold in zip(queries, folds, strict=True) if own_fold != fold]
+        ranker = _fit(others, background, penalty, seed)
+        for position in np.flatnonzero(folds == fold):
+            values[position] = _ndcg(ranker, queries[position])
+    return values
+
+
+def _is_surely_above_0(gains: np.ndarray) -> bool:
+    """Whether the mean is more than SURELY of its standard errors above 0."""
+    return len(gains) > 1 and bool(gains.sum() > SURELY * gains.std(ddof=1) * len(gains) ** 0.5)
+
+
 def _mix(evidence: dict[str, np.ndarray]) -> str:
     return "words" if "words" in evidence or "text" in evidence else "photo"
 
 
-def _ndcg(ranker: Ranker, query: Judged) -> float:
+def _ndcg(ranker: Ranker, query: JudgedQuery) -> float:
     return metrics.ndcg(query.relevance[ranker.rank(query.evidence)[0]], query.relevance, K)
 
 
-def _fit(queries: list[Judged], background: dict[str, float], penalty: float, seed: int) -> Ranker:
+def _fit(queries: list[JudgedQuery], background: dict[str, float], penalty: float, seed: int) -> Ranker:
     generator = np.random.default_rng(seed)
     fitted = [_fit_mix([query for query in queries if _mix(query.evidence) == mix], penalty, generator) for mix in MIXES]
     return Ranker(*(dict(zip(MIXES, values, strict=True)) for values in zip(*fitted, strict=True)), background)
 
 
-def _fit_mix(queries: list[Judged], penalty: float, generator: np.random.Generator) -> tuple[dict, dict]:
+def _fit_mix(queries: list[JudgedQuery], penalty: float, generator: np.random.Generator) -> tuple[dict, dict]:
     """weights and missing of one of MIXES; those set by hand where nothing can be learned."""
-    differences, importance = [np.empty((0, 2 * len(KINDS)))], [np.empty(0)]
-    for query in queries:
-        gains = 2.0**query.relevance - 1
-        pairs = generator.integers(len(gains), size=(2, PAIRS_A_QUERY))
-        better, worse = pairs[:, gains[pairs[0]] > gains[pairs[1]]]
-        # Values, and a flag for each kind that a candidate lacks; both are nothing where the query has no such evidence.
-        features = np.zeros((len(gains), 2 * len(KINDS)))
-        kinds = [kind for kind in query.evidence if generator.random() >= DROPPED] or list(query.evidence)
-        for kind in kinds:
-            column, values = KINDS.index(kind), query.evidence[kind]
-            features[:, column] = np.nan_to_num(values)
-            features[:, len(KINDS) + column] = np.isnan(values)
-        differences.append(features[better] - features[worse])
-        importance.append(gains[better] - gains[worse])
-    matrix, weight = np.concatenate(differences), np.concatenate(importance)
+    matrix, weight = _pairs(queries, generator)
     if not len(matrix):
         return BY_HAND, dict.fromkeys(KINDS, 0.0)
     weight = weight / weight.sum()
@@ -180,11 +243,37 @@ def _fit_mix(queries: list[Judged], penalty: float, generator: np.random.Generat
     weights = np.maximum(found[: len(KINDS)], SMALLEST_WEIGHT * largest)
     weights[~learned] = largest * np.array(list(BY_HAND.values()))[~learned]
     missing = np.clip(found[len(KINDS) :] / np.maximum(weights, 1e-12), 0, 1)
-    return tuple(dict(zip(KINDS, (round(float(value), 6) for value in values), strict=True)) for values in (weights, missing))
+    return _by_kind(weights), _by_kind(missing)
+
+
+def _by_kind(values: np.ndarray) -> dict[str, float]:
+    return dict(zip(KINDS, (round(float(value), 6) for value in values), strict=True))
+
+
+def _pairs(queries: list[JudgedQuery], generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """(pairs, 2 kinds) differences between the features of a better candidate and of a worse one, and (pairs,) of their gains.
+
+    Features are the values of each kind of evidence, and a flag for each kind that a candidate lacks; both are 0 where the query
+    has no such evidence.
+    """
+    differences, importance = [np.empty((0, 2 * len(KINDS)))], [np.empty(0)]
+    for query in queries:
+        gains = 2.0**query.relevance - 1
+        pairs = generator.integers(len(gains), size=(2, PAIRS_A_QUERY))
+        better, worse = pairs[:, gains[pairs[0]] > gains[pairs[1]]]
+        features = np.zeros((len(gains), 2 * len(KINDS)))
+        kinds = [kind for kind in query.evidence if generator.random() >= DROPPED] or list(query.evidence)
+        for kind in kinds:
+            column, values = KINDS.index(kind), query.evidence[kind]
+            features[:, column] = np.nan_to_num(values)
+            features[:, len(KINDS) + column] = np.isnan(values)
+        differences.append(features[better] - features[worse])
+        importance.append(gains[better] - gains[worse])
+    return np.concatenate(differences), np.concatenate(importance)
 
 
 def background_cosine(vectors: np.ndarray, seed: int = 0) -> float:
-    """The mean cosine of random pairs of (N, D) unit rows; rows of zeros (texts without a known word) left out."""
+    """The mean cosine of random pairs of (N, D) unit rows; rows of zeros (texts of no word that the model learned) left out."""
     generator = np.random.default_rng(seed)
     pairs = generator.integers(len(vectors), size=(BACKGROUND_PAIRS, 2))
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]

@@ -1,32 +1,69 @@
-"""Vector search: build, extend and open an index; the nearest rows, filtered, grouped by product."""
+"""Vector search: build, extend and open an index; the nearest rows, filtered, grouped by listing."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import faiss
 import numpy as np
 
-from marketplace.files import generations, reading
+from marketplace.files import atomic, generations, reading
 from marketplace.files.stages import StageError
 
 KINDS = ("auto", "flat", "ivf")
 FLAT_ROWS = 20_000  # up to here an exact scan takes a few milliseconds
-# Lists, as a multiple of sqrt(N): FAISS's guidelines say 4 to 16. Among 1,000,000 vectors of benchmarks/search.py's kind, asked
-# other queries than its, 4 with 50 rows a list and 10 rounds take 54 s to build; 6 with 40 and 5 take 59 s, and where a filter
-# keeps 10% they find 0.96 of the ten nearest in 20,000 rows scored, 4 in 32,000; 8 with 40 and 5 take 93 s, and 17,000 rows do.
+# Lists, as a multiple of sqrt(N); FAISS's guidelines say 4 to 16. More take longer to train; with fewer, a filter that keeps a
+# tenth of the rows needs more of them scored for the same recall (python benchmarks/search.py).
 LISTS = 6
 TRAINING_ROWS = 40  # a list: more hardly move its centre (faiss warns below 39)
 KMEANS_ROUNDS = 5  # of Lloyd's algorithm: ten find no more neighbours
 PROBED_SHARE = 0.006  # of the lists, at least: catalogue vectors, asked for 10 rows, need fewer than an upload asked for 100
 RERANKED = 4  # candidates taken from the codes for each result, then ordered by their exact cosines
-SCORED_ROWS = 20_000  # of those that pass a filter, scored exactly, in about 2 ms: 0.95 recall where 10% of 1,000,000 pass
+SCORED_ROWS = 20_000  # of those that pass a filter, scored exactly: enough where 10% of 1,000,000 pass (benchmarks/search.py)
 SCORED_SHARE = 0.02  # and at least this share of the catalogue, so that a filter that leaves 1% is exact at any size
 MAX_DRIFT = 0.2  # rows added and removed since the lists were trained, as a share of the rows then
 RECALL_QUERIES = 200  # of the catalogue's own vectors
 RECALL_K = 10
 BLOCK_ROWS = 16_384  # of the vectors held in memory at a time where they are compared with all queries
+
+
+@dataclass(frozen=True)
+class Files:
+    """Names of the files of one index in a generation's folder. keys: what an update recognises unchanged rows by."""
+
+    index: str
+    vectors: str
+    keys: str
+
+
+FILES = {
+    "photos": Files("index.faiss", "vectors.npy", "photo_keys.npy"),
+    "listings": Files("text.faiss", "text_vectors.npy", "product_keys.npy"),
+}
+
+
+def write(folder: Path, files: Files, vectors: np.ndarray, kind: str, recall: float, max_memory_bytes: int | None = None) -> None:
+    """Write (N, D) vectors and the index that build() makes of them."""
+    atomic.write_array(folder / files.vectors, vectors)
+    faiss.write_index(build(vectors, kind, recall, max_memory_bytes), str(folder / files.index))
+    reading.release(vectors)
+
+
+def write_added(previous: Path, folder: Path, files: Files, vectors: np.ndarray, first_row: int) -> None:
+    """Link the index and vectors of the last full build, and write those of all that was added since.
+
+    previous: the folder of the generation before; vectors: (n, D) unit rows that are new now; first_row: of these.
+    """
+    for name in (files.index, files.vectors):
+        generations.link(previous / name, folder / name)
+    index_path, *added_paths = generations.parts(previous / files.index)
+    added = read(added_paths[0]) if added_paths else without_rows(read(index_path, mapped=True))
+    append(added, vectors, first_row)
+    before = [reading.read_array(path) for path in generations.parts(previous / files.vectors)[1:]]
+    faiss.write_index(added, str(folder / generations.added(files.index)))
+    atomic.write_array(folder / generations.added(files.vectors), np.concatenate([*before, vectors]))
 
 
 def build(vectors: np.ndarray, kind: str = "auto", recall: float = 0.95, max_memory_bytes: int | None = None) -> faiss.Index:
@@ -69,22 +106,23 @@ def _ivf(index: faiss.Index) -> faiss.IndexIVF | None:
     return index if isinstance(index, faiss.IndexIVF) else None
 
 
-def extend(index: faiss.Index, added: faiss.Index | None, vectors: np.ndarray, first_row: int) -> faiss.Index:
-    """The index of all rows added to those of `index`, which stays as it is: those of `added`, and `vectors` after them.
+def without_rows(index: faiss.Index) -> faiss.Index:
+    """An index for rows that come later, trained as `index`, from build() or read(), was.
 
-    index: from build() or read(); it loses its rows, memory-mapped or not, to save a copy of what it was trained to.
-    vectors: (n, D) float32 unit rows; first_row: the id of the first of them.
+    That loses its rows, memory-mapped or not, to save a copy of what it was trained to; its file keeps them.
     """
-    if added is None:
-        if (ivf := _ivf(index)) is None:
-            added = faiss.index_factory(index.d, "IDMap,Flat", faiss.METRIC_INNER_PRODUCT)
-        else:
-            added, ivf.ntotal = index, 0
-            empty = faiss.ArrayInvertedLists(ivf.nlist, ivf.code_size)
-            empty.this.disown()  # the index frees it
-            ivf.replace_invlists(empty, True)
+    if (ivf := _ivf(index)) is None:
+        return faiss.index_factory(index.d, "IDMap,Flat", faiss.METRIC_INNER_PRODUCT)
+    ivf.ntotal = 0
+    empty = faiss.ArrayInvertedLists(ivf.nlist, ivf.code_size)
+    empty.this.disown()  # the index frees it
+    ivf.replace_invlists(empty, True)
+    return index
+
+
+def append(added: faiss.Index, vectors: np.ndarray, first_row: int) -> None:
+    """Put (n, D) float32 unit rows into an index from without_rows(), after those that are there; the first has id first_row."""
     added.add_with_ids(np.ascontiguousarray(vectors, np.float32), np.arange(first_row, first_row + len(vectors)))
-    return added
 
 
 def rebuild_is_due(index: faiss.Index, rows: int, live: int, built_rows: int, kind: str = "auto") -> bool:
@@ -207,7 +245,7 @@ class Vectors:
         return found
 
     def _split(self, rows: np.ndarray) -> Iterator[tuple[slice | np.ndarray, np.ndarray, np.ndarray]]:
-        """For each part that holds some of the rows: where those stand among them, the part, and where they stand in it."""
+        """For each part that holds some of the rows: their positions among the rows, the part, and their rows in it."""
         if len(self._parts) == 1:
             yield slice(None), self._parts[0], rows
             return
@@ -244,24 +282,25 @@ class VectorIndex:
         added: faiss.Index | None = None,
         live: np.ndarray | None = None,
     ):
-        """vectors: (N, D) float32; added: the index of the rows that `index` has not, from extend(); live: (N,) bool, False for
+        """vectors: (N, D) float32; added: the index of the rows that `index` has not, from append(); live: (N,) bool, False for
         tombstones, rows that no search finds (default: all rows of the indexes are live). Raises ValueError for a live row in
         neither, or rows beyond the vectors."""
         self.index, self.indexes = index, [index] if added is None else [index, added]
         self.vectors = vectors if isinstance(vectors, Vectors) else Vectors(vectors)
-        ids, lists = (np.concatenate(arrays) for arrays in zip(*map(_rows_and_lists, self.indexes), strict=True))
+        ids, list_numbers = (np.concatenate(arrays) for arrays in zip(*map(_rows_and_lists, self.indexes), strict=True))
         if len(ids) and ids.max() >= len(self.vectors):
             raise ValueError("the index holds more rows than the vectors")
         # Of each row, -1 for a tombstone: a filter's rows are then narrowed to the nearest lists by NumPy alone.
         self._list_of_row = np.full(len(self.vectors), -1, np.intp)
-        self._list_of_row[ids] = lists
+        self._list_of_row[ids] = list_numbers
         if live is not None:
             if (self._list_of_row[live] < 0).any():
                 raise ValueError("the index lacks rows that are live")
             self._list_of_row[~live] = -1
         self.live = self._list_of_row >= 0
         self.rows = int(np.count_nonzero(self.live))
-        self._list_sizes = np.bincount(self._list_of_row[self.live], minlength=1 if (ivf := _ivf(index)) is None else ivf.nlist)
+        lists = 1 if (ivf := _ivf(index)) is None else ivf.nlist
+        self._list_sizes = np.bincount(self._list_of_row[self.live], minlength=lists)
 
     @classmethod
     def open(cls, index_path: Path, vectors_path: Path, live: np.ndarray | None = None) -> "VectorIndex":
@@ -315,7 +354,7 @@ class VectorIndex:
             if tombstones:
                 live = [rows[self.live[rows]] for rows in live]
             # Enough of each index, or there are no more: what one holds says nothing of what is near in the other.
-            if all(len(rows) >= depth // 2 or of[-1] < 0 for rows, of in zip(live, found, strict=True)):
+            if all(len(left) >= depth // 2 or rows[-1] < 0 for left, rows in zip(live, found, strict=True)):
                 return np.concatenate(live)
             depth *= 2
 

@@ -64,3 +64,28 @@ def test_vectors_that_differ_in_signs_or_order_have_different_hashes():
     orders = [np.roll(vector, shift) for shift in range(1, 8)]
     distinct = np.unique(np.array([*others, *signs, *orders], np.float32), axis=0)
     assert len(np.unique(changes.vector_hashes(distinct))) == len(distinct) >= 263
+
+
+@given(st.data())
+def test_rows_are_appended_and_never_moved(data):
+    before = np.empty(0, np.uint64)
+    keys: list[int] = []
+    for _ in range(data.draw(st.integers(1, 4))):
+        keys = data.draw(st.lists(st.integers(1, 30), unique=True))
+        rows = changes.Rows.plan(np.array(keys, np.uint64), before)
+        by_row = rows.spread(np.array(keys, np.uint64), 0)
+        earlier = before.tolist()
+        assert by_row[rows.entry_rows].tolist() == keys and rows.total == len(by_row) == len(earlier) + len(rows.added)
+        for row, key in enumerate(earlier):
+            assert by_row[row] in (key, 0) and (by_row[row] == key) == (key in keys and key != 0 or key == 0)
+        assert rows.removed.tolist() == [row for row, key in enumerate(earlier) if key and key not in keys]
+        assert [keys[entry] for entry in rows.added] == [key for key in keys if key not in earlier]
+        assert rows.live().tolist() == [key != 0 for key in by_row]
+        before = by_row
+
+
+def test_every_row_of_a_full_build_is_new():
+    rows, planned = changes.Rows.all_new(4), changes.Rows.plan(np.arange(1, 5, dtype=np.uint64), np.empty(0, np.uint64))
+    for name in ("entry_rows", "added", "removed", "total", "before"):
+        np.testing.assert_array_equal(getattr(rows, name), getattr(planned, name))
+    assert rows.before == 0 and rows.live().all()

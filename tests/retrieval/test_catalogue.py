@@ -167,8 +167,8 @@ def test_choices_count_the_listings_of_every_level_and_place(opened):
 
 
 def test_the_database_is_read_only(opened):
-    with pytest.raises(sqlite3.OperationalError, match="readonly"):
-        opened._one("DELETE FROM products")
+    with opened._connection() as connection, pytest.raises(sqlite3.OperationalError, match="readonly"):
+        connection.execute("DELETE FROM products")
 
 
 def test_equal_inputs_give_equal_bytes(tmp_path):

@@ -29,8 +29,8 @@ def test_agreement_is_the_mean_over_the_levels_of_a_listings_path_and_nothing_wi
 
 
 def test_a_listings_own_path_agrees_wholly_with_itself_and_in_part_with_a_neighbour():
-    np.testing.assert_allclose(TREE.agreement(TREE.known(3), np.array([3, 4, 0])), [1, 1, 0])
-    np.testing.assert_allclose(TREE.agreement(TREE.known(0), np.array([1, 2])), [1, 0.5])
+    np.testing.assert_allclose(TREE.agreement(TREE.own_levels(3), np.array([3, 4, 0])), [1, 1, 0])
+    np.testing.assert_allclose(TREE.agreement(TREE.own_levels(0), np.array([1, 2])), [1, 0.5])
 
 
 def test_labels_of_two_levels_leave_the_first_level_out():
@@ -43,6 +43,6 @@ def test_labels_of_two_levels_leave_the_first_level_out():
 def test_no_level_is_more_probable_than_the_one_above(labels, paths):
     labels, paths = np.array(labels) / sum(labels), np.array(paths) / sum(paths)
     for predicted in (TREE.predicted(labels), TREE.predicted(labels, paths)):
-        of = dict(zip(NAMES, predicted, strict=True))
-        assert all(of[name] <= of[name.rpartition(" / ")[0]] + 1e-9 for name in NAMES if " / " in name)
+        found = dict(zip(NAMES, predicted, strict=True))
+        assert all(found[name] <= found[name.rpartition(" / ")[0]] + 1e-9 for name in NAMES if " / " in name)
         assert (predicted >= 0).all() and (predicted <= 1 + 1e-9).all()

@@ -41,7 +41,7 @@ def test_kinds_that_count_nothing_are_left_out():
     assert list(ranker.rank({"photo": np.ones(2), "place": np.ones(2)})[2]) == ["photo"]
 
 
-def made_queries(n: int, seed: int) -> list[ranking.Judged]:
+def made_queries(n: int, seed: int) -> list[ranking.JudgedQuery]:
     """Photo evidence tells the relevance, words less of it, place is noise; candidates without a photo are not relevant."""
     generator = np.random.default_rng(seed)
     queries = []
@@ -50,7 +50,7 @@ def made_queries(n: int, seed: int) -> list[ranking.Judged]:
         photo = np.clip(0.3 * relevance + generator.normal(0.2, 0.1, 40), 0, 1)
         photo[(relevance == 0) & (generator.random(40) < 0.3)] = np.nan
         words = np.clip(0.3 * relevance + generator.normal(0.2, 0.4, 40), 0, 1)
-        queries.append(ranking.Judged({"photo": photo, "words": words, "place": generator.random(40)}, relevance, row))
+        queries.append(ranking.JudgedQuery({"photo": photo, "words": words, "place": generator.random(40)}, relevance, row))
     return queries
 
 
@@ -70,8 +70,9 @@ def test_the_fit_finds_what_tells_relevance_and_answers_new_queries_better_than_
 def test_photos_and_words_have_weights_of_their_own():
     with_words = made_queries(60, seed=0)
     alone = [  # photos that tell nothing, and places that tell all
-        ranking.Judged({"photo": query.evidence["place"], "place": query.evidence["photo"]}, query.relevance, query.product_row)
+        ranking.JudgedQuery({"photo": evidence["place"], "place": evidence["photo"]}, query.relevance, query.listing_row)
         for query in with_words
+        for evidence in [query.evidence]
     ]
     ranker, _ = ranking.fit([*with_words, *alone], {"photo": 0.0, "text": 0.0})
     assert ranker.weights["words"]["photo"] > 5 * ranker.weights["words"]["place"]
@@ -81,7 +82,7 @@ def test_photos_and_words_have_weights_of_their_own():
 def test_a_mix_that_tells_nothing_is_ranked_by_the_weights_set_by_hand():
     generator = np.random.default_rng(4)
     alone = [
-        ranking.Judged({"photo": 1 - query.relevance / 4, "category": np.zeros(40)}, query.relevance, query.product_row)
+        ranking.JudgedQuery({"photo": 1 - query.relevance / 4, "category": np.zeros(40)}, query.relevance, query.listing_row)
         for query in made_queries(20, seed=4)
     ]
     ranker, _ = ranking.fit([*made_queries(60, seed=5), *alone], {"photo": 0.0, "text": 0.0})
@@ -96,14 +97,14 @@ def test_kinds_that_a_mix_never_saw_weigh_as_by_hand_beside_what_it_learned():
     assert weights["price"] == pytest.approx(ranking.BY_HAND["price"] * weights["photo"], rel=1e-4)
 
 
-def with_category(good: float, seed: int) -> list[ranking.Judged]:
+def with_category(good: float, seed: int) -> list[ranking.JudgedQuery]:
     """Queries whose category tells more from photo and words than from words alone, by `good`; less where it is negative."""
     generator = np.random.default_rng(seed)
     queries = []
     for query in made_queries(60, seed):
         told = [np.clip(query.relevance / 2 + generator.normal(0, 0.4 - sign * good, 40), 0, 1) for sign in (1, -1)]
         evidence = query.evidence | {"category": told[0]}
-        queries.append(ranking.Judged(evidence, query.relevance, query.product_row, told[1]))
+        queries.append(ranking.JudgedQuery(evidence, query.relevance, query.listing_row, told[1]))
     return queries
 
 
@@ -111,12 +112,12 @@ def test_the_photo_has_a_say_in_the_category_only_where_that_is_better():
     for good in (0.3, -0.3):
         ranker, chosen = ranking.fit(with_category(good, seed=3), {"photo": 0.0, "text": 0.0})
         assert ranker.fuses_category == chosen["fuses_category"] == (good > 0)
-    same = [ranking.Judged(query.evidence, query.relevance, query.product_row) for query in with_category(0.3, seed=3)]
+    same = [ranking.JudgedQuery(query.evidence, query.relevance, query.listing_row) for query in with_category(0.3, seed=3)]
     assert not ranking.fit(same, {"photo": 0.0, "text": 0.0})[0].fuses_category
 
 
 def test_weights_set_by_hand_stay_where_nothing_can_be_learned():
-    queries = [ranking.Judged({"photo": np.array([0.1, 0.9])}, np.array([1, 1]), row) for row in range(10)]
+    queries = [ranking.JudgedQuery({"photo": np.array([0.1, 0.9])}, np.array([1, 1]), row) for row in range(10)]
     ranker, chosen = ranking.fit(queries, {"photo": 0.0, "text": 0.0})
     assert ranker == ranking.Ranker.by_hand({"photo": 0.0, "text": 0.0}) and chosen["chosen"] == "by_hand"
 
@@ -148,7 +149,7 @@ def test_the_background_is_the_mean_cosine_of_different_rows():
 
 
 def test_the_weights_stay_where_no_query_has_a_relevant_candidate():
-    nothing = [ranking.Judged({"photo": np.array([0.2, 0.9])}, np.zeros(2, int), row) for row in range(30)]
+    nothing = [ranking.JudgedQuery({"photo": np.array([0.2, 0.9])}, np.zeros(2, int), row) for row in range(30)]
     assert ranking.fit(nothing, {"photo": 0.4}) == (ranking.Ranker.by_hand({"photo": 0.4}), {"chosen": "by_hand"})
 
 

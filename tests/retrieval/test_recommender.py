@@ -1,13 +1,14 @@
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import build_index
 from marketplace.cleaning import listings
 from marketplace.files import generations, reading
+from marketplace.retrieval import open_index, ranking
 from marketplace.retrieval.catalogue import Filters
 from marketplace.retrieval.recommender import Recommender
 
@@ -83,7 +84,7 @@ def test_the_words_alone_tell_the_category_where_the_ranker_says_so(recommender,
 
 def plain_hits(recommender: Recommender, query, count: int, allowed: np.ndarray) -> list[tuple]:
     """Row, photo, score and folded listings of the first `count` hits, one candidate after the other."""
-    rows = recommender.candidates(query, 200, allowed)
+    rows = recommender.candidates(query, allowed, 200)
     if len(rows) < 100:
         others = [row for row in np.flatnonzero(allowed) if row not in rows and row != query.excluded_row]
         rows = np.concatenate([rows, others[: 100 - len(rows)]]).astype(int)
@@ -115,15 +116,28 @@ def test_hits_are_those_found_one_candidate_after_the_other(recommender, queries
 
 @pytest.mark.parametrize("name", ["photo", "words", "photo and words", "listing"])
 def test_pages_in_further_windows_are_parts_of_the_whole_list(recommender, queries, name, monkeypatch):
-    monkeypatch.setattr(recommender, "WINDOW", 3)
+    monkeypatch.setattr(open_index, "WINDOW", 3)
     whole = recommender.recommend(queries[name], 200)
     assert len({hit["product_id"] for hit in whole}) == len(whole) > 40
     for offset, k in ((0, 2), (2, 5), (3, 27), (4, 40), (29, 3)):
         assert recommender.recommend(queries[name], k, offset=offset) == whole[offset : offset + k]
 
 
+def test_an_index_opened_without_models_answers_for_listings_as_the_recommender_does(recommender, demo_dir, tmp_path):
+    folder = tmp_path / recommender.generation
+    shutil.copytree(generations.current_generation(demo_dir / "index"), folder)
+    for path in [*folder.glob("*.safetensors"), *folder.glob("*.onnx")]:
+        path.unlink()
+    opened = open_index.OpenIndex(folder)
+    assert (opened.generation, opened.dimension) == (recommender.generation, recommender.dimension)
+    for row in range(0, opened.catalogue.n_products, 7):
+        assert opened.recommend(opened.query_of(row), 10) == recommender.recommend(recommender.query_of(row), 10)
+    by_words = opened.query_by(recommender.table_models, text="blue bicycle for sale")
+    assert opened.recommend(by_words, 10) == recommender.recommend(recommender.query(text="blue bicycle for sale"), 10)
+
+
 def test_a_photo_alone_brings_its_own_listing_first(recommender, queries):
-    own = recommender.catalogue.product(int(recommender.catalogue.product_of_photo[7]))
+    own = recommender.catalogue.product(int(recommender.catalogue.listing_of_photo[7]))
     first = recommender.recommend(queries["photo"], 1)[0]
     assert first["product_id"] == own["product_id"] or first["duplicates"]
     assert set(first["parts"]) == {"photo", "category"}
@@ -200,8 +214,9 @@ def test_the_ranker_is_fitted_on_validation_listings_against_training_ones_only(
         return rows
 
     monkeypatch.setattr(recommender, "candidates", watched)
-    judged = build_index.judge(recommender, split, reading.read_array(demo_dir / "embeddings" / "probabilities.npy"))
-    assert {split[query.product_row] for query in judged} == {"validation"}
+    probabilities = reading.read_array(demo_dir / "embeddings" / "probabilities.npy")
+    judged = ranking.judge(recommender, recommender.table_models, split, probabilities)
+    assert {split[query.listing_row] for query in judged} == {"validation"}
     assert {split[row] for row in seen} == {"train"}
     for query in judged:
         assert set(np.unique(query.relevance)) <= {0, 1, 2}

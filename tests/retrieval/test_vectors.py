@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marketplace.files import atomic, generations
+from marketplace.files import atomic
 from marketplace.files.stages import StageError
 from marketplace.retrieval import vectors as vector_search
 
@@ -185,9 +185,10 @@ def test_an_ivf_search_probes_on_until_it_has_k_groups(filtered, monkeypatch):
 
 def updated(kind: str, vectors: np.ndarray, first_added: int, removed: np.ndarray) -> vector_search.VectorIndex:
     index = vector_search.build(vectors[:first_added], kind)
-    of_rest = vector_search.extend(faiss.clone_index(index), None, vectors[first_added:], first_added)
+    added = vector_search.without_rows(faiss.clone_index(index))
+    vector_search.append(added, vectors[first_added:], first_added)
     live = ~np.isin(np.arange(len(vectors)), removed)
-    return vector_search.VectorIndex(index, vector_search.Vectors(vectors[:first_added], vectors[first_added:]), of_rest, live)
+    return vector_search.VectorIndex(index, vector_search.Vectors(vectors[:first_added], vectors[first_added:]), added, live)
 
 
 @settings(max_examples=20, deadline=None)
@@ -222,16 +223,16 @@ def test_an_updated_index_recalls_as_much_as_one_built_anew():
 
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
 def test_rows_keep_their_numbers_over_many_updates(kind, tmp_path):
-    paths = tmp_path / "index.faiss", tmp_path / "vectors.npy"
-    faiss.write_index(vector_search.build(VECTORS[:300], kind), str(paths[0]))
-    atomic.write_array(paths[1], VECTORS[:300])
-    for first in (300, 400):
-        indexes = [vector_search.read(path, mapped=path == paths[0]) for path in generations.parts(paths[0])]
-        added = vector_search.extend(indexes[0], indexes[1] if first > 300 else None, VECTORS[first : first + 100], first)
-        faiss.write_index(added, str(tmp_path / "added_index.faiss"))
-        atomic.write_array(tmp_path / "added_vectors.npy", VECTORS[300 : first + 100])
+    files, folders = vector_search.FILES["photos"], [tmp_path / name for name in ("built", "updated", "updated again")]
+    for folder in folders:
+        folder.mkdir()
+    vector_search.write(folders[0], files, VECTORS[:300], kind, 0.95)
+    for first, previous, folder in zip((300, 400), folders, folders[1:], strict=False):
+        vector_search.write_added(previous, folder, files, VECTORS[first : first + 100], first)
+    np.testing.assert_array_equal(np.load(folders[-1] / "vectors.npy"), VECTORS[:300])
+    np.testing.assert_array_equal(np.load(folders[-1] / "added_vectors.npy"), VECTORS[300:])
     live = ~np.isin(np.arange(500), [299, 100, 399, 200])
-    opened = vector_search.VectorIndex.open(*paths, live)
+    opened = vector_search.VectorIndex.open(folders[-1] / "index.faiss", folders[-1] / "vectors.npy", live)
     assert opened.live.tolist() == live.tolist()
     assert all(opened.nearest(VECTORS[row], 1)[0] == [row] for row in (0, 298, 300, 398, 499))
     assert not {299, 100, 399, 200} & set(opened.nearest(VECTORS[299], 500)[0].tolist())
@@ -265,7 +266,8 @@ def test_what_stood_nearest_may_all_be_gone():
 def test_what_was_added_does_not_hide_what_is_left_behind_what_is_gone(kind):
     before, added = CLUSTERED[:-300], CLUSTERED[-300:]  # of other clusters than the query
     index = vector_search.build(before, kind)
-    second = vector_search.extend(vector_search.build(before, kind), None, added, len(before))
+    second = vector_search.without_rows(vector_search.build(before, kind))
+    vector_search.append(second, added, len(before))
     live = np.ones(len(CLUSTERED), bool)
     live[exact_top_k(before, CLUSTERED[0], 60)] = False
     searched = vector_search.VectorIndex(index, vector_search.Vectors(before, added), second, live)
