@@ -12,6 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from marketplace.cleaning import listings, redaction
 from marketplace.files.stages import StageError
@@ -20,7 +21,12 @@ MAX_PIECES_AHEAD = 10_000  # lines with a comma that one record may have
 MAX_STARTS_IN_FIELD = 50  # lines in one quoted field that look like the start of a record
 MAX_PIECES_MENDED = 50  # lines with a comma that a record of broken quoting may have
 
-Piece = tuple[str, bool]  # a line with a comma and the lines without one after it; whether it starts with a row number and a UUID
+
+class Piece(NamedTuple):
+    """A line with a comma, and the lines without one after it: these go on in an unquoted field, which has none."""
+
+    text: str
+    is_start: bool  # of a record: it begins with a row number and a UUID
 
 
 def read_lines(path: Path) -> Iterator[str]:
@@ -55,9 +61,9 @@ class Layout:
         before_id = columns[: columns.index("id")]
         fields = "".join(r'(?:\d+|"\d+"),' if is_unnamed(name) else r'(?:"[^"\n]*"|[^",\n]*),' for name in before_id)
         self.start = re.compile(rf'{fields}"?({redaction.UUID.pattern})"?(?:,|$)')  # 12,1c58d3f9-...,
-        description = columns.index("product_description") if "product_description" in columns else len(columns) - 1
-        left = rf'(?P<left>(?:(?:"(?:[^"]|"")*+"|[^",\n]*),){{{description}}})'
-        right = rf'(?P<right>(?:,(?:"(?:[^"\n]|"")*+"|[^",\n]*)){{{len(columns) - description - 1}}})'
+        self.description = columns.index("product_description") if "product_description" in columns else len(columns) - 1
+        left = rf'(?P<left>(?:(?:"(?:[^"]|"")*+"|[^",\n]*),){{{self.description}}})'
+        right = rf'(?P<right>(?:,(?:"(?:[^"\n]|"")*+"|[^",\n]*)){{{len(columns) - self.description - 1}}})'
         self.around_description = re.compile(rf"{left}(?P<description>(?s:.*)){right}")
 
     def named(self, fields: list[str]) -> dict[str, str]:
@@ -116,9 +122,9 @@ def parse_mended(text: str, layout: Layout) -> list[str] | None:
     """
     if not (match := layout.around_description.fullmatch(text.rstrip("\n"))):
         return None
-    left, right = parse_fields(match["left"] + "x"), parse_fields("x" + match["right"])
-    description = match["description"].removeprefix('"').removesuffix('"').replace('""', '"')
-    fields = [*left[:-1], description, *right[1:]] if left and right else None
+    fields = parse_fields(f"{match['left']}x{match['right']}")
+    if fields:
+        fields[layout.description] = match["description"].removeprefix('"').removesuffix('"').replace('""', '"')
     return fields if layout.is_priced(fields) else None
 
 
@@ -131,31 +137,28 @@ def read_records(lines: Iterator[str], layout: Layout) -> Iterator[tuple[list[st
         if not ahead:
             return
         for fields, size in next_records(ahead, layout):
-            text = "".join(ahead.popleft()[0] for _ in range(size)).strip("\n")
+            text = "".join(ahead.popleft().text for _ in range(size)).strip("\n")
             if text.strip():
                 yield fields, text
 
 
 def read_pieces(lines: Iterator[str], layout: Layout) -> Iterator[Piece]:
-    """The text cut before every line with a comma: the others go on in an unquoted field, which has none."""
     piece = []
-    for line in lines:
+    for line in itertools.chain(lines, [","]):  # the last one only ends the piece before it
         if "," in line and piece:
-            yield "".join(piece), layout.start.match(piece[0]) is not None
+            yield Piece("".join(piece), layout.start.match(piece[0]) is not None)
             piece = []
         piece.append(line)
-    if piece:
-        yield "".join(piece), layout.start.match(piece[0]) is not None
 
 
 def next_records(ahead: deque[Piece], layout: Layout) -> list[tuple[list[str] | None, int]]:
     """The next records, each with its number of pieces: one, or several where it cannot be decided what they are."""
     fields, size = shortest_run(ahead, layout, layout.is_priced)
-    starts = [place for place, (_, is_start) in enumerate(itertools.islice(ahead, size)) if is_start and place > 0]
+    starts = [place for place, piece in enumerate(itertools.islice(ahead, size)) if piece.is_start and place > 0]
     if fields and not starts:
         return [(fields, size)]
     first = up_to_next_record(ahead, layout)
-    texts = list(itertools.accumulate(text for text, _ in first))
+    texts = list(itertools.accumulate(piece.text for piece in first))
     if fields:
         if not parse_mended(texts[-1], layout):
             return [(fields, size)]
@@ -171,10 +174,10 @@ def next_records(ahead: deque[Piece], layout: Layout) -> list[tuple[list[str] | 
 def up_to_next_record(ahead: deque[Piece], layout: Layout) -> list[Piece]:
     """The pieces before the next one that starts a record, or is one by itself."""
     first = [ahead[0]]
-    for text, is_start in itertools.islice(ahead, 1, MAX_PIECES_MENDED):
-        if is_start or layout.is_record(parse_fields(text)):
+    for piece in itertools.islice(ahead, 1, MAX_PIECES_MENDED):
+        if piece.is_start or layout.is_record(parse_fields(piece.text)):
             break
-        first.append((text, is_start))
+        first.append(piece)
     return first
 
 
@@ -186,14 +189,14 @@ def shortest_run(
     It runs on over the start of another record only inside an open quote: then a proper field quotes text like a record.
     """
     text, starts, is_open, size = "", 0, False, 0
-    for piece, is_start in pieces:
-        if size and is_start:
+    for piece in pieces:
+        if size and piece.is_start:
             starts += 1
             if not is_open or starts > MAX_STARTS_IN_FIELD:
                 break
-        text += piece
+        text += piece.text
         size += 1
-        is_open ^= piece.count('"') % 2 == 1
+        is_open ^= piece.text.count('"') % 2 == 1
         if is_open and size > 1:
             continue
         fields = parse_fields(text)
