@@ -1,5 +1,6 @@
+"""dataset.py: tables and photos in, clusters and splits out, and the photos for training."""
+
 import csv
-import hashlib
 import io
 import itertools
 import json
@@ -8,21 +9,15 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-import networkx
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 import dataset
-from marketplace.cleaning import duplicates, photos
+from marketplace.cleaning import photos
 from marketplace.files import atomic, reading, stages
-
-NAMES = ["Appliances", "Sofas & Chairs", "Tools"]
-UNLIKE = np.random.default_rng(7).integers(0, 2**64, 10_000, dtype=np.uint64)  # hashes; random ones differ in about 32 bits
+from tests.cleaning.clean_rows import NAMES, photo, product
 
 
 def colour_jpeg(number: int) -> bytes:
@@ -37,19 +32,6 @@ def write_table(path: Path, rows: list[dict]) -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def product(number: int, label: int | None = None, **columns) -> dict:
-    label = number % 3 if label is None else label
-    text = {"name": f"Thing {number}", "description": " ".join(f"word{number}x{place}" for place in range(10))}
-    return {"product_id": f"p{number:04d}", **text, "category": NAMES[label], "label": label, "price": "5.00"} | columns
-
-
-def photo(number: int, product_id: str | None = None, **columns) -> dict:
-    """A row of photos.csv with the listing it belongs to (by default the one of the same number; "" for none) beside it."""
-    hashes = {"sha256": f"{number:064x}", "phash": f"{UNLIKE[number]:016x}"}
-    base = {"image_id": f"i{number:04d}", "product_id": f"p{number:04d}" if product_id is None else product_id}
-    return base | {"status": "ok", "reason": "", "width": 32, "height": 32} | hashes | columns
 
 
 def write_inputs(data: Path, products: list[dict], pictures: list[dict]) -> None:
@@ -96,251 +78,6 @@ def error_of(capsys, data: Path, *flags: str) -> str:
     out, err = capsys.readouterr()
     assert out == ""
     return err
-
-
-def listings_frame(clusters: list[str], labels: list[int]) -> pd.DataFrame:
-    ids = [f"p{row:06d}" for row in range(len(clusters))]
-    return pd.DataFrame({"product_id": ids, "cluster": clusters, "label": labels})
-
-
-def singles(count: int, label: int = 0, first: int = 0) -> pd.DataFrame:
-    ids = [f"p{label}-{row:06d}" for row in range(first, first + count)]
-    return pd.DataFrame({"product_id": ids, "cluster": ids, "label": label})
-
-
-def split_of(frame: pd.DataFrame, **options) -> pd.DataFrame:
-    return frame.assign(split=dataset.assign_splits(frame, **{"seed": 0} | options)[0])
-
-
-def same_partition(left, right) -> bool:
-    return len(set(zip(left, right, strict=True))) == len(set(left)) == len(set(right))
-
-
-# Near duplicates.
-
-
-def groups_by_comparing_all(hashes: list[int]) -> list[int]:
-    graph = networkx.Graph()
-    graph.add_nodes_from(range(len(hashes)))
-    pairs = itertools.combinations(range(len(hashes)), 2)
-    graph.add_edges_from((left, right) for left, right in pairs if (hashes[left] ^ hashes[right]).bit_count() <= 6)
-    number = {row: group for group, rows in enumerate(networkx.connected_components(graph)) for row in rows}
-    return [number[row] for row in range(len(hashes))]
-
-
-@st.composite
-def hash_lists(draw) -> list[int]:
-    """Hashes around a few centres, 0 to 8 bits away: many are exactly at the border of 6."""
-    centres = draw(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=5))
-    bits = st.sets(st.integers(0, 63), max_size=8)
-    moved = draw(st.lists(st.tuples(st.sampled_from(centres), bits), max_size=30))
-    return [centre ^ sum(1 << bit for bit in flipped) for centre, flipped in moved]
-
-
-@settings(max_examples=40, deadline=None)
-@given(hash_lists())
-def test_near_duplicate_groups_are_those_of_comparing_all_pairs(hashes):
-    found = duplicates.near_duplicate_groups(np.array(hashes, dtype=np.uint64))
-    assert same_partition(found.tolist(), groups_by_comparing_all(hashes))
-
-
-def skewed_hashes(kind: str, count: int) -> np.ndarray:
-    rng = np.random.default_rng(3)
-    random = rng.integers(0, 2**64, count, dtype=np.uint64)
-    if kind == "alike in 44 bits":
-        return random & np.uint64(0xFFFFF)
-    if kind == "alike in 32 bits":
-        return random & np.uint64(0xFF00FF00FF00FF)
-    if kind == "bits mostly set":
-        return random | rng.integers(0, 2**64, count, dtype=np.uint64) | rng.integers(0, 2**64, count, dtype=np.uint64)
-    blob = np.full(count // 2, random[0])
-    for _ in range(7):
-        blob ^= np.uint64(1) << rng.integers(0, 64, len(blob), dtype=np.uint64)
-    return np.concatenate([random[: count - len(blob)], blob])
-
-
-@pytest.mark.parametrize("long_run", [2, 256])
-@pytest.mark.parametrize("kind", ["alike in 44 bits", "alike in 32 bits", "bits mostly set", "a crowd among strangers"])
-def test_hashes_that_crowd_together_are_grouped_as_by_comparing_all_pairs(monkeypatch, kind, long_run):
-    monkeypatch.setattr(duplicates, "LONG_RUN", long_run)
-    monkeypatch.setattr(duplicates, "BLOCK_PAIRS", 5_000)
-    hashes = skewed_hashes(kind, 500)
-    assert same_partition(duplicates.near_duplicate_groups(hashes).tolist(), groups_by_comparing_all(hashes.tolist()))
-
-
-def test_hashes_6_bits_apart_are_near_and_7_bits_apart_are_not():
-    flips = np.array([sum(1 << bit for bit in range(0, 60, 10)), sum(1 << bit for bit in range(1, 64, 9))], dtype=np.uint64)
-    six, seven = (duplicates.near_duplicate_groups(np.array([UNLIKE[0], UNLIKE[0] ^ flip])) for flip in flips)
-    assert six[0] == six[1]
-    assert seven[0] != seven[1]
-
-
-def test_no_hashes_make_no_groups():
-    assert len(duplicates.near_duplicate_groups(np.zeros(0, dtype=np.uint64))) == 0
-
-
-# Clusters.
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.data())
-def test_no_split_shares_a_cluster_whatever_links_the_listings_and_in_whatever_order(data):
-    count = data.draw(st.integers(1, 25))
-    ids = data.draw(st.permutations([f"p{number:02d}" for number in range(count)]))
-    key_lists = [data.draw(st.lists(st.integers(0, count), min_size=count, max_size=count)) for _ in range(2)]
-    links = [(np.arange(count), np.array(keys)) for keys in key_lists]
-    frame = pd.DataFrame({"product_id": ids, "cluster": duplicates.cluster_ids(pd.Series(ids), links)})
-    frame["label"] = data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))
-
-    graph = networkx.Graph()
-    for row in range(count):
-        graph.add_edges_from([(("listing", row), (which, keys[row])) for which, keys in enumerate(key_lists)])
-    together = [sorted(row for kind, row in nodes if kind == "listing") for nodes in networkx.connected_components(graph)]
-    expected = {row: min(ids[other] for other in rows) for rows in together for row in rows}
-    assert frame["cluster"].tolist() == [expected[row] for row in range(count)]
-
-    frame = split_of(frame)
-    assert (frame.groupby("cluster")["split"].nunique() == 1).all()
-    assert set(frame["split"]) <= {"train", "validation", "test"}
-    shuffled = split_of(frame.drop(columns="split").iloc[data.draw(st.permutations(range(count)))])
-    assert shuffled["split"].sort_index().tolist() == frame["split"].tolist()
-    again = split_of(frame.drop(columns="split"), previous=frame[["product_id", "split"]])
-    assert again["split"].tolist() == frame["split"].tolist()
-
-
-def clusters_of(products: list[dict], pictures: list[dict], groups: list[tuple[str, str]] = ()) -> list[str]:
-    values = pd.DataFrame(list(groups), columns=["product_id", "value"])
-    return duplicates.find_clusters(pd.DataFrame(products), pd.DataFrame(pictures), values).tolist()
-
-
-def test_listings_are_joined_by_equal_pixels_near_hashes_equal_texts_and_groups_and_by_nothing_else():
-    products = [product(number) for number in range(8)]
-    words = "A lovely oak table, seats six; collection only!"
-    products[4] |= {"name": "Table", "description": words}
-    products[5] |= {"name": "TABLE:", "description": words.upper().replace(" ", " \n ")}
-    pictures = [photo(number) for number in range(8)]
-    pictures[1]["sha256"] = pictures[0]["sha256"]
-    pictures[3]["phash"] = f"{int(pictures[2]['phash'], 16) ^ 0b111111:016x}"
-    found = clusters_of(products, pictures, [("p0006", "seller 1"), ("p0007", "seller 1")])
-    assert found == ["p0000", "p0000", "p0002", "p0002", "p0004", "p0004", "p0006", "p0006"]
-
-
-@pytest.mark.parametrize(("words", "joined"), [(7, False), (8, True)])
-def test_equal_texts_join_from_8_words_on(words, joined):
-    text = {"name": "Sofa", "description": " ".join(["good"] * (words - 1))}
-    assert (clusters_of([product(0, **text), product(1, **text)], [photo(0)]) == ["p0000", "p0000"]) == joined
-
-
-def test_texts_that_only_start_alike_do_not_join():
-    text = "one two three four five six seven eight nine "
-    products = [product(0, name=text, description="ten"), product(1, name=text, description="eleven")]
-    assert clusters_of(products, [photo(0)]) == ["p0000", "p0001"]
-
-
-def test_the_words_na_none_and_null_are_read_as_texts_and_group_values(tmp_path):
-    words = {"name": "NA", "description": "null None NA null None NA nan"}
-    products, pictures = marketplace(12)
-    products = [row | {"seller": "", "town": ""} for row in products]
-    products[3] |= words
-    products[7] |= words
-    products[1]["seller"] = products[8]["seller"] = "None"
-    products[2]["seller"] = products[10]["seller"] = "NA"
-    write_inputs(tmp_path, products, pictures)
-    succeeds(tmp_path, "--group-column", "seller")
-    table = reading.read_csv(tmp_path / "dataset" / "listings.csv").set_index("product_id")
-    moved = {product_id: cluster for product_id, cluster in table["cluster"].items() if product_id != cluster}
-    assert moved == {"p0007": "p0003", "p0008": "p0001", "p0010": "p0002"}
-    # One seller's listings are kept together; only the same photo or text makes one a duplicate of another.
-    copies = {product_id: first for product_id, first in table["duplicates"].items() if product_id != first}
-    assert copies == {"p0007": "p0003"}
-
-
-def test_a_group_column_of_the_photos_joins_all_listings_of_a_sender(tmp_path):
-    products, pictures = marketplace(10)
-    pictures = [row | {"sender": f"s{number % 2}" if number < 4 else " "} for number, row in enumerate(pictures)]
-    write_inputs(tmp_path, products, pictures)
-    succeeds(tmp_path, "--group-column", "sender")
-    clusters = reading.read_csv(tmp_path / "dataset" / "listings.csv")["cluster"].tolist()
-    assert clusters == ["p0000", "p0001", "p0000", "p0001"] + [f"p{number:04d}" for number in range(4, 10)]
-
-
-# Splits.
-
-
-def test_shares_are_70_15_15_of_the_listings_of_every_label():
-    rng = np.random.default_rng(5)
-    labels = rng.choice(4, 5000, p=[0.6, 0.3, 0.08, 0.02])
-    clusters = [f"c{number:04d}" for number in rng.integers(0, 4000, 5000)]  # of one to six listings, labels mixed
-    frame = split_of(listings_frame(clusters, labels.tolist()))
-    shares = pd.crosstab(frame["label"], frame["split"], normalize="index")
-    assert np.abs(shares[["train", "validation", "test"]] - [0.7, 0.15, 0.15]).max().max() < 0.02
-
-
-@pytest.mark.parametrize(
-    ("clusters", "expected"),
-    [
-        (1, {"train": 1}),
-        (2, {"train": 1, "test": 1}),
-        (3, {"train": 1, "validation": 1, "test": 1}),
-        (4, {"train": 2, "validation": 1, "test": 1}),
-        (10, {"train": 7, "validation": 1, "test": 2}),
-        (20, {"train": 14, "validation": 3, "test": 3}),
-        (100, {"train": 70, "validation": 15, "test": 15}),
-    ],
-)
-def test_a_rare_label_is_trained_on_first_then_tested_then_validated(clusters, expected):
-    assert split_of(singles(clusters))["split"].value_counts().to_dict() == expected
-
-
-def test_the_seed_decides_who_goes_where():
-    frame = singles(200)
-    first, again, other = (split_of(frame, seed=seed)["split"].tolist() for seed in (1, 1, 2))
-    assert first == again
-    assert first != other
-    assert sorted(first) == sorted(other)
-
-
-def test_new_clusters_are_taken_in_an_order_drawn_from_the_seed_and_their_names():
-    frame = singles(8)
-    drawn = sorted(frame["cluster"], key=lambda cluster: hashlib.blake2b(f"5:{cluster}".encode(), digest_size=8).digest())
-    turns = ["train"] * 5 + ["test", "validation", "train"]  # 8 listings: 5.6, 1.2 and 1.2 wanted
-    assert split_of(frame, seed=5).set_index("cluster")["split"].to_dict() == dict(zip(drawn, turns, strict=True))
-
-
-def test_growth_keeps_every_split_and_fills_the_shortest():
-    before = split_of(singles(100))
-    grown = split_of(pd.concat([singles(150), singles(20, label=1)]), previous=before[["product_id", "split"]])
-    assert grown["split"].tolist()[:100] == before["split"].tolist()
-    for label, count in ((0, 150), (1, 20)):
-        sizes = grown.loc[grown["label"] == label, "split"].value_counts()
-        assert sizes["train"] == pytest.approx(0.7 * count, abs=1)
-        assert sizes["test"] == pytest.approx(0.15 * count, abs=1)
-
-
-def test_a_new_cluster_goes_to_the_split_that_is_furthest_below_its_share():
-    previous = singles(85).assign(split=["train"] * 70 + ["test"] * 15)
-    frame = split_of(singles(100), previous=previous)
-    assert frame["split"].tolist()[85:] == ["validation"] * 15
-
-
-def test_a_cluster_that_joins_two_splits_goes_to_train():
-    previous = pd.DataFrame({"product_id": ["p000000", "p000001", "p000002"], "split": ["validation", "test", "test"]})
-    splits, moved = dataset.assign_splits(listings_frame(["a", "a", "b"], [0, 0, 0]), 0, previous=previous)
-    assert splits.tolist() == ["train", "train", "test"]
-    assert moved == {"spanning": 0, "joined": 1}
-
-
-def test_a_deleted_listing_vanishes_and_moves_nobody():
-    before = split_of(singles(50))
-    after = split_of(singles(50).drop(index=[3, 17]), previous=before[["product_id", "split"]])
-    assert after["split"].equals(before["split"].drop(index=[3, 17]))
-
-
-def test_a_given_split_wins_over_an_earlier_one():
-    frame = listings_frame(["a", "b", "c"], [0, 0, 0])
-    given_splits = pd.DataFrame({"product_id": ["p000000"], "split": ["test"]})
-    previous = pd.DataFrame({"product_id": ["p000000", "p000001", "p000002"], "split": ["train", "train", "validation"]})
-    assert split_of(frame, given=given_splits, previous=previous)["split"].tolist() == ["test", "train", "validation"]
 
 
 # The stage.
@@ -529,6 +266,33 @@ def test_a_run_killed_between_any_two_writes_and_run_again_ends_with_the_same_by
         if finished:
             break
     assert writes_done >= 5
+
+
+def test_the_words_na_none_and_null_are_read_as_texts_and_group_values(tmp_path):
+    words = {"name": "NA", "description": "null None NA null None NA nan"}
+    products, pictures = marketplace(12)
+    products = [row | {"seller": "", "town": ""} for row in products]
+    products[3] |= words
+    products[7] |= words
+    products[1]["seller"] = products[8]["seller"] = "None"
+    products[2]["seller"] = products[10]["seller"] = "NA"
+    write_inputs(tmp_path, products, pictures)
+    succeeds(tmp_path, "--group-column", "seller")
+    table = reading.read_csv(tmp_path / "dataset" / "listings.csv").set_index("product_id")
+    moved = {product_id: cluster for product_id, cluster in table["cluster"].items() if product_id != cluster}
+    assert moved == {"p0007": "p0003", "p0008": "p0001", "p0010": "p0002"}
+    # One seller's listings are kept together; only the same photo or text makes one a duplicate of another.
+    copies = {product_id: first for product_id, first in table["duplicates"].items() if product_id != first}
+    assert copies == {"p0007": "p0003"}
+
+
+def test_a_group_column_of_the_photos_joins_all_listings_of_a_sender(tmp_path):
+    products, pictures = marketplace(10)
+    pictures = [row | {"sender": f"s{number % 2}" if number < 4 else " "} for number, row in enumerate(pictures)]
+    write_inputs(tmp_path, products, pictures)
+    succeeds(tmp_path, "--group-column", "sender")
+    clusters = reading.read_csv(tmp_path / "dataset" / "listings.csv")["cluster"].tolist()
+    assert clusters == ["p0000", "p0001", "p0000", "p0001"] + [f"p{number:04d}" for number in range(4, 10)]
 
 
 # Failures.

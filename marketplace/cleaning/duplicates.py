@@ -3,6 +3,7 @@
 import itertools
 import re
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -10,25 +11,55 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
-NEAR_BITS = 6  # perceptual hashes (64 bits) at most this far apart show the same photo; at 10 they chain (DESIGN.md)
-
-
+NEAR_BITS = 6  # perceptual hashes (64 bits) at most this far apart show the same photo; with more, unlike photos chain together
 BANDS = 9  # of 7 or 8 bits: two hashes that differ in 6 bits are equal in at least 3 bands
-
-
 LONG_RUN = 256  # hashes with one key; shorter runs are compared shift by shift, longer ones as a block
-
-
 BLOCK_PAIRS = 1 << 22  # hashes compared at a time in a long run: 32 MB
 
-
 WORD = re.compile(r"[^\W_]+")
-
-
 MIN_WORDS = 8  # shorter texts ("Sofa, good condition") are the same by chance
 
 
 # Near duplicates among perceptual hashes.
+
+
+def near_duplicate_groups(hashes: np.ndarray) -> np.ndarray:
+    """Groups of perceptual hashes: two are in one group exactly when steps of at most NEAR_BITS bits lead from one to the other.
+
+    hashes: (N,) uint64. Returns (N,) int, the same number for the same group.
+    By the pigeonhole principle two hashes within 6 bits are equal in 3 of 9 bands, so for each of the 84 choices of 3 bands
+    the words are sorted with those bands on top and compared with their neighbours only. Source: Manku et al., "Detecting
+    near-duplicates for web crawling", WWW 2007, section 3. benchmarks/scale.py times it as a part of dataset.py.
+    """
+    values, inverse = np.unique(np.asarray(hashes, dtype=np.uint64), return_inverse=True)
+    words, bands = _deal_bits(values)
+    order = np.argsort(words)
+    words = words[order]
+    group = np.arange(len(words))
+    choices = list(itertools.combinations(range(BANDS), BANDS - NEAR_BITS))
+    for chosen in tqdm(choices, desc="near duplicates", file=sys.stderr, disable=None):
+        runs = _Runs(words, bands, chosen)
+        for left, right in runs.near_pairs():
+            group = _merge(group, left, right)
+        for rows, keyed in runs.long_runs():
+            if (group[rows] != group[rows[0]]).any():
+                group = _merge(group, rows, rows[_merge_long_run(keyed, group[rows])])
+    by_value = np.empty_like(group)
+    by_value[order] = group
+    return by_value[inverse.reshape(-1)]
+
+
+def _deal_bits(values: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """The hashes with their bits in an order of bands, and each band's (lowest bit, width); distances stay what they are.
+
+    Bits are dealt to the bands by how even they are, so that bits which hardly vary do not make one band useless.
+    """
+    ones = np.array([np.count_nonzero(values >> np.uint64(bit) & np.uint64(1)) for bit in range(64)])
+    by_evenness = np.argsort(np.abs(2 * ones - len(values)), kind="stable").tolist()
+    dealt = [by_evenness[first::BANDS] for first in range(BANDS)]
+    widths = [len(bits) for bits in dealt]
+    bands = list(zip(itertools.accumulate(widths, initial=0), widths, strict=False))
+    return _rearrange(values, [(bit, place, 1) for place, bit in enumerate(itertools.chain(*dealt))]), bands
 
 
 def _rearrange(words: np.ndarray, parts: list[tuple[int, int, int]]) -> np.ndarray:
@@ -37,6 +68,55 @@ def _rearrange(words: np.ndarray, parts: list[tuple[int, int, int]]) -> np.ndarr
     for source, target, width in parts:
         moved |= ((words >> np.uint64(source)) & np.uint64((1 << width) - 1)) << np.uint64(target)
     return moved
+
+
+class _Runs:
+    """The words sorted with the chosen bands on top: words that are equal in these are one run.
+
+    words: (N,) uint64, sorted, distinct; bands: (lowest bit, width) of each; chosen: numbers of bands, ascending.
+    """
+
+    def __init__(self, words: np.ndarray, bands: list[tuple[int, int]], chosen: tuple[int, ...]):
+        others = [band for band in range(len(bands)) if band not in chosen]
+        moves, place = [], 0
+        self._earlier_bands = []  # where one of these is equal as well, an earlier choice has compared the two words
+        for band in [*others, *chosen]:
+            lowest, width = bands[band]
+            moves.append((lowest, place, width))
+            if band in others and band < chosen[-1]:
+                self._earlier_bands.append(np.uint64(((1 << width) - 1) << place))
+            place += width
+        self._words = words
+        self._back = [(place, lowest, width) for lowest, place, width in moves]
+        self._keyed = np.sort(_rearrange(words, moves))
+        key = self._keyed >> np.uint64(64 - sum(bands[band][1] for band in chosen))
+        self._starts = np.flatnonzero(np.append(True, key[1:] != key[:-1])[: len(key)])
+        self._lengths = np.diff(np.append(self._starts, len(key)))
+
+    def _rows(self, places: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._words, _rearrange(self._keyed[places], self._back))
+
+    def near_pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows of words at most NEAR_BITS apart, of runs of up to LONG_RUN words; pairs of earlier choices are left out."""
+        end = np.repeat(self._starts + self._lengths, self._lengths)
+        left = np.flatnonzero(np.repeat(self._lengths, self._lengths) <= LONG_RUN)
+        for shift in range(1, LONG_RUN):
+            left = left[left + shift < end[left]]
+            if not left.size:
+                return
+            differing = self._keyed[left] ^ self._keyed[left + shift]
+            near = np.bitwise_count(differing) <= NEAR_BITS
+            places, differing = left[near], differing[near]
+            for band_mask in self._earlier_bands:
+                unequal = differing & band_mask != 0
+                places, differing = places[unequal], differing[unequal]
+            yield self._rows(places), self._rows(places + shift)
+
+    def long_runs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows, and rearranged words, of each run of more than LONG_RUN words."""
+        for run in np.flatnonzero(self._lengths > LONG_RUN):
+            places = np.arange(self._starts[run], self._starts[run] + self._lengths[run])
+            yield self._rows(places), self._keyed[places]
 
 
 def _merge(group: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -61,8 +141,8 @@ def _merge_long_run(words: np.ndarray, group: np.ndarray) -> np.ndarray:
     Members of the largest group need no comparing: two words that were never compared both belong to it at the end.
     Where very many hashes are near one another that group takes them in after a few blocks.
     """
-    group = np.unique(group, return_index=True, return_inverse=True)[1:]
-    group = group[0][group[1]]  # named by rows of this run
+    _, first_rows, numbers = np.unique(group, return_index=True, return_inverse=True)
+    group = first_rows[numbers]  # named by rows of this run
     waiting = np.arange(len(words))
     while True:
         waiting = waiting[group[waiting] != np.bincount(group).argmax()]
@@ -72,66 +152,6 @@ def _merge_long_run(words: np.ndarray, group: np.ndarray) -> np.ndarray:
         block, waiting = waiting[:size], waiting[size:]
         left, right = np.nonzero(np.bitwise_count(words[block][:, None] ^ words) <= NEAR_BITS)
         group = _merge(group, block[left], right)
-
-
-def near_duplicate_groups(hashes: np.ndarray) -> np.ndarray:
-    """Groups of perceptual hashes: two are in one group exactly when steps of at most NEAR_BITS bits lead from one to the other.
-
-    hashes: (N,) uint64. Returns (N,) int, the same number for the same group.
-    By the pigeonhole principle two hashes within 6 bits are equal in 3 of 9 bands, so for each of the 84 choices of 3 bands
-    the words are sorted with those bands on top and compared with their neighbours only. Measured on 1,750,000 random hashes,
-    3 of 9 bands compare 51 million pairs and 2 of 8 bands 654 million, and the whole takes 8 s; as many drawn with the
-    correlations between the bits of real hashes take 13 to 27 s. Bits are dealt to the bands by how even they are, so that
-    bits which hardly vary do not make one band useless. Source: Manku et al., "Detecting near-duplicates for web
-    crawling", WWW 2007, section 3.
-    """
-    values, inverse = np.unique(np.asarray(hashes, dtype=np.uint64), return_inverse=True)
-    ones = np.array([np.count_nonzero(values >> np.uint64(bit) & np.uint64(1)) for bit in range(64)])
-    by_evenness = np.argsort(np.abs(2 * ones - len(values)), kind="stable")
-    bands = [by_evenness[first::BANDS] for first in range(BANDS)]
-    offsets = np.cumsum([0] + [len(band) for band in bands])
-    words = _rearrange(values, [(int(bit), target, 1) for target, bit in enumerate(np.concatenate(bands))])
-    order = np.argsort(words)
-    words = words[order]  # distances stay what they are under any order of the bits
-    group = np.arange(len(words))
-    keys = list(itertools.combinations(range(BANDS), BANDS - NEAR_BITS))
-    for chosen in tqdm(keys, desc="near duplicates", file=sys.stderr, disable=None):
-        others = [band for band in range(BANDS) if band not in chosen]
-        moves, target, found_before = [], 0, []
-        for band in [*others, *chosen]:
-            moves.append((int(offsets[band]), target, len(bands[band])))
-            if band in others and band < chosen[-1]:
-                found_before.append(np.uint64(((1 << len(bands[band])) - 1) << target))
-            target += len(bands[band])
-        back = [(target, source, width) for source, target, width in moves]
-        keyed = np.sort(_rearrange(words, moves))
-        key = keyed >> np.uint64(64 - sum(len(bands[band]) for band in chosen))
-        starts = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else np.zeros(0, dtype=int)
-        lengths = np.diff(np.append(starts, len(key)))
-        end = np.repeat(starts + lengths, lengths)
-
-        def rows_of(positions: np.ndarray, keyed=keyed, back=back) -> np.ndarray:
-            return np.searchsorted(words, _rearrange(keyed[positions], back))
-
-        left = np.flatnonzero(np.repeat(lengths, lengths) <= LONG_RUN)
-        for shift in range(1, LONG_RUN):
-            left = left[left + shift < end[left]]
-            differing = keyed[left] ^ keyed[left + shift]
-            near = np.bitwise_count(differing) <= NEAR_BITS
-            near, differing = left[near], differing[near]
-            for band_mask in found_before:  # where such a band is equal too, an earlier choice has joined the two
-                near, differing = near[differing & band_mask != 0], differing[differing & band_mask != 0]
-            group = _merge(group, rows_of(near), rows_of(near + shift))
-            if not left.size:
-                break
-        for run in np.flatnonzero(lengths > LONG_RUN):
-            positions = np.arange(starts[run], starts[run] + lengths[run])
-            rows = rows_of(positions)
-            if (group[rows] != group[rows[0]]).any():
-                group = _merge(group, rows, rows[_merge_long_run(keyed[positions], group[rows])])
-    by_value = np.empty_like(group)
-    by_value[order] = group
-    return by_value[inverse.reshape(-1)]
 
 
 # Clusters.

@@ -1,4 +1,4 @@
-"""The fields of one listing: name, text, price, category path, place."""
+"""The fields of one listing: name, text, price, category path, place; which prices can be meant."""
 
 import math
 import re
@@ -12,9 +12,10 @@ from marketplace.files import reading
 
 CATEGORY_SEPARATOR = " / "
 
-
 MAX_PRICE = float(np.finfo(np.float32).max)  # pounds
-
+MIN_CATEGORY_PRICES = 30  # fewer prices say little about their category: those of all categories are taken instead
+PRICE_DEVIATIONS = 4.0
+PRICE_SPREAD = (0.5, 0.65)  # least and greatest spread of a category's log10 prices, in factors of ten
 
 # Every break that str.splitlines() knows, so that no reader of a cleaned file sees a line that another does not.
 _BREAK = re.compile("\r\n|[\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
@@ -33,7 +34,6 @@ def single_line(text: str) -> str:
 # Fields of a listing.
 
 _TAIL = re.compile(r"(?:\|\s*in\s[^|]*)?\|\s*Gumtree$", re.IGNORECASE)
-
 
 _PRICE = re.compile(
     r"(?:GBP|\u00c2?[£$€])?\s*((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)\s*(?:GBP|[£$€])?", re.IGNORECASE
@@ -73,6 +73,33 @@ def parse_price(text: str) -> float:
     if not price <= MAX_PRICE:
         raise ValueError(f"{text!r} is not a price in pounds")
     return price
+
+
+def plausible_prices(prices: pd.Series, categories: pd.Series) -> pd.Series:
+    """Whether each price, in pounds, can be meant: a bool each.
+
+    Prices of one category spread over factors, so they are compared as log10. The centre is the category's median, the
+    spread 1.4826 times the median absolute deviation (the standard deviation of a normal distribution, unmoved by jokes).
+    The spread is bounded on both sides: a category of equal prices must not call all others jokes, and one of cars and
+    car parts must not believe 1234567. Implausible is what lies more than 4 spreads from the centre, 0, and digits typed
+    for fun: 11111, 12345 and longer ones.
+    """
+    positive = prices > 0
+    logs = np.log10(prices.where(positive))
+    deviations = (logs - _medians(logs, categories)).abs()
+    spread = (1.4826 * _medians(deviations, categories)).clip(*PRICE_SPREAD)
+    return positive & (deviations <= PRICE_DEVIATIONS * spread) & ~prices.map(_is_typed_for_fun)
+
+
+def _medians(values: pd.Series, categories: pd.Series) -> pd.Series:
+    """The median of each row's category, or of all rows where the category has few values."""
+    grouped = values.groupby(categories)
+    return grouped.transform("median").where(grouped.transform("count") >= MIN_CATEGORY_PRICES, values.median())
+
+
+def _is_typed_for_fun(price: float) -> bool:
+    digits = f"{price:.0f}"
+    return len(digits) >= 5 and (digits in "1234567890" or len(set(digits)) == 1)
 
 
 def text(name: str, description: str) -> str:

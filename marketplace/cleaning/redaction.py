@@ -10,20 +10,15 @@ import unicodedata
 # Between two digits of one number: spaces, brackets, dots, dashes, invisible characters, the keycap of an emoji digit.
 _GAP = "[\\s().\u2010-\u2015\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\ufe0f\u20e3-]{0,5}+"
 
-
 _SOME_GAP = _GAP.replace("{0,", "{1,")
-
 
 # A number without its 0, in the ranges that Ofcom's National Telephone Numbering Plan opens: ten digits ...
 _TEN = f"(?:1{_GAP}[1-9]|2{_GAP}[03489]|3{_GAP}[0347]|5{_GAP}[56]|7{_GAP}[0-9]|8{_GAP}[0-9]|9{_GAP}[018])(?:{_GAP}[0-9]){{8}}"
 
-
 # ... or nine: area codes of four digits whose local numbers have five, and 0800 with six.
 _NINE = f"(?:1[2-9][0-9]{{2}}{_SOME_GAP}(?:[0-9]{{5}}|[0-9]{{2}}{_SOME_GAP}[0-9]{{3}})|800{_GAP}[0-9]{{3}}{_GAP}[0-9]{{3}})"
 
-
 _PLUS_44 = rf"\+{_GAP}(?:0{_GAP}0{_GAP})?4{_GAP}4{_GAP}(?:0{_GAP})?(?:{_TEN}|{_NINE})"
-
 
 _DIGITS_ONLY = (
     rf"0{_GAP}0{_GAP}4{_GAP}4{_GAP}(?:0{_GAP})?(?:{_TEN}|{_NINE})"
@@ -35,16 +30,13 @@ _DIGITS_ONLY = (
     rf"0{_GAP}(?:{_TEN}|{_NINE})"
 )
 
-
 # Two numbers may stand glued together, or one to a price ("£42507700900123").
 _GLUED_TO_PRICE = "|".join(f"(?<=£[0-9]{{{digits}}})" for digits in range(1, 5)) + "|(?<=£[0-9],[0-9]{3})"
-
 
 _PHONE = re.compile(
     rf"(?:\(?(?:{_PLUS_44}|(?<![0-9])(?:{_DIGITS_ONLY}))|(?:{_GLUED_TO_PRICE})07[0-9]{{9}})"
     rf"(?:{_PLUS_44}|{_DIGITS_ONLY})*(?![0-9])[\ufe0f\u20e3]*"
 )
-
 
 # A number of another length, mistyped or foreign, is known by the word before it.
 _CALLED_PHONE = re.compile(
@@ -52,18 +44,13 @@ _CALLED_PHONE = re.compile(
     rf"(?P<number>\+?0(?!\.[0-9](?!\.))(?:{_GAP}[0-9]){{8,10}})(?![0-9])"
 )
 
-
 UUID = re.compile("[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")  # its digits can look like a number
-
 
 _MAYBE_PHONE = re.compile(f"[0-9](?:{_GAP}[0-9]){{8}}")
 
-
 _MAIL_HOST = "(?:gmail|googlemail|hotmail|outlook|yahoo|ymail|live|msn|icloud|aol|btinternet|talktalk|virginmedia|proton)"
 
-
 _DOT = r"(?:\.|\s?[(\[]\s?dot\s?[)\]]\s?|\sdot\s)"
-
 
 _EMAIL = re.compile(
     rf"[\w.+%'-]{{1,64}}(?:@|\s?[(\[{{]\s?at\s?[)\]}}]\s?)[\w-]{{1,63}}(?:{_DOT}[\w-]{{1,63}}){{0,4}}{_DOT}[^\W\d_]{{2,}}"
@@ -71,9 +58,7 @@ _EMAIL = re.compile(
     re.IGNORECASE,
 )
 
-
 _MAYBE_EMAIL = re.compile(rf"@|[(\[{{]\s?at\s?[)\]}}]|\bat\s{_MAIL_HOST}\b", re.IGNORECASE)
-
 
 # The 124 geographic postcode areas (Royal Mail), and ZZ, the area of placeholders that no real postcode has.
 _AREAS = frozenset(
@@ -86,21 +71,16 @@ _AREAS = frozenset(
     )
 )
 
-
 _DISTRICT_TO_UNIT = (
     r"(?P<district>[0-9][0-9A-HJKMNPR-Ya-hjkmnpr-y]?)(?P<space>[^\S\n]{0,3})(?P<inward>[0-9][ABD-HJLNP-UW-Zabd-hjlnp-uw-z]{2})"
 )
 
-
 _POSTCODE = re.compile(f"(?P<area>[A-Za-z]{{1,2}}){_DISTRICT_TO_UNIT}")
-
 
 _MAYBE_POSTCODE = re.compile(_DISTRICT_TO_UNIT)
 
-
 # "M2 8GB", "S2 4FE", "W4 6FT", "S3 4WD": what follows the digit is a unit or the end of a model's name.
 _UNITS = frozenset({"GB", "TB", "DR", "WD", "FE", "HD", "FT", "XL", "LB"})
-
 
 _ORDINAL = re.compile("[0-9](?:st|nd|rd|th)")
 
@@ -193,29 +173,23 @@ def _is_postcode(match: re.Match, area: str, start: int) -> bool:
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 
-
 _MONTH = (
     "(?i:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?"
     "|Aug(?:ust)?|Sept?(?:ember)?|Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?)"
 )
-
 
 _DATE = (
     rf"(?:(?P<day>\d{{1,2}})(?:st|nd|rd|th)?\.?\s+(?P<month>{_MONTH})\.?,?\s+(?P<year>(?:19|20)\d\d)"
     rf"|(?P<month_2>{_MONTH})\.?\s+(?P<day_2>\d{{1,2}})(?:st|nd|rd|th)?,?\s+(?P<year_2>(?:19|20)\d\d))"
 )
 
-
 _PLACE = r"(?:[^.]|(?<=\bSt)\.|(?<=\bMt)\.|\.(?=\S))"  # one character: the full stops of "St. Albans" and "A.B" end nothing
 
-
 _NAME = r"(?:[^.\n\"]|(?<=\b[A-Z])\.|(?<=\bMr)\.|(?<=\bMrs)\.|(?<=\bMs)\.|(?<=\bDr)\.)"  # one character, as above
-
 
 _NO_SELLER = (
     r"(?!(?i:royal|post|courier|recorded|special|first|second|1st|2nd|parcel|dpd|hermes|evri|yodel|ups|me|us|air|mail)\b)"
 )
-
 
 _LEAK = re.compile(
     # With its date, wherever it stands.
@@ -230,12 +204,10 @@ _LEAK = re.compile(
     re.DOTALL,
 )
 
-
 # In a raw record the end of the description cannot be seen: any name after the words is masked there.
 _SELLER = re.compile(
     rf"(Posted\s+by\s+)(?!\[name\]){_NO_SELLER}{_NAME}{{1,60}}?(?=\s+in\s|[,\"\n]|(?<!\b[A-Z])(?<!\bM[rs])(?<!\bMrs)(?<!\bDr)\.|$)"
 )
-
 
 _MAYBE_LEAK = re.compile(r"Posted\s+by")
 

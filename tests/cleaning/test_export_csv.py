@@ -1,0 +1,255 @@
+"""cleaning/export_csv.py: the records of an export in any state, none of them lost."""
+
+import re
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from marketplace.cleaning import export_csv, records, redaction
+from tests.cleaning.raw_exports import HEADER, STATES, TEXTS, as_exported, listing, make_id
+
+
+def read(text: str | bytes, tmp_path) -> tuple[list[dict], list[dict]]:
+    """Rows and rejects of a file of listings."""
+    path = tmp_path / "Products.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    columns = records.LISTING_COLUMNS, records.CLEAN_LISTING_COLUMNS
+    return records.clean_records(path, "Products.csv", *columns, records.clean_listing)
+
+
+@pytest.mark.parametrize("description", TEXTS)
+@pytest.mark.parametrize("state", STATES)
+def test_a_description_comes_back_from_every_state_of_the_export(state, description, tmp_path):
+    rows, rejects = read(STATES[state]([listing(1), listing(2, product_description=description), listing(3)]), tmp_path)
+    assert [row["description"] for row in rows] == [
+        "A good chair, number 1",
+        "\n".join(description.splitlines()).strip(),
+        "A good chair, number 3",
+    ]
+    assert rejects == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252"])
+def test_every_encoding_gives_the_same_listing(encoding, tmp_path):
+    text = as_exported([listing(1, product_name="Café “chair” – £5", product_description="naïve\r€5")])
+    ((row,), _) = read(text.encode(encoding), tmp_path)
+    assert (row["name"], row["description"], row["price"]) == ("Café “chair” – £5", "naïve\n€5", 20.0)
+
+
+def test_stray_windows_1252_bytes_in_utf_8_are_read_as_such(tmp_path):
+    data = as_exported([listing(number, product_description=f"Café 👍 X{number}") for number in range(1, 6)]).encode()
+    rows, _ = read(data.replace(b"X3", b"\x93X3\x94 \xa35"), tmp_path)
+    assert [row["description"] for row in rows[1:3]] == ["Café 👍 X2", "Café 👍 “X3” £5"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
+def test_bytes_that_no_encoding_has_cost_no_listing(encoding, tmp_path):
+    data = as_exported([listing(1, product_description="£££ café"), listing(2)]).encode(encoding)
+    rows, _ = read(data.replace(b"good", b"\x81\x8d"), tmp_path)
+    assert rows[1]["description"] == "A \ufffd\ufffd chair, number 2"
+
+
+def test_columns_may_stand_in_any_order(tmp_path):
+    order = ["price", "", "location", "id", "product_description", "url", "category", "product_name"]
+    texts = ["a\rb", f"x\n£5.00,3,Leeds,{make_id(9)},d,u,c,n\ny", 'say "hi", all']
+    rows = [
+        {name: (listing(number + 1, product_description=text) | {"url": "u"})[name] for name in order}
+        for number, text in enumerate(texts)
+    ]
+    for state in STATES.values():
+        cleaned, _ = read(state(rows), tmp_path)
+        assert [row["description"] for row in cleaned] == ["\n".join(text.splitlines()) for text in texts]
+        assert [row["name"] for row in cleaned] == ["Chair 1", "Chair 2", "Chair 3"]
+
+
+BROKEN = [
+    ('"A "great" chair, cheap"', 'A "great" chair, cheap'),
+    ('"A chair, missing end', "A chair, missing end"),
+    ('A chair, missing start"', "A chair, missing start"),
+    ('A chair, cheap, 5" wide', 'A chair, cheap, 5" wide'),
+    ('"A ""chair", "sofa", etc', 'A "chair", "sofa", etc'),
+    ('"first, line"\n"second, line', 'first, line"\n"second, line'),
+    ('a "b", c\n4, d', 'a "b", c\n4, d'),
+]
+
+
+@pytest.mark.parametrize(("broken", "description"), BROKEN)
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_a_broken_description_costs_no_listing_and_shifts_no_column(broken, description, ending, tmp_path):
+    text = as_exported([listing(1), listing(2, product_description="BROKEN"), listing(3), listing(4)]).replace("BROKEN", broken)
+    rows, rejects = read(text.replace("\n", ending), tmp_path)
+    assert rejects == []
+    assert [row["description"] for row in rows] == [
+        "A good chair, number 1",
+        description,
+        *(f"A good chair, number {n}" for n in (3, 4)),
+    ]
+    assert {row["price"] for row in rows} == {20.0} and {row["town"] for row in rows} == {"Leeds"}
+
+
+@pytest.mark.parametrize(("broken", "description"), BROKEN)
+@pytest.mark.parametrize("bad_id", ["", "17", "not-a-uuid"])
+def test_a_record_with_a_bad_id_is_its_own_reject_even_after_a_broken_description(broken, description, bad_id, tmp_path):
+    rows = [
+        listing(1, product_description="BROKEN"),
+        listing(2, id=bad_id),
+        listing(3, id=bad_id, product_description="a\nb"),
+        listing(4),
+    ]
+    rows, rejects = read(as_exported(rows).replace("BROKEN", broken), tmp_path)
+    assert [row["product_id"] for row in rows] == [make_id(1), make_id(4)] and rows[0]["description"] == description
+    assert [reject["reason"] for reject in rejects] == ["bad_id" if bad_id else "null_id"] * 2
+
+
+@pytest.mark.parametrize(
+    "broken", [f"2,{make_id(2)},Chair", f'2,{make_id(2)},Chair,"Home, x","open', f"2,{make_id(2)},a,b,c,d,e,f,g", "2,,", "2,x"]
+)
+def test_a_damaged_record_is_rejected_with_its_raw_text_and_its_neighbours_stay(broken, tmp_path):
+    first, last = as_exported([listing(1)]), as_exported([listing(3)]).split("\n", 1)[1]
+    rows, rejects = read(f"{first}{broken}\n{last}", tmp_path)
+    assert [row["product_id"] for row in rows] == [make_id(1), make_id(3)]
+    assert [(reject["reason"], reject["raw"]) for reject in rejects] == [("bad_record", broken)]
+    assert rejects[0]["id"] == (make_id(2) if make_id(2) in broken else "")
+
+
+def test_text_before_the_first_record_is_rejected_and_blank_lines_are_not_records(tmp_path):
+    header, record = as_exported([listing(1)]).split("\n", 1)
+    rows, rejects = read(f"\n{header}\n\nsome rubbish\n\n{record}\n\n", tmp_path)
+    assert len(rows) == 1 and [(reject["record"], reject["reason"], reject["raw"]) for reject in rejects] == [
+        (1, "bad_record", "some rubbish")
+    ]
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("footer", ["Total,3 rows,,,,,", "-,-,-", ",,,,,,", "exported on Monday, by a tool"])
+def test_a_line_that_a_tool_appended_costs_no_listing(tmp_path, state, footer):
+    rows = [listing(number, product_description=f"Solid oak\rno {number}, as new") for number in range(3)]
+    text = STATES[state](rows)
+    kept, rejects = read(text + footer + text[-1], tmp_path)
+    assert [row["product_id"] for row in kept] == [make_id(number) for number in range(3)]
+    assert [reject["raw"] for reject in rejects] == [footer]
+
+
+@pytest.mark.parametrize("footer", ["Total,3 rows,,,,,", ",,,,,,"])
+def test_a_line_that_a_tool_appended_does_not_mend_a_bad_price(tmp_path, footer):
+    kept, rejects = read(as_exported([listing(1), listing(2, price="free")]) + footer + "\n", tmp_path)
+    assert [row["product_id"] for row in kept] == [make_id(1)]
+    assert [(reject["reason"], reject["id"]) for reject in rejects[:1]] == [("bad_price", make_id(2))]
+    assert rejects[1]["raw"] == footer
+
+
+def test_a_bad_price_does_not_swallow_the_record_after_it(tmp_path):
+    rows = [listing(1, price="free", product_description="a, b\nc"), listing(2, id=""), listing(3)]
+    for numbered in (True, False):
+        kept, rejects = read(as_exported([{name: row[name] for name in row if name or numbered} for row in rows]), tmp_path)
+        assert [row["product_id"] for row in kept] == [make_id(3)]
+        assert [(reject["reason"], reject["id"]) for reject in rejects] == [("bad_price", make_id(1)), ("null_id", "")]
+
+
+def test_two_halves_of_a_quote_that_could_hold_records_are_rejected_not_merged(tmp_path):
+    plain = {"product_name": "Chair", "category": "Home", "location": "Leeds"}
+    texts = ["one", '"two, open', "three", 'four, close"', "five"]
+    lines = [
+        ",".join((listing(number, product_description=text) | plain).values()) + "\n"
+        for number, text in enumerate(texts, start=1)
+    ]
+    rows, rejects = read(",".join(HEADER) + "\n" + "".join(lines), tmp_path)
+    assert [row["description"] for row in rows] == ["one", "five"]
+    assert [(reject["reason"], reject["id"]) for reject in rejects] == [("bad_record", make_id(number)) for number in (2, 3, 4)]
+
+
+def test_a_very_long_field_is_read(tmp_path):
+    rows, _ = read(as_exported([listing(1, product_description="long, " * 50_000)]), tmp_path)
+    assert len(rows[0]["description"]) == 6 * 50_000 - 1
+
+
+FRAGMENTS = st.sampled_from(
+    [
+        "\r",
+        "\n",
+        "\r\n",
+        ",",
+        '"',
+        '""',
+        '","',
+        "1,",
+        "2",
+        f"7,{make_id(7)},",
+        f'\n8,"{make_id(8)}",a',
+        f"{make_id(9)},",
+        "£5.00,Leeds",
+        "\u2028",
+    ]
+    + [
+        "\n9," + make_id(9) + ",Name,Cat,Desc,£3.00,Town\n",
+        f"\n{make_id(9)},n",
+        ',£7.00,"Leeds, X"\n',
+        " | ",
+        " / ",
+        "é",
+        "👍",
+        "NA",
+        " ",
+    ]
+)
+TYPED = st.lists(
+    FRAGMENTS | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8), max_size=12
+).map("".join)
+IMITATION = re.compile(f'(?:\\d|"\\d+"),"?{redaction.UUID.pattern}')
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=TYPED, description=TYPED, state=st.sampled_from(sorted(STATES)), numbered=st.booleans())
+@example(name="x", description=f'x,£5.00,Leeds\n8,{make_id(8)},n,c,"d', state="quoted", numbered=True)
+@example(name="x", description=f"x,£5.00,Leeds\n8,{make_id(8)},n,c,d", state="quoted", numbered=True)
+@example(name=f"x\n8,{make_id(8)},y", description="x", state="exported", numbered=True)
+def test_any_text_a_person_can_type_comes_back_and_never_touches_its_neighbours(name, description, state, numbered, tmp_path):
+    changes = {"product_name": f"{name} | in Leeds, West Yorkshire | Gumtree", "product_description": description}
+    raw = [listing(1), listing(2, **changes), listing(3)]
+    if not numbered:
+        raw = [{column: value for column, value in row.items() if column} for row in raw]
+    rows, rejects = read(STATES[state](raw), tmp_path)
+    found = {row["product_id"]: row for row in rows}
+    expected_name = redaction.redact(" ".join(name.splitlines()).strip())
+    expected = redaction.redact("\n".join(description.splitlines()).strip())
+    assert [found[make_id(number)]["description"] for number in (1, 3)] == ["A good chair, number 1", "A good chair, number 3"]
+    assert [found[make_id(number)]["name"] for number in (1, 3)] == ["Chair 1", "Chair 3"]
+    assert set(found) <= {make_id(1), make_id(2), make_id(3)}
+    assert {(row["price"], row["town"], row["county"]) for row in rows} == {(20.0, "Leeds", "West Yorkshire")}
+    if make_id(2) in found:
+        assert (found[make_id(2)]["name"], found[make_id(2)]["description"]) == (expected_name, expected)
+    elif not (IMITATION if numbered else redaction.UUID).search(name + description):
+        assert {reject["reason"] for reject in rejects} & {"null_product_name", "null_product_description"}
+        assert not (expected_name and expected)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    text=st.lists(
+        FRAGMENTS | st.sampled_from([*as_exported([listing(1), listing(2)]).splitlines(keepends=True)]), max_size=15
+    ).map("".join)
+)
+def test_whatever_stands_below_the_header_is_kept_or_rejected_and_no_character_is_lost(text, tmp_path):
+    path = tmp_path / "Products.csv"
+    path.write_bytes((",".join(HEADER) + "\n" + text).encode())
+    lines = export_csv.read_lines(path)
+    layout = export_csv.read_layout(path, lines, records.LISTING_COLUMNS)
+    found = list(export_csv.read_records(lines, layout))
+    assert "".join("".join(raw for _, raw in found).split()) == "".join(text.split())
+    assert all(fields is None or len(fields) == len(HEADER) for fields, _ in found)
+
+
+@pytest.mark.parametrize("column", records.LISTING_COLUMNS)
+@pytest.mark.parametrize("value", ["", " ", "\r"])
+@pytest.mark.parametrize("state", STATES)
+def test_a_listing_with_a_null_is_rejected_with_its_reason(column, value, state, tmp_path):
+    rows, rejects = read(STATES[state]([listing(1), listing(2, **{column: value}), listing(3)]), tmp_path)
+    assert [row["product_id"] for row in rows] == [make_id(1), make_id(3)]
+    assert [(reject["record"], reject["reason"]) for reject in rejects] == [(2, f"null_{column}")]
+    assert rejects[0]["id"] == ("" if column == "id" else make_id(2))
+
+
+def test_the_second_of_two_equal_ids_is_kept_when_the_first_is_rejected(tmp_path):
+    rows, rejects = read(as_exported([listing(1, price=""), listing(2, id=make_id(1))]), tmp_path)
+    assert [row["product_id"] for row in rows] == [make_id(1)] and [reject["reason"] for reject in rejects] == ["null_price"]
