@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import io
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -32,10 +33,12 @@ def ask(command: str, url: str) -> dict:
 
 
 def shortened(answer: dict) -> str:
-    """As JSON, of a list the first entry alone and "..." for the others, in lines of the pages' width."""
+    """As JSON in lines of the pages' width, broken between entries; of a list the first entry alone, and "..." for the others."""
     cut = {key: [*value[:1], "..."] if isinstance(value, list) and len(value) > 1 else value for key, value in answer.items()}
-    text = json.dumps(cut, ensure_ascii=False).replace('"..."', "...")
-    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    text = json.dumps(cut, ensure_ascii=False, separators=(",", ":")).replace('"..."', "...")
+    text = re.sub(r',(?=["{[.])', ", ", text.replace(" ", "\0"))  # the only blanks, at which lines may end
+    lines = textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+    return "\n  ".join(line.replace(" ", "").replace("\0", " ") for line in lines)
 
 
 def best_lines(answer: dict) -> str:
