@@ -1,6 +1,7 @@
 # make demo   from a bare checkout to ranked answers over HTTP, on a synthetic marketplace
 # make serve  the same, and the service keeps running
 # make test   from a bare checkout to a green suite
+# make docs   the tables of README.md and docs/, and docs/cli.md, from code and benchmarks/results/
 # make setup  only the virtual environment that all of them use
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ PY := .venv/bin/python
 DIGEST := $(shell cat requirements.txt requirements-dev.txt | cksum | cut -d ' ' -f 1)
 READY := .venv/.ready-$(DIGEST)
 
-.PHONY: setup test demo serve pipeline curl
+.PHONY: setup test demo serve docs pipeline curl
 setup: $(READY)
 
 $(READY): requirements.txt requirements-dev.txt
@@ -26,6 +27,9 @@ $(READY): requirements.txt requirements-dev.txt
 
 test: setup
 	$(PY) -m pytest
+
+docs: setup
+	$(PY) docs/render.py
 
 curl:
 	@command -v curl >/dev/null || { echo "make demo asks the service with curl: install it first" >&2; exit 1; }

@@ -297,7 +297,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--max-zip-bytes", default=MAX_ZIP_BYTES, type=int, help="refuse a zip that unpacks to more (default: %(default)s)"
     )
-    parser.add_argument("--workers", default=os.cpu_count(), type=int, help="processes (default: one a core, %(default)s)")
+    parser.add_argument("--workers", default=os.cpu_count(), type=int, help="processes (default: one a core)")
     args = parser.parse_args(argv)
     try:
         args.settings = photos.CleanSettings(args.size, args.fit, args.max_pixels)

@@ -43,7 +43,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--workers",
         default=os.cpu_count() or 1,
         type=cli.positive,
-        help="threads that decode photos and run the model, the cores shared among them (default: %(default)s)",
+        help="threads that decode photos and run the model, the cores shared among them (default: one a core)",
     )
     parser.add_argument("--no-json", action="store_true", help=f"leave {JSON} out")
     cli.add_runtime(parser, model.RUNTIMES)

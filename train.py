@@ -514,7 +514,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--workers",
         default=min(os.cpu_count() or 1, 8),
         type=cli.not_negative,
-        help="decoding processes (default: %(default)s)",
+        help="decoding processes (default: one a core, at most 8)",
     )
     parser.add_argument("--device", type=cli.device, help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument(

@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
+import results
 from serving import ROOT, Client, Server, clustered, load, percentile_ms, renamed_generation, show, write_generation
 
 sys.path.insert(0, str(ROOT))
@@ -213,6 +214,8 @@ def main() -> int:
         figures |= measure_catalogue(folder / "catalogue", args.port, products, queries * 20)
         if args.minutes:
             figures |= measure_mixed(folder / "photos", args.port, photos, args.minutes)
+    if not args.quick:
+        results.save("api", figures, results.command())
     return show(figures)
 
 

@@ -27,6 +27,7 @@ try:
 except ImportError:
     sys.exit("error: pyvips and OpenCV are measured beside it: pip install pyvips pyvips-binary opencv-python-headless")
 import baseline
+import results
 
 import clean_images
 from demo import sample
@@ -224,7 +225,10 @@ def main() -> int:
     table("Peak memory that one photo adds to a worker, MB", *(f"{mb:10.0f}  {kind}" for kind, mb in growth.items()))
     figures["two_workers_vs_one"] = min(figures["small_two_workers_vs_one"], figures["large_two_workers_vs_one"])
     figures["worker_peak_mb"] = max(growth.values())
-    print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
+    figures = {name: round(value, 3) for name, value in figures.items()}
+    print(json.dumps(figures))
+    if not args.quick:
+        results.save("clean_images", figures, results.command(args.photos))
     return 0
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 import baseline
 import numpy as np
 import pandas as pd
+import results
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -207,6 +208,8 @@ def main() -> int:
         ratio = measure_memory(data_dir, folder, counts)
         figures["rss_2k_vs_500" if args.quick else "rss_100k_vs_10k"] = round(ratio, 3)
     print(json.dumps(figures))
+    if not args.quick:
+        results.save("extract_embeddings", figures, results.command(args.photos))
     return 0
 
 

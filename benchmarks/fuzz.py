@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from urllib.parse import quote
 
+import results
 from PIL import Image
 from serving import ROOT, Server, load, percentile_ms, show
 
@@ -153,6 +154,8 @@ def main() -> int:
     for failure in [*failed[:5], *(failure for _, failures, _ in answers.values() for failure in failures[:5])]:
         print(failure, file=sys.stderr)
     print(dict(sorted(statuses.items())), file=sys.stderr)
+    if not args.quick:
+        results.save("fuzz", figures, results.command())
     return show(figures)
 
 

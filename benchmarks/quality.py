@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import results
 from scipy.stats import bootstrap, permutation_test
 from sklearn.compose import ColumnTransformer
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -309,7 +310,7 @@ def main() -> int:
 
     dataset_flags = clean(args.source, args.data / "all")
     table = reading.read_csv(args.data / "all" / "dataset" / "listings.csv").astype({"label": int})
-    results = []
+    measured_folds = []
     for fold, split in enumerate(folds_of(table, args.folds, args.seed)):
         fold_dir = args.data / f"fold-{fold}"
         print(f"fold {fold + 1} of {args.folds}", file=sys.stderr)
@@ -324,12 +325,15 @@ def main() -> int:
         run_script(fold_dir, "build_index.py")
         run_script(fold_dir, "evaluate.py", "--max-queries", str(len(table)))
         measured = pd.read_csv(fold_dir / "evaluation" / "listings.csv")
-        results.append(measured.merge(baselines(fold_dir), on="product_id", validate="one_to_one").assign(fold=fold))
-    pooled = pd.concat(results, ignore_index=True)
+        measured_folds.append(measured.merge(baselines(fold_dir), on="product_id", validate="one_to_one").assign(fold=fold))
+    pooled = pd.concat(measured_folds, ignore_index=True)
     assert sorted(pooled["product_id"]) == sorted(table["product_id"]), "each listing is in test once"
     found = compare_all(pooled)
     show(found)
     print(json.dumps(found))
+    if not args.quick:
+        kind = "export" if (args.source / "Products.csv").exists() else "clothing"
+        results.save(f"quality_{kind}", found, results.command(args.source, args.data))
     return 0
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import results
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -157,6 +158,8 @@ def main() -> int:
     found["update_over_build"] = round(large["update"] / builds[1], 4)
     found["build_peak_over_vectors"] = round(large["build_gb"] * 1e9 / (4 * DIMENSION * sizes[1]), 2)
     print(json.dumps(found))
+    if not args.quick:
+        results.save("scale", found, results.command())
     return 0
 
 

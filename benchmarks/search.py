@@ -27,6 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import baseline
+import results
 
 from marketplace.retrieval import vectors as vector_search
 
@@ -350,7 +351,11 @@ def main() -> int:
         "updated_recall": ours["updated_recall"],
         "worker_private_mb": ours["worker"]["private"],
     }
-    print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
+    figures = {name: round(value, 4) for name, value in figures.items()}
+    print(json.dumps(figures))
+    if not args.quick:
+        p50_ms = {rows: {name: round(way["p50_ms"], 3) for name, way in ways.items()} for rows, ways in by_size.items()}
+        results.save("search", figures | {"p50_ms": p50_ms}, results.command())
     return 0
 
 

@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import results
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -76,7 +77,10 @@ def main() -> int:
     print(f"caching the features, once   {caching_s:9.4f} s", file=sys.stderr)
     print(f"an epoch, trunk run anew     {uncached_s:9.4f} s", file=sys.stderr)
     print(f"an epoch on the cache        {cached_s:9.4f} s", file=sys.stderr)
-    print(json.dumps({"photos": len(labels), "uncached_epoch_over_cached": round(uncached_s / cached_s, 1)}))
+    figures = {"photos": len(labels), "uncached_epoch_over_cached": round(uncached_s / cached_s, 1)}
+    print(json.dumps(figures))
+    if not args.quick:
+        results.save("training", figures, results.command())
     return 0
 
 
