@@ -56,8 +56,7 @@ class Server:
     def pids(self) -> list[int]:
         """The processes that answer: the workers, or the only one."""
         own = self._process.pid
-        # The supervisor's child is the server that its workers are forked from.
-        workers = [pid for child in _children(own) if b"forkserver" in _command(child) for pid in _children(child)]
+        workers = [int(child) for child in Path(f"/proc/{own}/task/{own}/children").read_text().split()]
         return workers or [own]
 
     def cpu_s(self) -> float:
@@ -69,14 +68,6 @@ class Server:
         """Bytes of each: Rss, Private_Dirty, ... of /proc/<pid>/smaps_rollup."""
         lines = [Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() for pid in self.pids()]
         return [next(int(line.split()[1]) * 1024 for line in of if line.startswith(f"{name}:")) for of in lines]
-
-
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def _command(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 class Client:

@@ -8,13 +8,13 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 
-from marketplace import answers
+from marketplace.service import schemas
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LAUNCH_FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-gpu"]
 TIMEOUT_MS = 10_000
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 740}
-KINDS = get_args(answers.Kind)
+KINDS = get_args(schemas.Kind)
 HOSTILE = '<img src="https://elsewhere.invalid/x.png" onerror="window.hacked = true"><script>window.hacked = true</script>'
 
 

@@ -54,7 +54,7 @@ def test_every_make_target_in_the_readme_exists():
 
 
 def test_every_endpoint_is_in_the_readme_and_none_that_does_not_exist():
-    paths = set(api.create_app(Path("data")).openapi()["paths"]) | {"/", "/docs"}
+    paths = set(api.create_app(api.Settings(Path("data"))).openapi()["paths"]) | {"/", "/docs"}
     table = README.partition("## The API")[2].partition("\n## ")[0]
     assert set(re.findall(r"^\| `(?:GET|POST) (/[^`]*)`", table, re.MULTILINE)) == paths
 
