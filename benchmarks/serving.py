@@ -2,8 +2,10 @@
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -66,8 +68,8 @@ class Server:
 
     def memory(self, name: str = "Rss") -> list[int]:
         """Bytes of each: Rss, Private_Dirty, ... of /proc/<pid>/smaps_rollup."""
-        lines = [Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() for pid in self.pids()]
-        return [next(int(line.split()[1]) * 1024 for line in of if line.startswith(f"{name}:")) for of in lines]
+        texts = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self.pids()]
+        return [1024 * int(re.search(rf"^{name}: +(\d+) kB", text, re.M)[1]) for text in texts]
 
 
 class Client:
@@ -107,9 +109,9 @@ def load(port: int, clients: int, jobs: list) -> tuple[list[float], list[str], f
     """
     failures: list[str] = []
 
-    def run(of_client: list) -> list[float]:
+    def run(own_jobs: list) -> list[float]:
         client, seconds = Client(port), []
-        for job in of_client:
+        for job in own_jobs:
             started_s = time.perf_counter()
             try:
                 status, _, body = job(client)
@@ -123,7 +125,7 @@ def load(port: int, clients: int, jobs: list) -> tuple[list[float], list[str], f
 
     started_s = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
-        seconds = [second for of_client in pool.map(run, [jobs[n::clients] for n in range(clients)]) for second in of_client]
+        seconds = list(itertools.chain.from_iterable(pool.map(run, [jobs[n::clients] for n in range(clients)])))
     return seconds, failures, time.perf_counter() - started_s
 
 
@@ -160,8 +162,8 @@ def write_generation(index_dir: Path, source: Path, products: pd.DataFrame, vect
 
     text_vectors = clustered(len(products), storage.read_array(source / "text_vectors.npy").shape[1], seed=0)
     with storage.new_generation(index_dir, f"made{len(products)}") as folder:
-        for name, of in (("index", vectors), ("text", text_vectors)):
-            faiss.write_index(search.build(of), str(folder / f"{name}.faiss"))
+        for name, rows in (("index", vectors), ("text", text_vectors)):
+            faiss.write_index(search.build(rows), str(folder / f"{name}.faiss"))
         storage.write_array(folder / "vectors.npy", vectors)
         storage.write_array(folder / "text_vectors.npy", text_vectors)
         catalogue.write(folder, [products], [f"i{row}" for row in range(len(products))], np.arange(len(products)))

@@ -1,7 +1,6 @@
 """Several processes on one socket: gunicorn starts, watches and replaces them, uvicorn serves in each."""
 
 import gc
-import importlib
 import os
 import shutil
 import signal
@@ -26,12 +25,6 @@ KEEP_ALIVE_S = 5  # uvicorn's; gunicorn's 2 s is made for a proxy in front of it
 WATCH_S = 1  # between two signs of life of a worker, and two looks at whether its supervisor lives
 HUNG_S = 120  # without a sign of life, until a worker is replaced; to start takes seconds
 RESTART_S = 5  # between two attempts to start a worker that cannot
-# What workers share, 100 MB, imported before they are forked. No thread may run by then, so ONNX Runtime is not here.
-PRELOADED = (
-    "PIL.Image", "anyio", "faiss", "fastapi", "lightgbm", "pandas", "prometheus_client", "rapidfuzz.process", "scipy.optimize",
-    "sklearn.decomposition", "sklearn.feature_extraction.text", "sklearn.linear_model", "sklearn.model_selection",
-    "sklearn.naive_bayes", "sklearn.svm", "uvicorn",
-)  # fmt: skip
 
 
 class Worker(UvicornWorker):
@@ -67,16 +60,16 @@ class Supervisor(BaseApplication):
 def run(create: Callable[[], FastAPI], settings: Settings, listening: socket.socket) -> None:
     """Serve with `settings.workers` processes until told to stop; StageError when they cannot start.
 
-    create: makes the application; called in each worker. listening: its descriptor is taken over.
+    create: makes the application, in each worker, for its figures are those of one process; what is shared are the imports,
+    100 MB. No thread may run when workers are forked, so ONNX Runtime is not among them.
+    listening: its descriptor is taken over.
     """
     own_pid = os.getpid()
     # Workers that each take every core only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // settings.workers)))
     os.environ[METRICS_DIR] = tempfile.mkdtemp(prefix="marketplace-metrics-")
-    for name in PRELOADED:
-        importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # looking through what is imported for garbage would copy what workers share
+    gc.freeze()  # looking through the imports for garbage would copy them
     options = {
         "bind": f"fd://{listening.detach()}",
         "workers": settings.workers,

@@ -48,7 +48,7 @@ def two_workers(demo_dir: Path, data_dir: Path) -> Iterator[Service]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "api.py", "--data", str(data_dir), "--port", str(port), "--workers", "2"]
-    environment = os.environ | {"MARKETPLACE_API_KEY": KEY}
+    environment = os.environ | {"MARKETPLACE_API_KEY": KEY, "TMPDIR": str(data_dir)}  # a killed one leaves its figures there
     with (data_dir / "api.log").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
     service = Service(f"http://127.0.0.1:{port}", data_dir, process)
