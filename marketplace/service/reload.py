@@ -131,7 +131,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 def keep_memory_compact() -> None:
     """Have glibc, where it is the C library, give large arrays back at once and not spread small ones over an arena a thread.
 
-    Else a process that opens a generation every 20 seconds has grown by 8% after ten minutes (benchmarks/api.py).
+    Else memory grows with every generation that is opened: python benchmarks/api.py --minutes 10 shows it.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -140,7 +140,7 @@ def keep_memory_compact() -> None:
 
 
 def _give_memory_back() -> None:
-    """What the old generation held goes to the system: glibc would keep it, half as much again after ten reloads."""
+    """Return what the old generation held to the system: glibc would keep it, and take more for the next one."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
     if trim is not None:
