@@ -66,7 +66,7 @@ class _Server(uvicorn.Server):
 @pytest.fixture(scope="session")
 def served(demo_dir):
     """That marketplace served over HTTP on loopback."""
-    server = _Server(uvicorn.Config(api.create_app(demo_dir), log_level="warning"))
+    server = _Server(uvicorn.Config(api.create_app(api.Settings(demo_dir)), log_level="warning"))
     with socket.create_server(("127.0.0.1", 0)) as connection:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [connection]}, daemon=True)
         thread.start()

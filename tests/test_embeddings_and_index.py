@@ -109,7 +109,7 @@ def test_an_index_of_vectors_of_your_own_answers_for_listings_but_not_for_photos
     (tmp_path / "own.json").write_text(json.dumps(dict(zip(ids, vectors.tolist(), strict=True))))
     assert build_index.main(["--data", str(copied), "--embeddings", str(tmp_path / "own.json")]) == 0
     product_id = reading.read_csv(copied / "dataset" / "training_data.csv")["product_id"][0]
-    with TestClient(api.create_app(copied)) as client:
+    with TestClient(api.create_app(api.Settings(copied))) as client:
         assert client.get("/healthcheck").json()["dimension"] == 13
         assert len(client.get(f"/products/{product_id}/similar").json()["results"]) == 10
         photo = (copied / "images" / f"{ids[0]}.jpg").read_bytes()
@@ -156,7 +156,7 @@ def test_a_listing_and_a_photo_more_need_no_new_training(copied, demo_dir, tmp_p
     model_before = stages.digests(copied / "model", *photo_model.FILES)
     run_stages(copied, ["tabular", "images", "dataset", "embeddings", "index"])
     assert stages.digests(copied / "model", *photo_model.FILES) == model_before
-    with TestClient(api.create_app(copied)) as client:
+    with TestClient(api.create_app(api.Settings(copied))) as client:
         assert client.get(f"/products/{new_product}").json()["photos"] == [
             {"image_id": new_image.lower(), "photo_url": f"/images/{new_image.lower()}.jpg"}
         ]
@@ -172,7 +172,7 @@ def test_a_category_that_is_sold_out_needs_no_new_training_and_a_new_one_does(co
     products[main_categories != rarest].to_csv(path)
     run_stages(copied, ["tabular", "dataset", "embeddings", "index"])
     assert rarest not in reading.read_json(copied / "tabular" / "labels.json")["encoder"]
-    with TestClient(api.create_app(copied)) as client:
+    with TestClient(api.create_app(api.Settings(copied))) as client:
         assert rarest not in client.get("/filters").json()["categories"]
         assert client.get("/search", params={"q": products["product_name"].iloc[0]}).json()["results"]
     expected = f"error: {copied / 'model'} was made from another tabular/labels.json: run python train.py again\n"

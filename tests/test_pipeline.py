@@ -87,7 +87,7 @@ def test_every_script_runs_on_resnet50_from_a_file_to_a_served_answer(tmp_path):
         expected = torch.nn.functional.normalize(classifier(pixels[None]))[0].numpy()
     exact, _ = photo_model.PhotoModel(tmp_path / "model", "onnx").run(pixels[None].numpy())
     assert exact[0] @ expected > 0.99999
-    with TestClient(api.create_app(tmp_path)) as client:
+    with TestClient(api.create_app(api.Settings(tmp_path))) as client:
         assert client.get("/healthcheck").json()["model"] == "resnet50"
         features = np.array(client.post("/predict/feature_embedding", files={"image": raw}).json()["features"])
         assert features.shape == (2048,) and features @ expected > 0.99  # in 8 bits

@@ -157,7 +157,7 @@ def test_onnx_gives_what_torch_gives_for_any_batch_size(tmp_path, backbone):
 
 def test_equal_networks_are_exported_to_equal_bytes_by_two_processes(tmp_path):
     code = (
-        "import sys, torch; from pathlib import Path; from marketplace import network\n"
+        "import sys, torch; from pathlib import Path; from marketplace.models import backbone as network\n"
         "torch.manual_seed(0); network.export_onnx(network.build('resnet18', 'none', 3, 64), 64, Path(sys.argv[1]))"
     )
     for name in ("a.onnx", "b.onnx"):
