@@ -22,6 +22,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -77,28 +78,24 @@ def evaluation_transform(input_size: int, mean: list[float], std: list[float]) -
 
 
 class Curves:
-    """What each epoch measured, kept for metrics.json and curves.png and shown in TensorBoard; silent on other ranks than 0."""
+    """What each epoch measured, kept for metrics.json and curves.png, printed, and shown in TensorBoard."""
 
-    def __init__(self, folder: Path, ranks: training.Ranks):
+    def __init__(self, folder: Path):
+        from torch.utils.tensorboard import SummaryWriter
+
         self.epochs: list[dict[str, float]] = []
-        self._writer = None
-        if ranks.rank == 0:
-            from torch.utils.tensorboard import SummaryWriter
-
-            shutil.rmtree(folder, ignore_errors=True)
-            self._writer = SummaryWriter(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        self._writer = SummaryWriter(folder)
 
     def add(self, **values: float) -> None:
         self.epochs.append({"epoch": len(self.epochs) + 1} | {name: round(value, 6) for name, value in values.items()})
-        if self._writer:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, len(self.epochs))
-            measured = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-            print(f"epoch {len(self.epochs)}  {measured}", file=sys.stderr)
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, len(self.epochs))
+        measured = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        print(f"epoch {len(self.epochs)}  {measured}", file=sys.stderr)
 
     def close(self) -> None:
-        if self._writer:
-            self._writer.close()
+        self._writer.close()
 
 
 def forward(run: Callable[[torch.Tensor], torch.Tensor], loader: DataLoader) -> torch.Tensor:
@@ -122,171 +119,223 @@ class _Mirrored(torch.utils.data.Dataset):
         return pixels.flip(2), label, index
 
 
-def loader_of(photos_of_split, args: argparse.Namespace) -> DataLoader:
-    return DataLoader(photos_of_split, args.batch_size, num_workers=args.workers)
+def loader_of(split: torch.utils.data.Dataset, config: training.TrainingConfig) -> DataLoader:
+    return DataLoader(split, config.batch_size, num_workers=config.workers)
 
 
-def trunk_features(photo_network: network.PhotoNetwork, views: list, args: argparse.Namespace) -> list[np.ndarray]:
-    """(N, D) pooled features of each of `views` (datasets of photos) by the network's trunk as it is."""
-    trunk = network.frozen_trunk(photo_network, args.image_size, args.device)
-    return [forward(trunk, loader_of(view, args)).numpy() for view in views]
+def backbone_features(photo_network: network.PhotoNetwork, views: list, config: training.TrainingConfig) -> list[np.ndarray]:
+    """(N, D) pooled features of each of `views` (datasets of photos) by the network's backbone as it is."""
+    backbone = network.frozen_trunk(photo_network, config.image_size, config.device)
+    return [forward(backbone, loader_of(view, config)).numpy() for view in views]
+
+
+class Photos:
+    """Every photo as the model sees it in service, and which rows are of the training and the validation split."""
+
+    def __init__(self, data_dir: Path, backbone: str, config: training.TrainingConfig):
+        self.data_dir, self.scratch = data_dir, not config.pretrained
+        self.input_size = config.image_size
+        self.mean, self.std = (list(values) for values in network.normalisation(backbone))
+        plain = evaluation_transform(self.input_size, self.mean, self.std)
+        self.every = ListingPhotos(data_dir, None, plain)
+        self.validation = ListingPhotos(data_dir, "validation", plain)
+        self.rows = {name: np.flatnonzero(self.every.table["split"] == name) for name in ("train", "validation")}
+        for name, rows in self.rows.items():
+            if not len(rows):
+                raise StageError(
+                    f"the {name} split has no photos: give more listings with photos, or dataset.py a --split-column"
+                )
+        pixels = photos.pixel_digests(data_dir / "images", self.every.table["image_id"])
+        self._codes = [
+            pd.factorize(column)[0] for column in (self.every.table["product_id"], self.every.table["cluster"], pixels)
+        ]
+
+    def changed_at_random(self) -> training.TrainingPhotos:
+        """The training photos for training end to end."""
+        split = ListingPhotos(self.data_dir, "train", training_transform(self.input_size, self.mean, self.std, self.scratch))
+        return training.TrainingPhotos(split, pd.factorize(split.table["product_id"])[0], split.table["label"].to_numpy())
+
+    def coded(self, rows: np.ndarray, features: np.ndarray, mirrored: np.ndarray | None = None) -> training.Photos:
+        """Some rows of (N, D) features of every photo, and of the mirrored ones, with their codes."""
+        codes = (codes[rows] for codes in self._codes)
+        labels = self.every.table["label"].to_numpy()[rows]
+        return training.Photos(features[rows], labels, *codes, None if mirrored is None else mirrored[rows])
+
+    def choose_embedder(self, candidates: dict[str, nn.Module], features: np.ndarray) -> tuple[str, dict[str, dict]]:
+        """training.choose_embedder() by validation photos among these and the training photos: test photos choose nothing."""
+        rows = np.sort(np.concatenate(list(self.rows.values())))
+        queries = np.flatnonzero(np.isin(rows, self.rows["validation"]))
+        return training.choose_embedder(candidates, self.coded(rows, features), queries)
 
 
 def starting_features(
-    photo_network: network.PhotoNetwork, every: ListingPhotos, args: argparse.Namespace
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """The untrained trunk's features of every photo, and of the mirrored ones when only a head is trained: (N, D) each.
+    photo_network: network.PhotoNetwork, every: ListingPhotos, args: argparse.Namespace, config: training.TrainingConfig
+) -> list[np.ndarray]:
+    """The untrained backbone's features of every photo, and of the mirrored ones when only a head is trained: (N, D) each.
 
     They stay in data/features/ until photos or weights change, whatever the split: another training of the head takes seconds.
     """
-    arguments = {"backbone": args.backbone, "weights": args.weights, "seed": args.seed if args.weights == "none" else None}
-    arguments |= {"image_size": args.image_size, "mirrored": args.finetune == "head"}
+    mirrored = config.finetune == "head"
     image_ids = every.table["image_id"].tolist()
-    arguments["image_ids"] = hashlib.sha256(json.dumps(image_ids).encode()).hexdigest()
-    inputs = storage.digests(args.data, "images/photos.csv")
-    if args.weights not in ("imagenet", "none"):
-        inputs["--weights"] = storage.digest(Path(args.weights))
+    arguments = {
+        "backbone": args.backbone,
+        "weights": args.weights,
+        "seed": None if config.pretrained else config.seed,
+        "image_size": config.image_size,
+        "mirrored": mirrored,
+        "image_ids": hashlib.sha256(json.dumps(image_ids).encode()).hexdigest(),
+    }
+    inputs = storage.digests(args.data, "images/photos.csv") | weights_digest(args.weights)
     stage = storage.Stage(args.data / "features", arguments, inputs)
-    names = ["plain.npy", "mirrored.npy"][: 1 + arguments["mirrored"]]
+    names = ["plain.npy", "mirrored.npy"] if mirrored else ["plain.npy"]
     if not stage.finished():
         stage.begin()
-        views = [every, _Mirrored(every)][: len(names)]
-        for name, features in zip(names, trunk_features(photo_network, views, args), strict=True):
+        views = [every, _Mirrored(every)] if mirrored else [every]
+        for name, features in zip(names, backbone_features(photo_network, views, config), strict=True):
             storage.write_array(stage.folder / name, features)
         storage.write_json(stage.folder / "image_ids.json", image_ids, indent=None)
         stage.finish({"photos": len(every), "dimension": photo_network.head.in_features}, [*names, "image_ids.json"])
-    arrays = [np.array(storage.read_array(stage.folder / name)) for name in names]
-    return arrays[0], arrays[1] if arguments["mirrored"] else None
+    return [np.array(storage.read_array(stage.folder / name)) for name in names]
 
 
-def coded_photos(
-    data_dir: Path, table: pd.DataFrame, features: np.ndarray, mirrored: np.ndarray | None = None
-) -> training.Photos:
-    """training.Photos of the rows of a ListingPhotos table."""
-    pixels = photos.pixel_digests(data_dir / "images", table["image_id"])
-    codes = [pd.factorize(column)[0] for column in (table["product_id"], table["cluster"], pixels)]
-    return training.Photos(features, table["label"].to_numpy(), *codes, mirrored)
+@dataclass(frozen=True)
+class Embedding:
+    """The embedder that retrieves best on validation; figures: of every candidate, by name; features: (N, D) of every photo."""
+
+    name: str
+    embedder: nn.Module
+    figures: dict[str, dict]
+    features: np.ndarray
+
+    def report(self) -> dict:
+        return {"chosen": self.name, "validation": self.figures}
 
 
-def train_photo_model(
-    photo_network: network.PhotoNetwork, args: argparse.Namespace, settings: dict, ranks: training.Ranks, key: str
-) -> tuple[model.Description, dict, list[dict], np.ndarray] | None:
-    """Train the network in place: its head or all of it, then the embedding that retrieves best on validation.
+def frozen_embedders(train_features: np.ndarray, config: training.TrainingConfig) -> dict[str, nn.Module]:
+    """What embeds without training, to be compared with."""
+    whitened = training.whitening(train_features, config.embedding_size, power=False)
+    return {"frozen trunk": nn.Identity(), "frozen trunk, whitened": whitened}
 
-    settings: how the photos were cleaned; key: names the run for its checkpoint.
-    Returns the description, the embeddings' figures, what each epoch measured, and (N, D) features of every photo; None on
-    other ranks than 0.
-    """
-    mean, std = (list(values) for values in network.normalisation(args.backbone))
-    plain = evaluation_transform(args.image_size, mean, std)
-    every = ListingPhotos(args.data, None, plain)
-    splits = {name: ListingPhotos(args.data, name, plain) for name in ("train", "validation")}
-    for name, split in splits.items():
-        if not len(split):
-            raise StageError(f"the {name} split has no photos: give more listings with photos, or dataset.py a --split-column")
-    rows = {name: np.flatnonzero(every.table["split"] == name) for name in ("train", "validation")}
-    known = np.sort(np.concatenate([rows["train"], rows["validation"]]))  # test photos take no part in any choice
-    queries = np.flatnonzero(every.table["split"].to_numpy()[known] == "validation")
-    classes = every.classes
-    photo_network.to(args.device, memory_format=torch.channels_last)
-    features = mirrored = None
-    if ranks.rank == 0:
-        features, mirrored = starting_features(photo_network, every, args)
-        of_train = None if mirrored is None else mirrored[rows["train"]]
-        train = coded_photos(args.data, every.table.iloc[rows["train"]], features[rows["train"]], of_train)
-        validation = coded_photos(args.data, every.table.iloc[rows["validation"]], features[rows["validation"]])
-        started = coded_photos(args.data, every.table.iloc[known], features[known])
-        frozen = {
-            "frozen trunk": nn.Identity(),
-            "frozen trunk, whitened": training.whitening(train.features, args.embedding_size, power=False),
-        }
-    curves = Curves(args.data / "tensorboard", ranks)
-    torch.manual_seed(args.seed)  # whether the features were there already must not matter
-    if args.finetune == "head":
-        training.train_head(photo_network.head, train, validation, args, curves.add)
-        candidates = dict(frozen)
-        for weight in training.CATEGORY_WEIGHTS:
-            candidates[f"projection, category weight {weight:g}"] = training.train_projection(
-                train, args.embedding_size, weight, len(classes), args.seed
-            )
-        chosen, figures = training.choose_embedder(candidates, started, queries)
-    else:
-        photo_network.embedder = network.Projection(photo_network.head.in_features, args.embedding_size, power=True).to(
-            args.device
+
+def train_on_features(
+    photo_network: network.PhotoNetwork,
+    data: Photos,
+    features: np.ndarray,
+    mirrored: np.ndarray,
+    config: training.TrainingConfig,
+    record: Callable[..., None],
+) -> Embedding:
+    """Train the head in place, and embeddings, on the frozen backbone's features of every photo and every mirrored one."""
+    train = data.coded(data.rows["train"], features, mirrored)
+    validation = data.coded(data.rows["validation"], features)
+    candidates = frozen_embedders(train.features, config)
+    torch.manual_seed(config.seed)  # whether the features were there already must not matter
+    training.train_head(photo_network.head, train, validation, config, record)
+    for weight in training.CATEGORY_WEIGHTS:
+        candidates[f"projection, category weight {weight:g}"] = training.train_projection(
+            train, config.embedding_size, weight, len(data.every.classes), config.seed
         )
-        augmented = ListingPhotos(args.data, "train", training_transform(args.image_size, mean, std, args.weights == "none"))
-        table = augmented.table
-        validate = functools.partial(_validate, loader=loader_of(splits["validation"], args), table=splits["validation"].table)
-        training.fine_tune(
-            photo_network,
-            augmented,
-            pd.factorize(table["product_id"])[0],
-            table["label"].to_numpy(),
-            functools.partial(validate, device=args.device),
-            args,
-            ranks,
-            args.data / "model" / CHECKPOINT,
-            key,
-            curves.add,
-        )
-        if ranks.rank:
-            return None
-        compared = training.choose_embedder(frozen, started, queries)[1]
-        (features,) = trunk_features(photo_network, [every], args)
-        whitened = training.whitening(features[rows["train"]], args.embedding_size, power=False)
-        candidates = {"projection": photo_network.embedder, "trunk": nn.Identity(), "trunk, whitened": whitened}
-        tuned = coded_photos(args.data, every.table.iloc[known], features[known])
-        chosen, figures = training.choose_embedder(candidates, tuned, queries)
-        figures = compared | figures
-    curves.close()
-    photo_network.embedder = embedder = candidates[chosen]
+    name, figures = data.choose_embedder(candidates, features)
+    return Embedding(name, candidates[name], figures, features)
+
+
+def train_end_to_end(
+    photo_network: network.PhotoNetwork,
+    data: Photos,
+    config: training.TrainingConfig,
+    checkpoint: training.Checkpoint,
+    ranks: training.Ranks,
+    record: Callable[..., None],
+) -> None:
+    """Train the network in place, its embedder too; on every rank."""
+    torch.manual_seed(config.seed)
+    projection = network.Projection(photo_network.head.in_features, config.embedding_size, power=True)
+    photo_network.embedder = projection.to(config.device)
+    validate = functools.partial(validate_network, split=data.validation, config=config)
+    training.fine_tune(photo_network, data.changed_at_random(), validate, config, checkpoint, ranks, record)
+
+
+def choose_tuned_embedding(
+    photo_network: network.PhotoNetwork, data: Photos, started: np.ndarray, config: training.TrainingConfig
+) -> Embedding:
+    """Of the network after train_end_to_end(); started: (N, D) features of every photo before it."""
+    compared = data.choose_embedder(frozen_embedders(started[data.rows["train"]], config), started)[1]
+    (features,) = backbone_features(photo_network, [data.every], config)
+    whitened = training.whitening(features[data.rows["train"]], config.embedding_size, power=False)
+    candidates = {"projection": photo_network.embedder, "trunk": nn.Identity(), "trunk, whitened": whitened}
+    name, figures = data.choose_embedder(candidates, features)
+    return Embedding(name, candidates[name], compared | figures, features)
+
+
+def describe(photo_network: network.PhotoNetwork, data: Photos, args: argparse.Namespace, embedding: str) -> model.Description:
+    embedder = photo_network.embedder
     linear = isinstance(embedder, network.Projection)
-    description = model.Description(
+    return model.Description(
         backbone=args.backbone,
         weights=args.weights if args.weights in ("imagenet", "none") else Path(args.weights).name,
-        classes=classes,
-        input_size=args.image_size,
-        mean=mean,
-        std=std,
+        classes=data.every.classes,
+        input_size=data.input_size,
+        mean=data.mean,
+        std=data.std,
         dimension=embedder.linear.out_features if linear else photo_network.head.in_features,
-        embedding=chosen,
+        embedding=embedding,
         pooling=args.pooling,
         projection="none" if not linear else "power" if embedder.power else "linear",
-        photo=settings,
+        photo=storage.read_manifest(args.data / "images")["arguments"],  # how the photos were cleaned
     )
+
+
+def save_photo_model(
+    photo_network: network.PhotoNetwork, description: model.Description, data_dir: Path, seed: int
+) -> model.Description:
+    """Write the network as torch's weights, as ONNX and in 8 bits, and the description, which then tells of the 8 bits."""
+    model_dir = data_dir / "model"
     photo_network.cpu().to(memory_format=torch.contiguous_format)
-    return description, {"chosen": chosen, "validation": figures}, curves.epochs, features
+    storage.write_bytes(model_dir / model.WEIGHTS, safetensors_bytes(photo_network.state_dict()))
+    with storage.atomic_path(model_dir / model.ONNX) as path:
+        network.export_onnx(photo_network, description.input_size, path)
+    description.save(model_dir)
+    tables = [ListingPhotos(data_dir, name).table for name in ("train", "validation")]
+    description = dataclasses.replace(description, int8=quantise.export(model_dir, data_dir / "images", *tables, seed))
+    description.save(model_dir)
+    return description
 
 
-def _validate(photo_network: network.PhotoNetwork, loader: DataLoader, table: pd.DataFrame, device: str) -> tuple[float, float]:
+def validate_network(
+    photo_network: network.PhotoNetwork, split: ListingPhotos, config: training.TrainingConfig
+) -> tuple[float, float]:
     """Accuracy by listing and cross-entropy by photo."""
     photo_network.eval()
-    logits = forward(lambda pixels: photo_network(pixels.to(device, memory_format=torch.channels_last))[1].float().cpu(), loader)
-    probabilities, labels = logits.softmax(1).numpy(), table["label"].to_numpy()
-    accuracy = training.accuracy_by_listing(probabilities, labels, pd.factorize(table["product_id"])[0])
+
+    def logits_of(pixels: torch.Tensor) -> torch.Tensor:
+        return photo_network(pixels.to(config.device, memory_format=torch.channels_last))[1].float().cpu()
+
+    probabilities = forward(logits_of, loader_of(split, config)).softmax(1).numpy()
+    labels = split.table["label"].to_numpy()
+    accuracy = training.accuracy_by_listing(probabilities, labels, pd.factorize(split.table["product_id"])[0])
     return accuracy, training.cross_entropy(probabilities, labels)
 
 
-def measure_photo_model(model_dir: Path, args: argparse.Namespace) -> tuple[dict, dict[str, pd.DataFrame]]:
+def measure_photo_model(data_dir: Path, config: training.TrainingConfig) -> tuple[dict, dict[str, pd.DataFrame]]:
     """Metrics by listing of the saved model, run as the API runs it, on validation and test.
 
     Also, by split, a table of its photos with the model's probability of each class in columns 0 to C - 1.
     """
-    served = model.PhotoModel(model_dir, device=args.device)
-    known = served.description
-    plain = evaluation_transform(known.input_size, known.mean, known.std)
+    served = model.PhotoModel(data_dir / "model", device=config.device)
+    description = served.description
+    plain = evaluation_transform(description.input_size, description.mean, description.std)
     metrics, tables = {}, {}
     for name in ("validation", "test"):
-        split = ListingPhotos(args.data, name, plain)
+        split = ListingPhotos(data_dir, name, plain)
         if not len(split):
             metrics[name] = None
             continue
-        probabilities = forward(lambda pixels: torch.from_numpy(served.run(pixels.numpy())[1]), loader_of(split, args)).numpy()
+        probabilities = forward(lambda pixels: torch.from_numpy(served.run(pixels.numpy())[1]), loader_of(split, config)).numpy()
         tables[name] = split.table.join(pd.DataFrame(probabilities))
-        by_product, truth = by_listing(tables[name], len(known.classes))
+        by_product, truth = by_listing(tables[name], len(description.classes))
         metrics[name] = {
             "loss": training.cross_entropy(probabilities, split.table["label"].to_numpy()),
-            **report_of(by_product.argmax(1), truth, known.classes),
+            **report_of(by_product.argmax(1), truth, description.classes),
         }
     return metrics, tables
 
@@ -312,67 +361,88 @@ def report_of(guess: np.ndarray, truth: np.ndarray, classes: list[str]) -> dict:
     }
 
 
-def train_table_models(
-    data_dir: Path, vectors: np.ndarray, photo_tables: dict[str, pd.DataFrame], classes: list[str], seed: int
-) -> tuple[table_models.TableModels, price_model.PriceModel, dict]:
-    """The models of the table, fitted on training listings, calibrated on validation ones; and their metrics.
+class Listings:
+    """The listings of the dataset with their split and cluster, and what the models of the table see of each split's.
 
     vectors: (N, D) of the photos of training_data.csv; photo_tables: of measure_photo_model().
     """
-    products = listings.read_products(data_dir / "tabular")
-    split = storage.read_csv(data_dir / "dataset" / "listings.csv").set_index("product_id")
-    for column in ("split", "cluster"):
-        products[column] = products["product_id"].map(split[column])
-    products["text"] = listings.texts(products)
-    products["usable"] = products["price_plausible"] & (products["price"] > 0)
-    owners = storage.read_csv(data_dir / "dataset" / "training_data.csv")["product_id"].to_numpy()
-    by_product = pd.DataFrame(vectors).groupby(owners).mean().reindex(products["product_id"]).to_numpy(np.float32)
-    rows = {name: np.flatnonzero(products["split"] == name) for name in ("train", "validation", "test")}
 
-    def evidence(name: str) -> tuple:
-        part = products.iloc[rows[name]]
-        return part["text"].tolist(), part["category"].tolist(), part["county"].tolist(), by_product[rows[name]]
+    def __init__(self, data_dir: Path, vectors: np.ndarray, photo_tables: dict[str, pd.DataFrame], n_classes: int):
+        table = listings.read_products(data_dir / "tabular")
+        split = storage.read_csv(data_dir / "dataset" / "listings.csv").set_index("product_id")
+        for column in ("split", "cluster"):
+            table[column] = table["product_id"].map(split[column])
+        table["text"] = listings.texts(table)
+        table["usable"] = table["price_plausible"] & (table["price"] > 0)
+        owners = storage.read_csv(data_dir / "dataset" / "training_data.csv")["product_id"].to_numpy()
+        self.n_classes, self._photo_tables = n_classes, photo_tables
+        self._parts = {name: part for name, part in table.groupby("split")}
+        self._empty = table.iloc[:0]
+        self._vectors = pd.DataFrame(vectors).groupby(owners).mean()
 
-    def prices(name: str) -> tuple[np.ndarray, np.ndarray]:
-        part = products.iloc[rows[name]]
+    def of_split(self, split: str) -> pd.DataFrame:
+        return self._parts.get(split, self._empty)
+
+    def evidence(self, split: str) -> tuple[list[str], list[str], list[str], np.ndarray]:
+        """Texts, category paths, counties, and the mean vector of each listing's photos, NaN for one without a photo."""
+        part = self.of_split(split)
+        vectors = self._vectors.reindex(part["product_id"]).to_numpy(np.float32)
+        return part["text"].tolist(), part["category"].tolist(), part["county"].tolist(), vectors
+
+    def prices(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """(P,) pounds, and whether each tells anything."""
+        part = self.of_split(split)
         return part["price"].to_numpy(), part["usable"].to_numpy(bool)
 
-    def photo_probabilities(name: str) -> np.ndarray:
-        """(P, C) of the split's listings, NaN for one without a photo."""
-        if name not in photo_tables:
-            return np.full((len(rows[name]), len(classes)), np.nan, np.float32)
-        means = photo_tables[name].groupby("product_id")[list(range(len(classes)))].mean()
-        return means.reindex(products["product_id"].iloc[rows[name]]).to_numpy(np.float32)
+    def photo_probabilities(self, split: str) -> np.ndarray:
+        """(P, C) mean of each listing's photos, NaN for one without a photo."""
+        product_ids = self.of_split(split)["product_id"]
+        if split not in self._photo_tables:
+            return np.full((len(product_ids), self.n_classes), np.nan, np.float32)
+        means = self._photo_tables[split].groupby("product_id")[list(range(self.n_classes))].mean()
+        return means.reindex(product_ids).to_numpy(np.float32)
 
-    labels = products["label"].to_numpy()
-    texts, paths, _, _ = evidence("train")
-    models = table_models.fit(texts, labels[rows["train"]], paths, len(classes), seed)
-    if len(rows["validation"]):
-        held_out = evidence("validation")[0]
-        models.calibrate(held_out, labels[rows["validation"]])
-        by_text = models.category_probabilities(held_out)
-        models.fit_fusion(photo_probabilities("validation"), by_text, labels[rows["validation"]])
-    clusters = products["cluster"].to_numpy()[rows["train"]]
-    pricing = price_model.fit(models, *evidence("train"), *prices("train"), clusters, seed)
-    if len(rows["validation"]):
-        pricing.calibrate(*evidence("validation"), *prices("validation"))
 
-    train_prices, usable = prices("train")
+def fit_text_models(data: Listings, seed: int) -> table_models.TableModels:
+    """Fitted on the training listings, calibrated on the validation ones."""
+    train, validation = data.of_split("train"), data.of_split("validation")
+    texts, paths = train["text"].tolist(), train["category"].tolist()
+    models = table_models.fit(texts, train["label"].to_numpy(), paths, data.n_classes, seed)
+    if len(validation):
+        held_out, labels = validation["text"].tolist(), validation["label"].to_numpy()
+        models.calibrate(held_out, labels)
+        models.fit_fusion(data.photo_probabilities("validation"), models.category_probabilities(held_out), labels)
+    return models
+
+
+def fit_price_model(data: Listings, models: table_models.TableModels, seed: int) -> price_model.PriceModel:
+    """Fitted on the training listings, calibrated on the validation ones."""
+    clusters = data.of_split("train")["cluster"].to_numpy()
+    prices = price_model.fit(models, *data.evidence("train"), *data.prices("train"), clusters, seed)
+    if len(data.of_split("validation")):
+        prices.calibrate(*data.evidence("validation"), *data.prices("validation"))
+    return prices
+
+
+def measure_table_models(
+    data: Listings, models: table_models.TableModels, pricing: price_model.PriceModel, classes: list[str]
+) -> dict:
+    train_prices, usable = data.prices("train")
     metrics = {"median_price_pounds": float(np.median(train_prices[usable]))}
     for name in ("validation", "test"):
         metrics[name] = None
-        if not len(rows[name]):
+        if not len(data.of_split(name)):
             continue
-        truth, by_text = labels[rows[name]], models.category_probabilities(evidence(name)[0])
-        fused = models.fuse(photo_probabilities(name), by_text)
-        quantiles, price = pricing.quantiles(*evidence(name)), prices(name)[0]
+        truth, by_text = data.of_split(name)["label"].to_numpy(), models.category_probabilities(data.evidence(name)[0])
+        fused = models.fuse(data.photo_probabilities(name), by_text)
+        quantiles, price = pricing.quantiles(*data.evidence(name)), data.prices(name)[0]
         priced = (price >= PRICE_BOUNDS[0]) & (price <= PRICE_BOUNDS[1])
         metrics[name] = {
             "text": report_of(by_text.argmax(1), truth, classes),
             "fused": report_of(fused.argmax(1), truth, classes),
             "price": evaluate_price(price[priced], quantiles[priced], metrics["median_price_pounds"]),
         }
-    return models, pricing, metrics
+    return metrics
 
 
 def evaluate_price(price: np.ndarray, quantiles: np.ndarray, median_price: float) -> dict:
@@ -542,15 +612,42 @@ def parse_args(argv=None) -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace) -> dict:
-    if args.check_weights:
-        if not network.imagenet_available(args.backbone):
-            raise StageError(f"the ImageNet weights of {args.backbone} are not cached and cannot be downloaded: see --weights")
-        return {"backbone": args.backbone, "imagenet_weights": "available"}
+def config_of(args: argparse.Namespace) -> training.TrainingConfig:
+    return training.TrainingConfig(
+        finetune=args.finetune,
+        pretrained=args.weights != "none",
+        image_size=args.image_size,
+        embedding_size=args.embedding_size,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        optimizer=args.optimizer,
+        learning_rate=args.learning_rate,
+        backbone_learning_rate=args.trunk_learning_rate,
+        patience=args.patience,
+        seed=args.seed,
+        workers=args.workers,
+        device=args.device,
+    )
+
+
+def check_weights(backbone: str) -> dict:
+    if not network.imagenet_available(backbone):
+        raise StageError(f"the ImageNet weights of {backbone} are not cached and cannot be downloaded: see --weights")
+    return {"backbone": backbone, "imagenet_weights": "available"}
+
+
+def weights_digest(weights: str) -> dict[str, str]:
+    """The digest of the file that --weights names, where it names one."""
+    if weights in ("imagenet", "none"):
+        return {}
+    network.check_file(weights)
+    return {"--weights": storage.digest(Path(weights))}
+
+
+def open_stage(args: argparse.Namespace) -> storage.Stage:
     for folder in ("tabular", "images"):
         storage.read_manifest(args.data / folder)
     storage.check_inputs(args.data, "dataset")
-    settings = storage.read_manifest(args.data / "images")["arguments"]
     left_out = ("data", "check_weights", "resume", "device", "workers")
     arguments = {name: value for name, value in vars(args).items() if name not in left_out}
     inputs = storage.digests(
@@ -558,65 +655,102 @@ def run(args: argparse.Namespace) -> dict:
         *("dataset/training_data.csv", "dataset/listings.csv", "dataset/settings.json"),
         *("tabular/products.csv", "tabular/labels.json", "images/photos.csv"),
     )
-    if args.weights not in ("imagenet", "none"):
-        network.check_file(args.weights)
-        inputs["--weights"] = storage.digest(Path(args.weights))
-    ranks = training.Ranks()
-    if args.finetune == "head" and ranks.rank:
-        return {"stage": "model", "rank": ranks.rank, "left_to_rank_0": True}  # the cached features need one process
-    if args.finetune != "head":
-        ranks.start(args.device)
-    stage = storage.Stage(args.data / "model", arguments, inputs)
-    if done := ranks.share(stage.finished()) if args.finetune != "head" else stage.finished():
-        return done
-    classes = listings.read_classes(args.data / "tabular")
+    return storage.Stage(args.data / "model", arguments, inputs | weights_digest(args.weights))
+
+
+def build_network(args: argparse.Namespace) -> network.PhotoNetwork:
     torch.manual_seed(args.seed)
-    photo_network = network.build(args.backbone, args.weights, len(classes), args.image_size)  # may fail: before begin()
+    n_classes = len(listings.read_classes(args.data / "tabular"))
+    photo_network = network.build(args.backbone, args.weights, n_classes, args.image_size)
     if args.pooling == "gem":
         network.use_gem(photo_network)
     if args.weights == "none":
         network.prepare_for_scratch(photo_network)
+    return photo_network
+
+
+def train_photo_network(
+    photo_network: network.PhotoNetwork,
+    data: Photos,
+    args: argparse.Namespace,
+    checkpoint: training.Checkpoint,
+    curves: Curves,
+) -> Embedding:
+    """Train the network in place and give it its embedder; on rank 0."""
+    config = config_of(args)
+    started = starting_features(photo_network, data.every, args, config)
+    if config.finetune == "head":
+        embedding = train_on_features(photo_network, data, *started, config, curves.add)
+    else:
+        train_end_to_end(photo_network, data, config, checkpoint, training.Ranks(), curves.add)
+        embedding = choose_tuned_embedding(photo_network, data, *started, config)
+    curves.close()
+    photo_network.embedder = embedding.embedder
+    return embedding
+
+
+def run(args: argparse.Namespace) -> dict:
+    if args.check_weights:
+        return check_weights(args.backbone)
+    stage, config, ranks = open_stage(args), config_of(args), training.Ranks()
+    if config.finetune != "head":
+        ranks.start(config.device)
+    elif ranks.rank:
+        return {"stage": "model", "rank": ranks.rank, "left_to_rank_0": True}  # the cached features need one process
+    if done := ranks.share(stage.finished()):
+        return done
+    photo_network = build_network(args)  # may fail: before begin()
+    checkpoint = training.Checkpoint(stage.folder / CHECKPOINT, run_key(stage), args.resume)
     if ranks.rank == 0:
         stage.begin()
         if not args.resume:
-            (stage.folder / CHECKPOINT).unlink(missing_ok=True)
-    key = hashlib.sha256(json.dumps([arguments, inputs]).encode()).hexdigest()
-    trained = train_photo_model(photo_network, args, settings, ranks, key)
-    if trained is None:
-        return {"stage": "model", "rank": ranks.rank, "epochs": args.epochs}
-    description, embedding, epochs, features = trained
-    storage.write_bytes(stage.folder / model.WEIGHTS, safetensors_bytes(photo_network.state_dict()))
-    with storage.atomic_path(stage.folder / model.ONNX) as path:
-        network.export_onnx(photo_network, args.image_size, path)
-    description.save(stage.folder)
-    tables = [ListingPhotos(args.data, name).table for name in ("train", "validation")]
-    int8 = quantise.export(stage.folder, args.data / "images", *tables, args.seed)
-    if int8["reason"]:
-        print(int8["reason"], file=sys.stderr)
-    dataclasses.replace(description, int8=int8).save(stage.folder)
-    photo_metrics, photo_tables = measure_photo_model(stage.folder, args)
+            checkpoint.path.unlink(missing_ok=True)
+    data = Photos(args.data, args.backbone, config)
+    photo_network.to(config.device, memory_format=torch.channels_last)
+    if ranks.rank:
+        train_end_to_end(photo_network, data, config, checkpoint, ranks, lambda **values: None)
+        return {"stage": "model", "rank": ranks.rank, "epochs": config.epochs}
+    curves = Curves(args.data / "tensorboard")
+    embedding = train_photo_network(photo_network, data, args, checkpoint, curves)
+    description = describe(photo_network, data, args, embedding.name)
+    description = save_photo_model(photo_network, description, args.data, config.seed)
+    if description.int8["reason"]:
+        print(description.int8["reason"], file=sys.stderr)
+    photo_metrics, photo_tables = measure_photo_model(args.data, config)
     with torch.inference_mode():
-        vectors = photo_network.of_features(torch.from_numpy(features))[0].numpy()
-    texts, prices, table_metrics = train_table_models(args.data, vectors, photo_tables, classes, args.seed)
+        vectors = photo_network.of_features(torch.from_numpy(embedding.features))[0].numpy()
+    table = Listings(args.data, vectors, photo_tables, len(description.classes))
+    texts = fit_text_models(table, config.seed)
+    prices = fit_price_model(table, texts, config.seed)
     texts.save(stage.folder)
     prices.save(stage.folder)
+    table_metrics = measure_table_models(table, texts, prices, description.classes)
+    draw_pictures(args.data, curves.epochs, photo_tables, description.classes)
+    storage.write_json(
+        stage.folder / "metrics.json",
+        {"photo": photo_metrics | {"epochs": curves.epochs}, "embedding": embedding.report(), "table": table_metrics},
+    )
+    checkpoint.path.unlink(missing_ok=True)
+    counts = {name: main_figures(photo_metrics[name] or {}, table_metrics[name] or {}) for name in ("validation", "test")}
+    print(json.dumps(counts | {"embedding": embedding.report()}, indent=2), file=sys.stderr)
+    pictures = ("curves.png", "confusion.png", "hardest.png")
+    return stage.finish(counts | {"embedding": description.embedding}, [*model.FILES, "metrics.json", *pictures], model.FILES)
+
+
+def run_key(stage: storage.Stage) -> str:
+    """Names a run, so that --resume goes on with no other's checkpoint."""
+    return hashlib.sha256(json.dumps([stage.arguments, stage.inputs]).encode()).hexdigest()
+
+
+def draw_pictures(data_dir: Path, epochs: list[dict], photo_tables: dict[str, pd.DataFrame], classes: list[str]) -> None:
     test = photo_tables.get("test", pd.DataFrame(columns=["product_id", "label", "image_id", *range(len(classes))]))
     probabilities, truth = by_listing(test, len(classes))
     confusion = (
         confusion_matrix(truth, probabilities.argmax(1), labels=range(len(classes))) if len(test) else np.zeros((1, 1), int)
     )
-    storage.write_bytes(stage.folder / "curves.png", draw_curves(epochs))
-    storage.write_bytes(stage.folder / "confusion.png", draw_confusion(confusion, description.classes))
-    storage.write_bytes(stage.folder / "hardest.png", draw_hardest(test, description.classes, args.data / "images"))
-    storage.write_json(
-        stage.folder / "metrics.json",
-        {"photo": photo_metrics | {"epochs": epochs}, "embedding": embedding, "table": table_metrics},
-    )
-    (stage.folder / CHECKPOINT).unlink(missing_ok=True)
-    counts = {name: main_figures(photo_metrics[name] or {}, table_metrics[name] or {}) for name in ("validation", "test")}
-    print(json.dumps(counts | {"embedding": embedding}, indent=2), file=sys.stderr)
-    pictures = ("curves.png", "confusion.png", "hardest.png")
-    return stage.finish(counts | {"embedding": description.embedding}, [*model.FILES, "metrics.json", *pictures], model.FILES)
+    storage.write_bytes(data_dir / "model" / "curves.png", draw_curves(epochs))
+    storage.write_bytes(data_dir / "model" / "confusion.png", draw_confusion(confusion, classes))
+    storage.write_bytes(data_dir / "model" / "hardest.png", draw_hardest(test, classes, data_dir / "images"))
 
 
 def main(argv=None) -> int:

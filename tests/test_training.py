@@ -81,8 +81,9 @@ def fine_tuned(checkpoint_path: Path, *flags: str, record=lambda **values: None,
     arguments = train.parse_args(
         ["--finetune", "all", "--epochs", "4", "--batch-size", "4", "--workers", "0", "--device", "cpu", *flags]
     )
-    codes = (pictures.products, pictures.labels)
-    training.fine_tune(photo_network, pictures, *codes, validate, arguments, training.Ranks(0, 1), checkpoint_path, "run", record)
+    photos = training.TrainingPhotos(pictures, pictures.products, pictures.labels)
+    checkpoint = training.Checkpoint(checkpoint_path, "run", arguments.resume)
+    training.fine_tune(photo_network, photos, validate, train.config_of(arguments), checkpoint, training.Ranks(0, 1), record)
     return photo_network.state_dict()
 
 
@@ -134,19 +135,28 @@ def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path):
     )
 
 
+def moving(width: int = 2) -> training.Moving:
+    """What moves in the training of a small network."""
+    photo_network = network.PhotoNetwork(torch.nn.Flatten(), 3 * width, 2)
+    photo_network.embedder = network.Projection(3 * width, 2, power=True)
+    config = train.config_of(train.parse_args(["--finetune", "all", "--device", "cpu"]))
+    return training.Moving.begin(photo_network, config, steps=10)
+
+
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A checkpoint, and a function that loads it into parts like those it was saved from."""
-    module = torch.nn.Linear(2, 2)
+    """A checkpoint's path, and a function that loads it into parts like those it was saved from."""
     path = tmp_path / "checkpoint.pt"
-    torch.save({"key": "this run", "state": {"epoch": 4}, "parts": {"trained": module.state_dict()}}, path)
-    return path, lambda key="this run", width=2: training._load_checkpoint(
-        path, key, {"trained": torch.nn.Linear(width, 2)}, "cpu"
-    )
+    training.save_checkpoint(training.Checkpoint(path, "this run", False), moving(), training.History(waited=4))
+
+    def load(key: str = "this run", width: int = 2) -> training.History:
+        return training.load_checkpoint(training.Checkpoint(path, key, True), moving(width), "cpu")
+
+    return path, load
 
 
-def test_a_good_checkpoint_gives_its_state(checkpoint):
-    assert checkpoint[1]() == {"epoch": 4}
+def test_a_good_checkpoint_gives_its_history(checkpoint):
+    assert checkpoint[1]() == training.History(waited=4)
 
 
 def test_a_checkpoint_of_another_run_is_refused(checkpoint):
@@ -363,7 +373,7 @@ def test_the_head_keeps_its_best_epoch_not_its_last():
         states.append(copy.deepcopy(head.state_dict()))
 
     torch.manual_seed(0)
-    training.train_head(head, train_photos, held_out, arguments, record)
+    training.train_head(head, train_photos, held_out, train.config_of(arguments), record)
     best = max(range(40), key=lambda epoch: (seen[epoch], -epoch))
     assert best < 39
     assert torch.equal(head.weight, states[best]["weight"])
