@@ -41,13 +41,11 @@ from marketplace.errors import StageError
 from marketplace.metrics import PRICE_BOUNDS
 
 EPOCHS = {"head": 30, "last": 6, "all": 6}
-LEARNING_RATE = {"adamw": 1e-3, "sgd": 0.05}
-TRUNK_SHARE = 0.3  # of the learning rate, for a trunk that starts from weights
-BATCH_SIZE, PATIENCE = 32, 5
+LEARNING_RATE, BATCH_SIZE = 1e-3, 32
 # From scratch there are few steps: small batches make more of them. The head sees thousands of positive features that mean
 # nothing yet: at 0.001 one step of AdamW moves its logits by 1.
 SCRATCH_EPOCHS, SCRATCH_BATCH_SIZE = 40, 16
-SCRATCH_LEARNING_RATE = {"adamw": 3e-4, "sgd": 0.005}
+SCRATCH_LEARNING_RATE = 3e-4
 HARDEST_TILES, HARDEST_COLUMNS, HARDEST_TILE_PX = 24, 6, 200
 CHECKPOINT = "checkpoint.pt"  # of the last whole epoch, while --finetune all or last is at work
 
@@ -279,7 +277,6 @@ def describe(photo_network: network.PhotoNetwork, data: Photos, args: argparse.N
         std=data.std,
         dimension=embedder.linear.out_features if linear else photo_network.head.in_features,
         embedding=embedding,
-        pooling=args.pooling,
         projection="none" if not linear else "power" if embedder.power else "linear",
         photo=storage.read_manifest(args.data / "images")["arguments"],  # how the photos were cleaned
     )
@@ -545,9 +542,6 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--embedding-size", default=256, type=flags.positive, help="numbers in a photo's vector (default: %(default)s)"
     )
     parser.add_argument(
-        "--pooling", default="average", choices=["average", "gem"], help="of the trunk's last maps (default: %(default)s)"
-    )
-    parser.add_argument(
         "--image-size", default=224, type=flags.positive, help="pixels a side of the model's input (default: %(default)s)"
     )
     parser.add_argument(
@@ -560,19 +554,11 @@ def parse_args(argv=None) -> argparse.Namespace:
         type=flags.positive,
         help=f"photos a step (default: {BATCH_SIZE}; without weights {SCRATCH_BATCH_SIZE})",
     )
-    parser.add_argument("--optimizer", default="adamw", choices=["adamw", "sgd"], help="(default: %(default)s)")
     parser.add_argument(
-        "--learning-rate", type=float, help="of the head (default: 0.001, 0.05 with sgd; without weights 0.0003, 0.005)"
-    )
-    parser.add_argument(
-        "--trunk-learning-rate",
+        "--learning-rate",
         type=float,
-        help=f"(default: {TRUNK_SHARE:g} of the head's for a trunk that starts from weights, else the same)",
-    )
-    parser.add_argument(
-        "--patience",
-        type=flags.positive,
-        help=f"epochs without a better validation before it ends (default: {PATIENCE}; without weights all)",
+        help=f"of the head; a backbone that starts from weights takes {training.BACKBONE_SHARE:g} of it "
+        f"(default: {LEARNING_RATE:g}; without weights {SCRATCH_LEARNING_RATE:g})",
     )
     parser.add_argument("--resume", action="store_true", help="go on after the last whole epoch of a killed run (last, all)")
     parser.add_argument("--seed", default=0, type=flags.not_negative, help="of everything random (default: %(default)s)")
@@ -592,21 +578,18 @@ def parse_args(argv=None) -> argparse.Namespace:
     args.batch_size = args.batch_size or (SCRATCH_BATCH_SIZE if scratch else BATCH_SIZE)
     if args.image_size < 32 or args.batch_size < 2:
         parser.error("--image-size is at least 32, --batch-size at least 2")
-    for rate in (args.learning_rate, args.trunk_learning_rate):
-        if rate is not None and not 0 < rate < float("inf"):
-            parser.error("--learning-rate and --trunk-learning-rate are above 0")
+    if args.learning_rate is not None and not 0 < args.learning_rate < float("inf"):
+        parser.error("--learning-rate is above 0")
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     args.finetune = args.finetune or ("all" if args.device.startswith("cuda") or scratch else "head")
     if args.finetune != "all" and scratch:
         parser.error(f"--finetune {args.finetune} needs a pretrained trunk: give --weights, or --finetune all")
-    if args.finetune == "head" and (args.resume or args.pooling == "gem"):
-        parser.error("--resume and --pooling gem are for --finetune all or last")
+    if args.finetune == "head" and args.resume:
+        parser.error("--resume is for --finetune all or last")
     if args.batch_size % ranks.world:
         parser.error(f"--batch-size {args.batch_size} cannot be shared by {ranks.world} processes: give a multiple")
     args.epochs = args.epochs or (SCRATCH_EPOCHS if scratch else EPOCHS[args.finetune])
-    args.learning_rate = args.learning_rate or (SCRATCH_LEARNING_RATE if scratch else LEARNING_RATE)[args.optimizer]
-    args.trunk_learning_rate = args.trunk_learning_rate or args.learning_rate * (1 if scratch else TRUNK_SHARE)
-    args.patience = args.patience or (args.epochs if scratch else PATIENCE)
+    args.learning_rate = args.learning_rate or (SCRATCH_LEARNING_RATE if scratch else LEARNING_RATE)
     if ranks.world > 1 and args.device.startswith("cuda"):
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     return args
@@ -620,10 +603,7 @@ def config_of(args: argparse.Namespace) -> training.TrainingConfig:
         embedding_size=args.embedding_size,
         epochs=args.epochs,
         batch_size=args.batch_size,
-        optimizer=args.optimizer,
         learning_rate=args.learning_rate,
-        backbone_learning_rate=args.trunk_learning_rate,
-        patience=args.patience,
         seed=args.seed,
         workers=args.workers,
         device=args.device,
@@ -662,8 +642,6 @@ def build_network(args: argparse.Namespace) -> network.PhotoNetwork:
     torch.manual_seed(args.seed)
     n_classes = len(listings.read_classes(args.data / "tabular"))
     photo_network = network.build(args.backbone, args.weights, n_classes, args.image_size)
-    if args.pooling == "gem":
-        network.use_gem(photo_network)
     if args.weights == "none":
         network.prepare_for_scratch(photo_network)
     return photo_network

@@ -51,17 +51,6 @@ class Projection(nn.Module):
         return self.linear(self.root(features))
 
 
-class GeM(nn.Module):
-    """Generalised-mean pooling, (N, D, H, W) -> (N, D, 1, 1), its exponent trained (Radenovic et al., TPAMI 2018, equation 4)."""
-
-    def __init__(self):
-        super().__init__()
-        self.exponent = nn.Parameter(torch.tensor(3.0))
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        return maps.clamp(min=1e-6).pow(self.exponent).mean((2, 3), keepdim=True).pow(1 / self.exponent)
-
-
 class PhotoNetwork(nn.Module):
     """A trunk; on its pooled features a linear head of category logits, and an embedder: none, or a Projection."""
 
@@ -216,19 +205,9 @@ def prepare_for_scratch(network: PhotoNetwork) -> None:
     nn.init.zeros_(network.head.bias)
 
 
-def use_gem(network: PhotoNetwork) -> None:
-    """Replace the trunk's average pooling by GeM; StageError when it has none."""
-    pooling = [name for name, module in network.trunk.named_modules() if isinstance(module, nn.AdaptiveAvgPool2d)]
-    if not pooling:
-        raise StageError(f"--pooling gem needs a backbone with average pooling: use resnet50, {LITE0} or --pooling average")
-    network.trunk.set_submodule(pooling[-1], GeM())
-
-
 def of_description(description) -> PhotoNetwork:
     """The network that a model.Description tells of, its weights still random."""
     network = build(description.backbone, "none", len(description.classes), description.input_size)
-    if description.pooling == "gem":
-        use_gem(network)
     if description.projection != "none":
         network.embedder = Projection(network.head.in_features, description.dimension, description.projection == "power")
     return network

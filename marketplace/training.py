@@ -23,6 +23,8 @@ from marketplace import metrics, network, storage
 from marketplace.errors import StageError
 
 WEIGHT_DECAY = 1e-4
+BACKBONE_SHARE = 0.3  # of the learning rate, for a backbone that starts from weights
+PATIENCE = 5  # epochs without a better validation
 HEAD_BATCH = 256  # cached feature vectors a step
 LABEL_SMOOTHING = 0.1
 LARGEST_GRADIENT = 5.0  # its norm is clipped there
@@ -40,7 +42,7 @@ class TrainingConfig:
     """How the photo network is trained.
 
     finetune: "head", on the features of a backbone that stays as it is; "last", the last quarter of the backbone too; "all".
-    pretrained: whether the backbone starts from weights; patience: epochs without a better validation before training ends.
+    pretrained: whether the backbone starts from weights.
     """
 
     finetune: str
@@ -49,13 +51,19 @@ class TrainingConfig:
     embedding_size: int
     epochs: int
     batch_size: int
-    optimizer: str  # adamw or sgd
     learning_rate: float
-    backbone_learning_rate: float
-    patience: int
     seed: int
     workers: int  # processes that decode photos
     device: str
+
+    @property
+    def backbone_learning_rate(self) -> float:
+        return self.learning_rate * (BACKBONE_SHARE if self.pretrained else 1)
+
+    @property
+    def patience(self) -> int:
+        """Epochs without a better validation before training ends; from scratch it goes through all epochs."""
+        return PATIENCE if self.pretrained else self.epochs
 
 
 @dataclass(frozen=True)
@@ -453,10 +461,7 @@ def _optimiser(trained: _Trained, config: TrainingConfig) -> torch.optim.Optimiz
         {"params": [each for each in moved if id(each) in in_backbone], "lr": config.backbone_learning_rate},
         {"params": [each for each in moved if id(each) not in in_backbone], "lr": config.learning_rate},
     ]
-    fused = not config.pretrained
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY, fused=fused)
-    return torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=fused)
+    return torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=not config.pretrained)
 
 
 def _warm_up_and_cosine(step: int, steps: int) -> float:

@@ -77,6 +77,14 @@ def test_eight_bits_that_failed_their_check_or_were_never_checked_do_not_run(mod
     assert model.PhotoModel(model_dir, device="cpu").precision == "fp32" and not caplog.messages
 
 
+def test_a_description_of_another_version_says_what_to_run(model_dir):
+    path = model_dir / model.DESCRIPTION
+    storage.write_json(path, storage.read_json(path) | {"pooling": "average"})
+    with pytest.raises(StageError) as caught:
+        model.Description.load(model_dir)
+    assert str(caught.value) == f"{path} was written by another version of this program: run python train.py again"
+
+
 @pytest.mark.parametrize(("runtime", "name"), [("auto", model.INT8), ("onnx", model.ONNX)])
 def test_a_missing_network_is_one_sentence(model_dir, runtime, name):
     (model_dir / name).unlink()

@@ -163,7 +163,7 @@ def test_before_the_earlier_stages_training_says_what_to_run(tmp_path, capsys):
         ),
         (["--epochs", "0"], "argument --epochs: '0' is not a whole number above 0"),
         (["--batch-size", "1"], "--image-size is at least 32, --batch-size at least 2"),
-        (["--learning-rate", "-1"], "--learning-rate and --trunk-learning-rate are above 0"),
+        (["--learning-rate", "-1"], "--learning-rate is above 0"),
         (["--seed", "-1"], "argument --seed: '-1' is not a whole number from 0 to 4294967295"),
     ],
 )
