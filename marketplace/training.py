@@ -97,6 +97,27 @@ def class_weights(labels: np.ndarray, n_classes: int) -> torch.Tensor:
     return torch.tensor(weights * len(labels) / (weights * counts).sum(), dtype=torch.float32)
 
 
+@dataclass
+class History:
+    """How far training has come; best: accuracy and minus cross-entropy of the best epoch, best_state: its weights."""
+
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    best: list[float] | None = None
+    best_state: dict[str, torch.Tensor] | None = None
+    waited: int = 0  # epochs since the best one
+
+    def add(self, values: dict[str, float], module: nn.Module) -> None:
+        self.epochs.append(values)
+        measured = [values["validation_accuracy"], -values["validation_loss"]]
+        self.waited += 1
+        if self.best is None or measured > self.best:
+            self.best, self.waited = measured, 0
+            self.best_state = copy.deepcopy(module.state_dict())
+
+    def goes_on(self, config: TrainingConfig) -> bool:
+        return len(self.epochs) < config.epochs and self.waited < config.patience
+
+
 def train_head(head: nn.Linear, train: Photos, validation: Photos, config: TrainingConfig, record: Callable[..., None]) -> None:
     """Train the linear head on the frozen trunk's features of both views; its best epoch by validation is kept."""
     features = torch.from_numpy(np.concatenate([train.features, train.mirrored])).to(config.device)
@@ -104,8 +125,8 @@ def train_head(head: nn.Linear, train: Photos, validation: Photos, config: Train
     held_out = torch.from_numpy(validation.features).to(config.device)
     head.to(config.device)
     optimiser = torch.optim.AdamW(head.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY)
-    best, best_state = None, None
-    for _ in range(config.epochs):
+    history = History()
+    while history.goes_on(config):
         total = 0.0
         for rows in torch.randperm(len(features)).to(config.device).split(HEAD_BATCH):
             loss = nn.functional.cross_entropy(head(features[rows]), labels[rows])
@@ -116,14 +137,14 @@ def train_head(head: nn.Linear, train: Photos, validation: Photos, config: Train
         check_finite(total)
         with torch.inference_mode():
             probabilities = head(held_out).softmax(1).cpu().numpy()
-        measured = (
-            accuracy_by_listing(probabilities, validation.labels, validation.products),
-            -cross_entropy(probabilities, validation.labels),
-        )
-        record(train_loss=total / len(features), validation_loss=-measured[1], validation_accuracy=measured[0])
-        if best is None or measured > best:
-            best, best_state = measured, copy.deepcopy(head.state_dict())
-    head.load_state_dict(best_state)
+        values = {
+            "train_loss": total / len(features),
+            "validation_loss": cross_entropy(probabilities, validation.labels),
+            "validation_accuracy": accuracy_by_listing(probabilities, validation.labels, validation.products),
+        }
+        record(**values)
+        history.add(values, head)
+    head.load_state_dict(history.best_state)
 
 
 def check_finite(loss: float) -> None:
@@ -371,24 +392,6 @@ class BatchLoss:
         return loss, loss.item() - (self._ranks.world - 1) * attraction.item()
 
 
-@dataclass
-class History:
-    """How far training has come; best: accuracy and minus cross-entropy of the best epoch, best_state: its network."""
-
-    epochs: list[dict[str, float]] = field(default_factory=list)
-    best: list[float] | None = None
-    best_state: dict[str, torch.Tensor] | None = None
-    waited: int = 0  # epochs since the best one
-
-    def add(self, values: dict[str, float], photo_network: network.PhotoNetwork) -> None:
-        self.epochs.append(values)
-        measured = [values["validation_accuracy"], -values["validation_loss"]]
-        self.waited += 1
-        if self.best is None or measured > self.best:
-            self.best, self.waited = measured, 0
-            self.best_state = copy.deepcopy(photo_network.state_dict())
-
-
 def fine_tune(
     photo_network: network.PhotoNetwork,
     train: TrainingPhotos,
@@ -411,7 +414,7 @@ def fine_tune(
     history = load_checkpoint(checkpoint, moving, config.device) if checkpoint.resume else History()
     for values in history.epochs:
         record(**values)
-    while len(history.epochs) < config.epochs and history.waited < config.patience:
+    while history.goes_on(config):
         epoch = seeded.epoch = batches.epoch = len(history.epochs)
         torch.manual_seed(hash((config.seed, epoch, ranks.rank)) % 2**63)  # dropout in the trunk, where it has some
         train_loss = train_epoch(moving, parallel, loader, batch_loss, config)
