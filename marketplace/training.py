@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from pytorch_metric_learning import losses
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from sklearn.decomposition import PCA
 from torch import distributed, nn
-from torch.optim import swa_utils
+from torch.optim import lr_scheduler, swa_utils
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -192,7 +193,7 @@ def train_projection(train: Photos, size: int, category_weight: float, n_classes
     order = np.argsort(train.products, kind="stable")
     rows_of = np.split(order, np.flatnonzero(np.diff(train.products[order])) + 1)
     epochs = math.ceil(PROJECTION_STEPS / math.ceil(len(rows_of) / PROJECTION_BATCH))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs)
+    schedule = lr_scheduler.CosineAnnealingLR(optimiser, epochs)
     for _ in range(epochs):
         shuffled = generator.permutation(len(rows_of))
         for start in range(0, len(shuffled), PROJECTION_BATCH):
@@ -259,15 +260,6 @@ class Ranks:
         box = [value]
         distributed.broadcast_object_list(box)
         return box[0]
-
-    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The rows of all ranks, in the same order everywhere; gradients flow back to this rank's own."""
-        if self.world == 1:
-            return tensor
-        rows = [torch.empty_like(tensor) for _ in range(self.world)]
-        distributed.all_gather(rows, tensor.detach().contiguous())
-        rows[self.rank] = tensor
-        return torch.cat(rows)
 
 
 class ListingBatches:
@@ -342,7 +334,7 @@ class Moving:
     trained: _Trained
     averaged: swa_utils.AveragedModel
     optimiser: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
+    schedule: lr_scheduler.LRScheduler
 
     @classmethod
     def begin(cls, photo_network: network.PhotoNetwork, config: TrainingConfig, steps: int) -> "Moving":
@@ -354,7 +346,7 @@ class Moving:
             for parameter in parameters[: len(parameters) * 3 // 4]:  # in the order of the layers: the last quarter is trained
                 parameter.requires_grad_(False)
         optimiser = _optimiser(trained, config)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _warm_up_and_cosine(step, steps))
+        schedule = make_schedule(optimiser, steps)
         decay = 1 - 1 / max(EMA_SHARE * steps, 1)
         averaged = swa_utils.AveragedModel(trained, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(decay), use_buffers=True)
         return cls(trained, averaged, optimiser, schedule)
@@ -370,26 +362,27 @@ class BatchLoss:
     def __init__(self, train: TrainingPhotos, n_classes: int, ranks: Ranks, device: str):
         self._balance = class_weights(train.labels, n_classes).to(device)
         self._paired = len(np.unique(train.listings)) < len(train.listings)  # else no listing has a second photo to attract
-        self._listings, self._ranks, self._device = torch.tensor(train.listings), ranks, device
-        self._by_listing = losses.SupConLoss(TEMPERATURE)
+        self._listings, self._world, self._device = torch.tensor(train.listings), ranks.world, device
+        self._attraction: nn.Module = losses.SupConLoss(TEMPERATURE)
+        if ranks.world > 1:
+            self._attraction = DistributedLossWrapper(self._attraction)
 
     def __call__(
         self, outputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor], targets: torch.Tensor, rows: torch.Tensor
     ) -> tuple[torch.Tensor, float]:
         """To be minimised, and its value for reports.
 
-        Every rank has the gradient of its own rows only, and the mean over ranks is taken: hence the factor of the attraction,
-        which the value goes without.
+        The attraction is over the rows of all ranks. Each rank has the gradient of its own rows only, and the mean over ranks
+        is taken, so the wrapper multiplies it by their number, which the value goes without.
         """
         vectors, logits, category_loss = outputs
         each = nn.functional.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=LABEL_SMOOTHING)
         loss = (each * self._balance[targets]).mean() + CATEGORY_WEIGHT * category_loss
         if not self._paired:
             return loss, loss.item()
-        everywhere = self._ranks.gather(vectors.float()), self._ranks.gather(self._listings[rows].to(self._device))
-        attraction = LISTING_WEIGHT * self._by_listing(*everywhere)
-        loss = loss + self._ranks.world * attraction
-        return loss, loss.item() - (self._ranks.world - 1) * attraction.item()
+        attraction = LISTING_WEIGHT * self._attraction(vectors.float(), self._listings[rows].to(self._device))
+        loss = loss + attraction
+        return loss, loss.item() - (1 - 1 / self._world) * attraction.item()
 
 
 def fine_tune(
@@ -467,11 +460,12 @@ def _optimiser(trained: _Trained, config: TrainingConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=not config.pretrained)
 
 
-def _warm_up_and_cosine(step: int, steps: int) -> float:
+def make_schedule(optimiser: torch.optim.Optimizer, steps: int) -> lr_scheduler.LRScheduler:
+    """A linear warm-up to the full rate, then a cosine to nothing at the last of `steps` batches; stepped after each."""
     warm_up = max(1, round(WARM_UP_SHARE * steps))
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+    rising = lr_scheduler.LinearLR(optimiser, start_factor=1 / warm_up, total_iters=warm_up - 1)
+    falling = lr_scheduler.CosineAnnealingLR(optimiser, T_max=max(1, steps - warm_up))
+    return lr_scheduler.SequentialLR(optimiser, [rising, falling], milestones=[warm_up])
 
 
 @dataclass(frozen=True)

@@ -355,10 +355,19 @@ def test_classes_are_weighed_between_photos_alike_and_classes_alike():
     assert weights[1] / weights[0] == pytest.approx(3)
 
 
-def test_the_learning_rate_warms_up_and_ends_at_nothing():
-    factors = [training._warm_up_and_cosine(step, 100) for step in range(100)]
-    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
-    assert max(factors) == 1.0 and 0 < factors[-1] < 0.01 and factors[10:] == sorted(factors[10:], reverse=True)
+@pytest.mark.parametrize("steps", [1, 2, 7, 100])
+def test_the_learning_rate_warms_up_and_falls_along_a_cosine_to_nothing(steps):
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    schedule = training.make_schedule(optimiser, steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+    warm_up = max(1, round(0.1 * steps))
+    rising = [(step + 1) / warm_up for step in range(warm_up)]
+    falling = [0.5 * (1 + np.cos(np.pi * step / (steps - warm_up))) for step in range(steps - warm_up)]
+    assert rates == pytest.approx([0.5 * factor for factor in rising + falling])
 
 
 def test_the_head_keeps_its_best_epoch_not_its_last():
