@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from marketplace import changes, errors, flags, photos, storage
 from marketplace.errors import StageError
-from marketplace.listings import read_classes
+from marketplace.listings import read_classes, read_products
 
 SHARES = {"train": 70, "test": 15, "validation": 15}  # percent of the listings of each label; an even choice goes to the first
 SPLITS = ("train", "validation", "test")
@@ -447,6 +447,14 @@ def run(args: argparse.Namespace) -> dict:
 def photo_tensor(jpeg: bytes) -> torch.Tensor:
     """A cleaned photo as (3, H, W) uint8 RGB."""
     return torch.from_numpy(photos.pixels(jpeg)).permute(2, 0, 1).contiguous()
+
+
+def listings_with_splits(data_dir: Path) -> pd.DataFrame:
+    """read_products() with the cluster and the split of each listing, whatever columns of that name it had."""
+    table = read_products(data_dir / "tabular")
+    splits = storage.read_csv(data_dir / "dataset" / "listings.csv").set_index("product_id")
+    table[["cluster", "split"]] = splits.loc[table["product_id"], ["cluster", "split"]].to_numpy()
+    return table
 
 
 class ListingPhotos(torch.utils.data.Dataset):

@@ -1,7 +1,8 @@
 """Train the photo model (ResNet-50 transfer learning) and the models of the table.
 
 Reads   data/dataset/, data/images/, data/tabular/
-Writes  data/model/       (image_model.safetensors, .json, .onnx, .int8.onnx; table_models.*, price_model.*; metrics.json; .png)
+Writes  data/model/       (image_model.safetensors, .json, .onnx, .int8.onnx; table_models.*, price_model.*; metrics.json,
+                          curves.png)
         data/features/    (the starting trunk's features of every photo: computed once, trained on, compared with)
         data/tensorboard/ (the curves for TensorBoard)
 Run     python train.py                                  ImageNet weights, downloaded once
@@ -15,10 +16,8 @@ import argparse
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -29,16 +28,28 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import save as safetensors_bytes
-from sklearn.metrics import classification_report, confusion_matrix, r2_score
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from dataset import ListingPhotos, photo_tensor
-from marketplace import errors, flags, listings, model, network, photos, price_model, quantise, storage, table_models, training
+from dataset import ListingPhotos, listings_with_splits, photo_tensor
+from marketplace import (
+    charts,
+    errors,
+    flags,
+    listings,
+    metrics,
+    model,
+    network,
+    photos,
+    price_model,
+    quantise,
+    storage,
+    table_models,
+    training,
+)
 from marketplace.errors import StageError
-from marketplace.metrics import PRICE_BOUNDS
 
 EPOCHS = {"head": 30, "last": 6, "all": 6}
 LEARNING_RATE, BATCH_SIZE = 1e-3, 32
@@ -46,7 +57,6 @@ LEARNING_RATE, BATCH_SIZE = 1e-3, 32
 # nothing yet: at 0.001 one step of AdamW moves its logits by 1.
 SCRATCH_EPOCHS, SCRATCH_BATCH_SIZE = 40, 16
 SCRATCH_LEARNING_RATE = 3e-4
-HARDEST_TILES, HARDEST_COLUMNS, HARDEST_TILE_PX = 24, 6, 200
 CHECKPOINT = "checkpoint.pt"  # of the last whole epoch, while --finetune all or last is at work
 
 
@@ -313,214 +323,114 @@ def validate_network(
     return accuracy, training.cross_entropy(probabilities, labels)
 
 
-def measure_photo_model(data_dir: Path, config: training.TrainingConfig) -> tuple[dict, dict[str, pd.DataFrame]]:
-    """Metrics by listing of the saved model, run as the API runs it, on validation and test.
+def validation_probabilities(data_dir: Path, config: training.TrainingConfig) -> pd.DataFrame:
+    """(P, C) of the validation listings with photos, by product_id: the saved model's, run as the API runs it.
 
-    Also, by split, a table of its photos with the model's probability of each class in columns 0 to C - 1.
+    A listing's are the mean of its photos'.
     """
     served = model.PhotoModel(data_dir / "model", device=config.device)
     description = served.description
-    plain = evaluation_transform(description.input_size, description.mean, description.std)
-    metrics, tables = {}, {}
-    for name in ("validation", "test"):
-        split = ListingPhotos(data_dir, name, plain)
-        if not len(split):
-            metrics[name] = None
-            continue
-        probabilities = forward(lambda pixels: torch.from_numpy(served.run(pixels.numpy())[1]), loader_of(split, config)).numpy()
-        tables[name] = split.table.join(pd.DataFrame(probabilities))
-        by_product, truth = by_listing(tables[name], len(description.classes))
-        metrics[name] = {
-            "loss": training.cross_entropy(probabilities, split.table["label"].to_numpy()),
-            **report_of(by_product.argmax(1), truth, description.classes),
-        }
-    return metrics, tables
-
-
-def by_listing(table: pd.DataFrame, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The mean of each listing's photos: (P, C) probabilities and (P,) labels, listings in the order of their ids."""
-    groups = table.groupby("product_id")
-    return groups[list(range(n_classes))].mean().to_numpy(), groups["label"].first().to_numpy()
-
-
-def report_of(guess: np.ndarray, truth: np.ndarray, classes: list[str]) -> dict:
-    """Accuracy, macro-F1 over the classes that occur, and each class's precision, recall, F1 and number of listings."""
-    report = classification_report(
-        truth, guess, labels=range(len(classes)), target_names=classes, output_dict=True, zero_division=0
-    )
-    per_class = {name: report[name] for name in classes}
-    occurring = [row["f1-score"] for label, row in enumerate(per_class.values()) if row["support"] or (guess == label).any()]
-    return {
-        "accuracy": float((guess == truth).mean()),
-        "macro_f1": float(np.mean(occurring)),
-        "listings": len(truth),
-        "per_class": per_class,
-    }
+    split = ListingPhotos(data_dir, "validation", evaluation_transform(description.input_size, description.mean, description.std))
+    by_photo = forward(lambda pixels: torch.from_numpy(served.run(pixels.numpy())[1]), loader_of(split, config)).numpy()
+    return pd.DataFrame(by_photo).groupby(split.table["product_id"].to_numpy()).mean()
 
 
 class Listings:
-    """The listings of the dataset with their split and cluster, and what the models of the table see of each split's.
+    """The training and validation listings, and what the models of the table see of them.
 
-    vectors: (N, D) of the photos of training_data.csv; photo_tables: of measure_photo_model().
+    vectors: (N, D) of the photos of training_data.csv; probabilities: of validation_probabilities().
     """
 
-    def __init__(self, data_dir: Path, vectors: np.ndarray, photo_tables: dict[str, pd.DataFrame], n_classes: int):
-        table = listings.read_products(data_dir / "tabular")
-        split = storage.read_csv(data_dir / "dataset" / "listings.csv").set_index("product_id")
-        for column in ("split", "cluster"):
-            table[column] = table["product_id"].map(split[column])
+    def __init__(self, data_dir: Path, vectors: np.ndarray, probabilities: pd.DataFrame):
+        table = listings_with_splits(data_dir)
         table["text"] = listings.texts(table)
         table["usable"] = table["price_plausible"] & (table["price"] > 0)
         owners = storage.read_csv(data_dir / "dataset" / "training_data.csv")["product_id"].to_numpy()
-        self.n_classes, self._photo_tables = n_classes, photo_tables
-        self._parts = {name: part for name, part in table.groupby("split")}
-        self._empty = table.iloc[:0]
-        self._vectors = pd.DataFrame(vectors).groupby(owners).mean()
-
-    def of_split(self, split: str) -> pd.DataFrame:
-        return self._parts.get(split, self._empty)
+        self.by_split = {name: table[table["split"] == name] for name in ("train", "validation")}
+        self.n_classes = probabilities.shape[1]
+        self._vectors, self._probabilities = pd.DataFrame(vectors).groupby(owners).mean(), probabilities
 
     def evidence(self, split: str) -> tuple[list[str], list[str], list[str], np.ndarray]:
         """Texts, category paths, counties, and the mean vector of each listing's photos, NaN for one without a photo."""
-        part = self.of_split(split)
+        part = self.by_split[split]
         vectors = self._vectors.reindex(part["product_id"]).to_numpy(np.float32)
         return part["text"].tolist(), part["category"].tolist(), part["county"].tolist(), vectors
 
     def prices(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """(P,) pounds, and whether each tells anything."""
-        part = self.of_split(split)
+        part = self.by_split[split]
         return part["price"].to_numpy(), part["usable"].to_numpy(bool)
 
-    def photo_probabilities(self, split: str) -> np.ndarray:
-        """(P, C) mean of each listing's photos, NaN for one without a photo."""
-        product_ids = self.of_split(split)["product_id"]
-        if split not in self._photo_tables:
-            return np.full((len(product_ids), self.n_classes), np.nan, np.float32)
-        means = self._photo_tables[split].groupby("product_id")[list(range(self.n_classes))].mean()
-        return means.reindex(product_ids).to_numpy(np.float32)
+    def photo_probabilities(self) -> np.ndarray:
+        """(P, C) of the validation listings, NaN for one without a photo."""
+        return self._probabilities.reindex(self.by_split["validation"]["product_id"]).to_numpy(np.float32)
 
 
 def fit_text_models(data: Listings, seed: int) -> table_models.TableModels:
     """Fitted on the training listings, calibrated on the validation ones."""
-    train, validation = data.of_split("train"), data.of_split("validation")
+    train, validation = data.by_split["train"], data.by_split["validation"]
     texts, paths = train["text"].tolist(), train["category"].tolist()
     models = table_models.fit(texts, train["label"].to_numpy(), paths, data.n_classes, seed)
-    if len(validation):
-        held_out, labels = validation["text"].tolist(), validation["label"].to_numpy()
-        models.calibrate(held_out, labels)
-        models.fit_fusion(data.photo_probabilities("validation"), models.category_probabilities(held_out), labels)
+    held_out, labels = validation["text"].tolist(), validation["label"].to_numpy()
+    models.calibrate(held_out, labels)
+    models.fit_fusion(data.photo_probabilities(), models.category_probabilities(held_out), labels)
     return models
 
 
 def fit_price_model(data: Listings, models: table_models.TableModels, seed: int) -> price_model.PriceModel:
     """Fitted on the training listings, calibrated on the validation ones."""
-    clusters = data.of_split("train")["cluster"].to_numpy()
+    clusters = data.by_split["train"]["cluster"].to_numpy()
     prices = price_model.fit(models, *data.evidence("train"), *data.prices("train"), clusters, seed)
-    if len(data.of_split("validation")):
-        prices.calibrate(*data.evidence("validation"), *data.prices("validation"))
+    prices.calibrate(*data.evidence("validation"), *data.prices("validation"))
     return prices
 
 
-def measure_table_models(
+def measure(
     data: Listings, models: table_models.TableModels, pricing: price_model.PriceModel, classes: list[str]
-) -> dict:
+) -> dict[str, dict]:
+    """Figures of the validation listings: of the photo, text and fused category models, by listing, and of the price."""
     train_prices, usable = data.prices("train")
-    metrics = {"median_price_pounds": float(np.median(train_prices[usable]))}
-    for name in ("validation", "test"):
-        metrics[name] = None
-        if not len(data.of_split(name)):
-            continue
-        truth, by_text = data.of_split(name)["label"].to_numpy(), models.category_probabilities(data.evidence(name)[0])
-        fused = models.fuse(data.photo_probabilities(name), by_text)
-        quantiles, price = pricing.quantiles(*data.evidence(name)), data.prices(name)[0]
-        priced = (price >= PRICE_BOUNDS[0]) & (price <= PRICE_BOUNDS[1])
-        metrics[name] = {
-            "text": report_of(by_text.argmax(1), truth, classes),
-            "fused": report_of(fused.argmax(1), truth, classes),
-            "price": evaluate_price(price[priced], quantiles[priced], metrics["median_price_pounds"]),
-        }
-    return metrics
-
-
-def evaluate_price(price: np.ndarray, quantiles: np.ndarray, median_price: float) -> dict:
-    """R2 of log price, median absolute error beside the median price's, and coverage, of (N, 3) log10 pounds."""
-    if len(price) < 2:
-        return {"listings": len(price)}
-    low, middle, high = quantiles.T
+    labels = data.by_split["validation"]["label"].to_numpy()
+    by_photo = data.photo_probabilities()
+    by_text = models.category_probabilities(data.evidence("validation")[0])
+    has_photo = ~np.isnan(by_photo).any(axis=1)
+    quantiles = 10 ** pricing.quantiles(*data.evidence("validation"))
     return {
-        "listings": len(price),
-        "log_r2": float(r2_score(np.log10(price), middle)),
-        "median_error_pounds": float(np.median(np.abs(price - 10**middle))),
-        "median_error_of_median_pounds": float(np.median(np.abs(price - median_price))),
-        "share_within_range": float(((low <= np.log10(price)) & (np.log10(price) <= high)).mean()),
+        "photo": metrics.category_report(labels[has_photo], by_photo[has_photo], classes),
+        "text": metrics.category_report(labels, by_text, classes),
+        "fused": metrics.category_report(labels, models.fuse(by_photo, by_text), classes),
+        "price": metrics.price_report(data.prices("validation")[0], quantiles, float(np.median(train_prices[usable]))),
     }
 
 
-def main_figures(photo: dict, table: dict) -> dict:
-    """The few figures of a split that are printed."""
-    figures = {"photo": photo} | {name: table.get(name, {}) for name in ("text", "fused")}
-    return {f"{name}_accuracy": figure.get("accuracy") for name, figure in figures.items()} | {
-        f"price_{name}": value for name, value in table.get("price", {}).items()
-    }
+def main_figures(figures: dict[str, dict]) -> dict[str, float | None]:
+    """The few that go into the summary."""
+    accuracies = {f"{name}_accuracy": figures[name].get("accuracy") for name in ("photo", "text", "fused")}
+    return accuracies | {f"price_{name}": value for name, value in figures["price"].items()}
 
 
-def draw_hardest(table: pd.DataFrame, classes: list[str], images_dir: Path) -> bytes:
-    """A contact sheet (PNG) of the test photos that the model is surest about, and wrong; below, the truth and its guess."""
-    short = [re.split(",| & ", listings.category_levels(name)[-1])[0] for name in classes]
-    probabilities = table[list(range(len(classes)))].to_numpy()
-    guess = probabilities.argmax(1)
-    wrong = np.flatnonzero(guess != table["label"])
-    hardest = wrong[np.argsort(-probabilities[wrong, guess[wrong]], kind="stable")][:HARDEST_TILES]
-    tiles = [
-        (
-            photos.load(images_dir, table["image_id"].iloc[row], bytes),
-            f"{short[table['label'].iloc[row]]}, not {short[guess[row]]}",
-            "#c0392b",
-        )
-        for row in hardest
+def tell(figures: dict[str, dict], embedding: Embedding, description: model.Description, model_dir: Path) -> None:
+    """What came of it, in five lines that a person reads."""
+    photo, text, fused, price = (figures[name] for name in ("photo", "text", "fused", "price"))
+    found, int8 = embedding.figures[embedding.name], description.int8
+    hits = found["same_listing_hit_at_1"]
+    lines = [
+        f"words {text['accuracy']:.0%}, photos {photo['accuracy']:.0%}, both {fused['accuracy']:.0%} of {text['listings']:,} "
+        f"validation listings get the right one of {len(description.classes)} categories "
+        f"(photos: of the {photo['listings']:,} with a photo)",
+        "price: no validation listing has one to be measured by"
+        if not price["listings"]
+        else f"price: half of {price['listings']:,} validation listings are told to within £{price['median_error_pounds']:,.2f} "
+        f"(always saying the median price: £{price['median_error_of_median_pounds']:,.2f}), "
+        f"{price['interval_coverage']:.0%} lie within the 80% range",
+        f"embedding: {embedding.name}, {description.dimension} numbers; "
+        + ("no listing has a second photo" if hits is None else f"the nearest photo is the listing's own for {hits:.0%}"),
+        int8["reason"]
+        or f"8 bits are used on CPUs: on {int8['photos']:,} held-out photos the mean cosine to fp32 is {int8['mean_cosine']:.4f}",
+        f"pictures: {model_dir / 'curves.png'}, and those of the test split from evaluate.py, in "
+        f"{model_dir.with_name('evaluation')}, once there is an index",
     ]
-    sheet = io.BytesIO()
-    photos.contact_sheet(tiles, HARDEST_COLUMNS, HARDEST_TILE_PX).save(sheet, "PNG")
-    return sheet.getvalue()
-
-
-def draw_curves(epochs: list[dict]) -> bytes:
-    figure, (left, right) = _figure(1, 2, (9, 3.5))
-    steps = [epoch["epoch"] for epoch in epochs]
-    left.plot(steps, [epoch["train_loss"] for epoch in epochs], label="training")
-    left.plot(steps, [epoch["validation_loss"] for epoch in epochs], label="validation")
-    left.set(xlabel="epoch", ylabel="cross-entropy")
-    left.legend()
-    right.plot(steps, [epoch["validation_accuracy"] for epoch in epochs], color="tab:orange")
-    right.set(xlabel="epoch", ylabel="validation accuracy, by listing", ylim=(0, 1))
-    return _png(figure)
-
-
-def draw_confusion(confusion: np.ndarray, classes: list[str]) -> bytes:
-    size = 3.5 + 0.38 * len(classes)
-    figure, axes = _figure(1, 1, (size + 1.5, size))
-    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in zip(*np.nonzero(confusion), strict=True):
-        colour = "white" if shares[row, column] > 0.5 else "black"
-        axes.text(column, row, confusion[row, column], ha="center", va="center", fontsize=7, color=colour)
-    axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right", fontsize=8)
-    axes.set_yticks(range(len(classes)), classes, fontsize=8)
-    axes.set(xlabel="predicted", ylabel="true", title="Test listings, photo model")
-    return _png(figure)
-
-
-def _figure(rows: int, columns: int, size_inches: tuple[float, float]):
-    from matplotlib.figure import Figure  # without pyplot: no display, no global state
-
-    figure = Figure(size_inches, layout="constrained")
-    return figure, figure.subplots(rows, columns)
-
-
-def _png(figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    print("\n".join(lines), file=sys.stderr)
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -692,43 +602,26 @@ def run(args: argparse.Namespace) -> dict:
     embedding = train_photo_network(photo_network, data, args, checkpoint, curves)
     description = describe(photo_network, data, args, embedding.name)
     description = save_photo_model(photo_network, description, args.data, config.seed)
-    if description.int8["reason"]:
-        print(description.int8["reason"], file=sys.stderr)
-    photo_metrics, photo_tables = measure_photo_model(args.data, config)
     with torch.inference_mode():
         vectors = photo_network.of_features(torch.from_numpy(embedding.features))[0].numpy()
-    table = Listings(args.data, vectors, photo_tables, len(description.classes))
+    table = Listings(args.data, vectors, validation_probabilities(args.data, config))
     texts = fit_text_models(table, config.seed)
     prices = fit_price_model(table, texts, config.seed)
     texts.save(stage.folder)
     prices.save(stage.folder)
-    table_metrics = measure_table_models(table, texts, prices, description.classes)
-    draw_pictures(args.data, curves.epochs, photo_tables, description.classes)
-    storage.write_json(
-        stage.folder / "metrics.json",
-        {"photo": photo_metrics | {"epochs": curves.epochs}, "embedding": embedding.report(), "table": table_metrics},
-    )
+    figures = measure(table, texts, prices, description.classes)
+    report = {"validation": figures, "embedding": embedding.report(), "epochs": curves.epochs}
+    storage.write_json(stage.folder / "metrics.json", report)
+    storage.write_bytes(stage.folder / "curves.png", charts.draw_curves(curves.epochs))
     checkpoint.path.unlink(missing_ok=True)
-    counts = {name: main_figures(photo_metrics[name] or {}, table_metrics[name] or {}) for name in ("validation", "test")}
-    print(json.dumps(counts | {"embedding": embedding.report()}, indent=2), file=sys.stderr)
-    pictures = ("curves.png", "confusion.png", "hardest.png")
-    return stage.finish(counts | {"embedding": description.embedding}, [*model.FILES, "metrics.json", *pictures], model.FILES)
+    tell(figures, embedding, description, stage.folder)
+    counts = {"validation": main_figures(figures), "embedding": embedding.name}
+    return stage.finish(counts, [*model.FILES, "metrics.json", "curves.png"], model.FILES)
 
 
 def run_key(stage: storage.Stage) -> str:
     """Names a run, so that --resume goes on with no other's checkpoint."""
     return hashlib.sha256(json.dumps([stage.arguments, stage.inputs]).encode()).hexdigest()
-
-
-def draw_pictures(data_dir: Path, epochs: list[dict], photo_tables: dict[str, pd.DataFrame], classes: list[str]) -> None:
-    test = photo_tables.get("test", pd.DataFrame(columns=["product_id", "label", "image_id", *range(len(classes))]))
-    probabilities, truth = by_listing(test, len(classes))
-    confusion = (
-        confusion_matrix(truth, probabilities.argmax(1), labels=range(len(classes))) if len(test) else np.zeros((1, 1), int)
-    )
-    storage.write_bytes(data_dir / "model" / "curves.png", draw_curves(epochs))
-    storage.write_bytes(data_dir / "model" / "confusion.png", draw_confusion(confusion, classes))
-    storage.write_bytes(data_dir / "model" / "hardest.png", draw_hardest(test, classes, data_dir / "images"))
 
 
 def main(argv=None) -> int:
