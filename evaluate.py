@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
 from scipy.stats import binomtest, bootstrap, permutation_test
-from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
 from sklearn.pipeline import make_pipeline
@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from dataset import listings_with_splits
-from marketplace import charts, errors, flags, listings, metrics, photos, ranking, storage
+from marketplace import charts, errors, flags, listings, metrics, photos, ranking, storage, training
 from marketplace.errors import StageError
 from marketplace.recommender import Recommender
 
@@ -205,6 +205,12 @@ def guess_categories(known: Catalogue, models) -> dict[str, Guesses]:
 # Price.
 
 
+def training_median_price(products: pd.DataFrame) -> float:
+    """Pounds: of the training listings whose price tells anything."""
+    usable = (products["split"] == "train") & products["price_plausible"] & (products["price"] > 0)
+    return float(products.loc[usable, "price"].median())
+
+
 def guess_prices(known: Catalogue, price_model) -> pd.DataFrame:
     """The price of each measured listing in pounds, and its 10%, 50% and 90% quantiles by the model."""
     products = known.products.iloc[known.measured]
@@ -244,16 +250,10 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
 
 
 def whitened(features: np.ndarray, fitted: np.ndarray, dimension: int) -> np.ndarray:
-    """(N, d) unit rows: principal components of equal variance, fitted on the `fitted` rows, d at most `dimension` and the rank.
-
-    Source: Jegou and Chum, "Negative evidences and co-occurrences in image retrieval: the benefit of PCA and whitening",
-    ECCV 2012, section 3.
-    """
-    sample = np.asarray(features[fitted])
-    components = min(dimension, len(sample) - 1, features.shape[1])
-    pca = PCA(components, whiten=True, svd_solver="covariance_eigh").fit(sample)
-    solid = pca.explained_variance_ > 1e-6 * pca.explained_variance_[0]
-    return unit_rows(pca.transform(features)[:, solid])
+    """(N, d) unit rows, PCA-whitened as training.whitening() does on the `fitted` rows, d at most `dimension` and the rank."""
+    projection = training.whitening(np.array(features[fitted], np.float32), dimension, power=False)
+    with torch.inference_mode():
+        return unit_rows(projection(torch.from_numpy(np.array(features, np.float32))).numpy())
 
 
 def retrieve(known: Catalogue, seed: int) -> dict[str, np.ndarray]:
@@ -587,9 +587,7 @@ def run(args: argparse.Namespace) -> dict:
 
     guesses = guess_categories(known, recommender.table_models)
     prices = guess_prices(known, recommender.price_model)
-    training = known.products[known.products["split"] == "train"]
-    usable = training["price_plausible"] & (training["price"] > 0)
-    median_price = float(training.loc[usable, "price"].median())
+    median_price = training_median_price(known.products)
     retrieved = retrieve(known, args.seed)
     split_figures, head_right = compare_splits(known, args.seed)
     ranked, answers = rank(known, recommender)

@@ -25,17 +25,21 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LITE0 = "efficientnet_lite0"
 COMPILED_BATCHES = (1, 8, 64)  # photos; each compiles once, which takes longer than running thousands of them
 
+SOFTENING = 1e-3  # keeps the slope of signed_root() finite at 0
 RESIDUAL_START = 0.2  # from scratch: the scale that each residual block's last normalisation starts with
+
+
+def signed_root(features: torch.Tensor) -> torch.Tensor:
+    """The square root of each feature's size, with its sign."""
+    return features.sign() * ((features.abs() + SOFTENING).sqrt() - SOFTENING**0.5)
 
 
 class Projection(nn.Module):
     """Pooled features (N, D) -> (N, E), linear; first their signed square root when `power`.
 
     The root evens out features that fire seldom and strongly (power normalisation: Perronnin et al., "Improving the Fisher
-    kernel", ECCV 2010, section 3.2); SOFTENING keeps its slope finite at 0.
+    kernel", ECCV 2010, section 3.2).
     """
-
-    SOFTENING = 1e-3
 
     def __init__(self, dimension: int, size: int, power: bool):
         super().__init__()
@@ -43,9 +47,7 @@ class Projection(nn.Module):
         self.linear = nn.Linear(dimension, size)
 
     def root(self, features: torch.Tensor) -> torch.Tensor:
-        if not self.power:
-            return features
-        return features.sign() * ((features.abs() + self.SOFTENING).sqrt() - self.SOFTENING**0.5)
+        return signed_root(features) if self.power else features
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.linear(self.root(features))

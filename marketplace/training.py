@@ -35,6 +35,7 @@ CATEGORY_WEIGHT, LISTING_WEIGHT = 0.5, 0.5  # of the embedding's two losses besi
 CATEGORY_WEIGHTS = (0.03, 0.3, 3.0)  # beside a listing loss of 1, on cached features; the best on validation is taken
 TEMPERATURE = 0.1  # of the same-listing loss (Khosla et al. 2020, table 4)
 PROJECTION_STEPS, PROJECTION_RATE, PROJECTION_BATCH = 200, 1e-3, 512  # listings a step
+FLAT_VARIANCE = 1e-6  # of the first principal component's: below it a direction is rounding, not whitened
 FEATURE_DROPOUT = 0.3  # of the cached features: there is no other augmentation of them
 
 
@@ -157,12 +158,17 @@ def check_finite(loss: float) -> None:
 
 
 def whitening(features: np.ndarray, size: int, power: bool) -> network.Projection:
-    """PCA whitening of (N, D) features to at most `size` dimensions, as a Projection."""
-    projection = network.Projection(features.shape[1], min(size, *features.shape), power)
-    rooted = projection.root(torch.from_numpy(features)).numpy()
-    pca = PCA(projection.linear.out_features, whiten=True, random_state=0).fit(rooted)
-    scale = 1 / np.sqrt(np.maximum(pca.explained_variance_, 1e-9))
-    weight = pca.components_ * scale[:, None]
+    """PCA whitening of (N, D) features as a Projection, to at most `size` dimensions and the features' rank.
+
+    Source: Jegou and Chum, "Negative evidences and co-occurrences in image retrieval: the benefit of PCA and whitening",
+    ECCV 2012, section 3.
+    """
+    rooted = network.signed_root(torch.from_numpy(features)).numpy() if power else features
+    pca = PCA(min(size, *features.shape), whiten=True, random_state=0).fit(rooted)
+    solid = pca.explained_variance_ > FLAT_VARIANCE * pca.explained_variance_[0]
+    solid[0] = True
+    weight = pca.components_[solid] / np.sqrt(np.maximum(pca.explained_variance_[solid], 1e-9))[:, None]
+    projection = network.Projection(features.shape[1], len(weight), power)
     with torch.no_grad():
         projection.linear.weight.copy_(torch.from_numpy(weight))
         projection.linear.bias.copy_(torch.from_numpy(-weight @ pca.mean_))
