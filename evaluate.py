@@ -23,11 +23,11 @@ from sklearn.metrics import confusion_matrix
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from dataset import listings_with_splits
 from marketplace import charts, errors, flags, listings, metrics, photos, ranking, storage, training
 from marketplace.errors import StageError
+from marketplace.progress import begin, progress
 from marketplace.recommender import Recommender
 
 RESAMPLES = 2_000  # of the bootstrap: the ends of its intervals then vary by about a twentieth of their width
@@ -269,7 +269,7 @@ def retrieve(known: Catalogue, seed: int) -> dict[str, np.ndarray]:
         "_whitened_trunk": lambda: whitened(known.features, training_photos(known, seed), dimension),
     }
     found = {}
-    for suffix, vectors in tqdm(spaces.items(), desc="retrieval", file=sys.stderr, disable=None):
+    for suffix, vectors in progress(spaces.items(), "find the nearest photos", "space"):
         for name, values in metrics.retrieval(vectors(), known.queries, *codes).items():
             found[name + suffix] = spread(metrics.by_listing(values, listing), size)
     return found
@@ -345,7 +345,7 @@ def rank(known: Catalogue, recommender: Recommender) -> tuple[dict[str, np.ndarr
     photos_of = pd.Series(known.queries).groupby(known.listing_of(known.queries)).apply(list)
     scores = {name: np.full(len(known.measured), np.nan) for name in EVIDENCE}
     answers = []
-    for position, row in enumerate(tqdm(known.measured, desc="rank", unit="listing", file=sys.stderr, disable=None)):
+    for position, row in enumerate(progress(known.measured, "rank", "listing")):
         own = cluster == cluster[row]
         grades = np.where(path == path[row], 2, np.where(main == main[row], 1, 0))
         text = "\n".join(known.products.loc[row, ["name", "description"]])
@@ -589,9 +589,11 @@ def run(args: argparse.Namespace) -> dict:
     prices = guess_prices(known, recommender.price_model)
     median_price = training_median_price(known.products)
     retrieved = retrieve(known, args.seed)
+    begin("train a linear head on each way to split")
     split_figures, head_right = compare_splits(known, args.seed)
     ranked, answers = rank(known, recommender)
 
+    begin("draw the intervals")
     figures: dict[str, dict | None] = {}
     for name, guess in guesses.items():
         figures |= guess.figures(name, args.seed)

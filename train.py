@@ -31,7 +31,6 @@ from safetensors.torch import save as safetensors_bytes
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
-from tqdm import tqdm
 
 from dataset import ListingPhotos, listings_with_splits, photo_tensor
 from marketplace import (
@@ -50,6 +49,7 @@ from marketplace import (
     training,
 )
 from marketplace.errors import StageError
+from marketplace.progress import begin, progress
 
 EPOCHS = {"head": 30, "last": 6, "all": 6}
 LEARNING_RATE, BATCH_SIZE = 1e-3, 32
@@ -106,11 +106,10 @@ class Curves:
         self._writer.close()
 
 
-def forward(run: Callable[[torch.Tensor], torch.Tensor], loader: DataLoader) -> torch.Tensor:
-    """What `run` makes of a loader's photos, in order: (N, ...)."""
+def forward(run: Callable[[torch.Tensor], torch.Tensor], loader: DataLoader, desc: str) -> torch.Tensor:
+    """What `run` makes of a loader's photos, in order: (N, ...); desc: what progress says."""
     with torch.inference_mode():
-        batches = tqdm(loader, desc="forward", unit="batch", file=sys.stderr, disable=None)
-        return torch.cat([run(pixels) for pixels, _, _ in batches])
+        return torch.cat([run(pixels) for pixels, _, _ in progress(loader, desc, "batch")])
 
 
 class _Mirrored(torch.utils.data.Dataset):
@@ -134,7 +133,7 @@ def loader_of(split: torch.utils.data.Dataset, config: training.TrainingConfig) 
 def backbone_features(photo_network: network.PhotoNetwork, views: list, config: training.TrainingConfig) -> list[np.ndarray]:
     """(N, D) pooled features of each of `views` (datasets of photos) by the network's backbone as it is."""
     backbone = network.frozen_trunk(photo_network, config.image_size, config.device)
-    return [forward(backbone, loader_of(view, config)).numpy() for view in views]
+    return [forward(backbone, loader_of(view, config), "features of the backbone").numpy() for view in views]
 
 
 class Photos:
@@ -239,6 +238,7 @@ def train_on_features(
     candidates = frozen_embedders(train.features, config)
     torch.manual_seed(config.seed)  # whether the features were there already must not matter
     training.train_head(photo_network.head, train, validation, config, record)
+    begin("train and compare embeddings")
     for weight in training.CATEGORY_WEIGHTS:
         candidates[f"projection, category weight {weight:g}"] = training.train_projection(
             train, config.embedding_size, weight, len(data.every.classes), config.seed
@@ -317,7 +317,7 @@ def validate_network(
     def logits_of(pixels: torch.Tensor) -> torch.Tensor:
         return photo_network(pixels.to(config.device, memory_format=torch.channels_last))[1].float().cpu()
 
-    probabilities = forward(logits_of, loader_of(split, config)).softmax(1).numpy()
+    probabilities = forward(logits_of, loader_of(split, config), "validate").softmax(1).numpy()
     labels = split.table["label"].to_numpy()
     accuracy = training.accuracy_by_listing(probabilities, labels, pd.factorize(split.table["product_id"])[0])
     return accuracy, training.cross_entropy(probabilities, labels)
@@ -331,7 +331,9 @@ def validation_probabilities(data_dir: Path, config: training.TrainingConfig) ->
     served = model.PhotoModel(data_dir / "model", device=config.device)
     description = served.description
     split = ListingPhotos(data_dir, "validation", evaluation_transform(description.input_size, description.mean, description.std))
-    by_photo = forward(lambda pixels: torch.from_numpy(served.run(pixels.numpy())[1]), loader_of(split, config)).numpy()
+    by_photo = forward(
+        lambda pixels: torch.from_numpy(served.run(pixels.numpy())[1]), loader_of(split, config), "validation photos"
+    ).numpy()
     return pd.DataFrame(by_photo).groupby(split.table["product_id"].to_numpy()).mean()
 
 
@@ -601,10 +603,12 @@ def run(args: argparse.Namespace) -> dict:
     curves = Curves(args.data / "tensorboard")
     embedding = train_photo_network(photo_network, data, args, checkpoint, curves)
     description = describe(photo_network, data, args, embedding.name)
+    begin("export the network, and quantise it to 8 bits")
     description = save_photo_model(photo_network, description, args.data, config.seed)
     with torch.inference_mode():
         vectors = photo_network.of_features(torch.from_numpy(embedding.features))[0].numpy()
     table = Listings(args.data, vectors, validation_probabilities(args.data, config))
+    begin("fit the models of words and prices")
     texts = fit_text_models(table, config.seed)
     prices = fit_price_model(table, texts, config.seed)
     texts.save(stage.folder)

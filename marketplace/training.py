@@ -5,7 +5,6 @@ import dataclasses
 import math
 import os
 import struct
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +17,10 @@ from sklearn.decomposition import PCA
 from torch import distributed, nn
 from torch.optim import lr_scheduler, swa_utils
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from marketplace import metrics, network, storage
 from marketplace.errors import StageError
+from marketplace.progress import progress
 
 WEIGHT_DECAY = 1e-4
 BACKBONE_SHARE = 0.3  # of the learning rate, for a backbone that starts from weights
@@ -435,7 +434,7 @@ def train_epoch(moving: Moving, parallel: nn.Module, loader: DataLoader, batch_l
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
     total = 0.0
-    for pixels, targets, rows in tqdm(loader, desc="train", unit="batch", file=sys.stderr, disable=None):
+    for pixels, targets, rows in progress(loader, "train", "batch"):
         pixels = pixels.to(config.device, memory_format=torch.channels_last, non_blocking=True)
         targets = targets.to(config.device)
         with torch.autocast("cuda", torch.bfloat16, enabled=config.device.startswith("cuda")):
