@@ -49,7 +49,7 @@ PRICE_TITLES = {
     "price_error_over_median_baseline": "ratio of the two",
     "price_interval_coverage": "share of prices inside the 80% range",
 }
-SPACES = {"": "ours", "_frozen_trunk": "frozen trunk", "_whitened_trunk": "whitened trunk"}  # suffix -> name
+SPACES = {"": "ours", "_frozen_trunk": "frozen backbone", "_whitened_trunk": "whitened backbone"}  # suffix -> name
 EVIDENCE = {  # asked with -> whether the photo and the words are given, and the kinds of evidence that count
     "photo": (True, False, ranking.KINDS),
     "text": (False, True, ranking.KINDS),
@@ -74,7 +74,7 @@ class Catalogue:
     """Everything that is read, its rows aligned.
 
     products: P listings, with cluster and split beside the table's columns; photos: N, with product_row and pixels;
-    vectors (N, D), probabilities (N, C), features (N, F, of the frozen trunk): of the photos;
+    vectors (N, D), probabilities (N, C), features (N, F, of the frozen backbone): of the photos;
     measured: (L,) rows of the test listings that figures are of; texts: of them; queries: rows of their photos, listing by
     listing.
     """
@@ -275,11 +275,11 @@ def retrieve(known: Catalogue, seed: int) -> dict[str, np.ndarray]:
     return found
 
 
-# Linear heads on the frozen trunk: what the split does to a figure.
+# Linear heads on the frozen backbone: what the split does to a figure.
 
 
 def head_of_photos(known: Catalogue, train: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """(n, C) probabilities of photos `test` by a linear head that is trained on the frozen trunk's features of `train`.
+    """(n, C) probabilities of photos `test` by a linear head that is trained on the frozen backbone's features of `train`.
 
     NaN where the training photos are of one category only.
     """
@@ -513,8 +513,8 @@ On {counts["measured_priced"]:,} listings from £{metrics.PRICE_BOUNDS[0]:,.0f} 
 Nearest by cosine. Category: against the catalogue without the query's cluster (its listing, its duplicates, what was grouped
 with it); MAP@R as in "A metric learning reality check" (2020). Same listing: against all other photos, those equal to the query
 pixel by pixel left out, for the {counts["measured_with_sibling"]:,} listings with another photo; ties count against the answer.
-Frozen trunk: its pooled features before training. Whitened trunk: the same, PCA-whitened on at most {FITTED_PHOTOS:,} training
-photos to the embedding's dimension (at most {WHITENED_DIMENSION} and the rank).
+Frozen backbone: its pooled features before training. Whitened backbone: the same, PCA-whitened on at most {FITTED_PHOTOS:,}
+training photos to the embedding's dimension (at most {WHITENED_DIMENSION} and the rank).
 
 ## Ranked listings
 
@@ -529,7 +529,7 @@ they are fewer); its bracket is the precision of those draws.
 
 {splits}
 
-One and the same head on both: logistic regression (C = {HEAD_C:g}) on the frozen trunk's standardised features, trained on at
+One and the same head on both: logistic regression (C = {HEAD_C:g}) on the frozen backbone's standardised features, trained on at
 most {FITTED_PHOTOS:,} photos.
 
 ## Every category

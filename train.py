@@ -3,7 +3,7 @@
 Reads   data/dataset/, data/images/, data/tabular/
 Writes  data/model/       (image_model.safetensors, .json, .onnx, .int8.onnx; table_models.*, price_model.*; metrics.json,
                           curves.png)
-        data/features/    (the starting trunk's features of every photo: computed once, trained on, compared with)
+        data/features/    (the starting backbone's features of every photo: computed once, trained on, compared with)
         data/tensorboard/ (the curves for TensorBoard)
 Run     python train.py                                  ImageNet weights, downloaded once
         python train.py --weights resnet50.pth           your own checkpoint
@@ -132,7 +132,7 @@ def loader_of(split: torch.utils.data.Dataset, config: training.TrainingConfig) 
 
 def backbone_features(photo_network: network.PhotoNetwork, views: list, config: training.TrainingConfig) -> list[np.ndarray]:
     """(N, D) pooled features of each of `views` (datasets of photos) by the network's backbone as it is."""
-    backbone = network.frozen_trunk(photo_network, config.image_size, config.device)
+    backbone = network.frozen_backbone(photo_network, config.image_size, config.device)
     return [forward(backbone, loader_of(view, config), "features of the backbone").numpy() for view in views]
 
 
@@ -221,7 +221,7 @@ class Embedding:
 def frozen_embedders(train_features: np.ndarray, config: training.TrainingConfig) -> dict[str, nn.Module]:
     """What embeds without training, to be compared with."""
     whitened = training.whitening(train_features, config.embedding_size, power=False)
-    return {"frozen trunk": nn.Identity(), "frozen trunk, whitened": whitened}
+    return {"frozen backbone": nn.Identity(), "frozen backbone, whitened": whitened}
 
 
 def train_on_features(
@@ -270,7 +270,7 @@ def choose_tuned_embedding(
     compared = data.choose_embedder(frozen_embedders(started[data.rows["train"]], config), started)[1]
     (features,) = backbone_features(photo_network, [data.every], config)
     whitened = training.whitening(features[data.rows["train"]], config.embedding_size, power=False)
-    candidates = {"projection": photo_network.embedder, "trunk": nn.Identity(), "trunk, whitened": whitened}
+    candidates = {"projection": photo_network.embedder, "backbone": nn.Identity(), "backbone, whitened": whitened}
     name, figures = data.choose_embedder(candidates, features)
     return Embedding(name, candidates[name], compared | figures, features)
 
@@ -447,7 +447,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--finetune",
         choices=["head", "last", "all"],
-        help="what is trained: a head on the frozen trunk, its last quarter too, or all (default: all with a GPU or without "
+        help="what is trained: a head on the frozen backbone, its last quarter too, or all (default: all with a GPU or without "
         "weights, else head)",
     )
     parser.add_argument(
@@ -495,7 +495,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     args.finetune = args.finetune or ("all" if args.device.startswith("cuda") or scratch else "head")
     if args.finetune != "all" and scratch:
-        parser.error(f"--finetune {args.finetune} needs a pretrained trunk: give --weights, or --finetune all")
+        parser.error(f"--finetune {args.finetune} needs a pretrained backbone: give --weights, or --finetune all")
     if args.finetune == "head" and args.resume:
         parser.error("--resume is for --finetune all or last")
     if args.batch_size % ranks.world:

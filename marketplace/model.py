@@ -32,7 +32,7 @@ class Description:
     """What a reader of the weights must know; image_model.json."""
 
     backbone: str
-    weights: str  # what the trunk started from
+    weights: str  # what the backbone started from
     classes: list[str]  # main categories, by label
     input_size: int  # pixels
     mean: list[float]

@@ -1,4 +1,4 @@
-"""The photo network in torch: pretrained trunk, new head, files of weights, ONNX export. Training and CUDA serving import it."""
+"""The photo network in torch: pretrained backbone, new head, weights, ONNX export. Training and CUDA serving import it."""
 
 import struct
 import tempfile
@@ -54,17 +54,17 @@ class Projection(nn.Module):
 
 
 class PhotoNetwork(nn.Module):
-    """A trunk; on its pooled features a linear head of category logits, and an embedder: none, or a Projection."""
+    """A backbone; on its pooled features a linear head of category logits, and an embedder: none, or a Projection."""
 
-    def __init__(self, trunk: nn.Module, dimension: int, n_classes: int):
+    def __init__(self, backbone: nn.Module, dimension: int, n_classes: int):
         super().__init__()
-        self.trunk = trunk
+        self.backbone = backbone
         self.head = nn.Linear(dimension, n_classes)
         self.embedder: nn.Module = nn.Identity()
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, 3, S, S) normalised pixels -> (N, E) unit vectors, (N, C) logits."""
-        return self.of_features(self.trunk(pixels))
+        return self.of_features(self.backbone(pixels))
 
     def of_features(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, D) pooled features -> the same."""
@@ -170,7 +170,7 @@ def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
 
 
 def build(backbone: str, weights: str, n_classes: int, input_size: int) -> PhotoNetwork:
-    """A network for `n_classes`, its trunk started from `weights`: "imagenet", "none" or a checkpoint's path.
+    """A network for `n_classes`, its backbone started from `weights`: "imagenet", "none" or a checkpoint's path.
 
     A checkpoint uses torchvision's names and is loaded strictly, its classifier head aside. Raises StageError.
     """
@@ -184,9 +184,9 @@ def build(backbone: str, weights: str, n_classes: int, input_size: int) -> Photo
     if weights != "none":
         state = _imagenet_state(backbone) if weights == "imagenet" else _read_checkpoint(Path(weights))
         head = {key: value for key, value in classifier.state_dict().items() if key.startswith(f"{head_name}.")}
-        trunk_state = {key: value for key, value in state.items() if not key.startswith(f"{head_name}.")}
+        backbone_state = {key: value for key, value in state.items() if not key.startswith(f"{head_name}.")}
         try:
-            classifier.load_state_dict(trunk_state | head)
+            classifier.load_state_dict(backbone_state | head)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
             raise StageError(f"--weights {weights} do not fit --backbone {backbone}: {reason}") from None
@@ -200,7 +200,7 @@ def prepare_for_scratch(network: PhotoNetwork) -> None:
 
     Not at the shortcut itself: a block that short training has hardly moved from 0 has no range that can be quantised.
     """
-    for block in network.trunk.modules():
+    for block in network.backbone.modules():
         if isinstance(block, Bottleneck | BasicBlock):
             nn.init.constant_((block.bn3 if isinstance(block, Bottleneck) else block.bn2).weight, RESIDUAL_START)
     nn.init.zeros_(network.head.weight)
@@ -216,7 +216,7 @@ def of_description(description) -> PhotoNetwork:
 
 
 def export_onnx(module: nn.Module, input_size: int, path: Path, outputs: tuple[str, ...] = ("features", "logits")) -> None:
-    """Write a network, or its trunk alone, in evaluation mode as one ONNX file: pixels -> outputs; any batch size."""
+    """Write a network, or its backbone alone, in evaluation mode as one ONNX file: pixels -> outputs; any batch size."""
     import onnx
 
     module = module.eval().cpu().to(memory_format=torch.contiguous_format)
@@ -239,28 +239,28 @@ def export_onnx(module: nn.Module, input_size: int, path: Path, outputs: tuple[s
     onnx.save(model, path)
 
 
-def frozen_trunk(network: PhotoNetwork, input_size: int, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The trunk as a function: (N, 3, S, S) pixels -> (N, D) pooled features; on a CPU through ONNX Runtime."""
-    trunk = network.trunk.eval()
+def frozen_backbone(network: PhotoNetwork, input_size: int, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The backbone as a function: (N, 3, S, S) pixels -> (N, D) pooled features; on a CPU through ONNX Runtime."""
+    backbone = network.backbone.eval()
     if device != "cpu":
-        return torch.inference_mode()(lambda pixels: trunk(pixels.to(device, memory_format=torch.channels_last)).cpu())
+        return torch.inference_mode()(lambda pixels: backbone(pixels.to(device, memory_format=torch.channels_last)).cpu())
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as folder:
-        export_onnx(trunk, input_size, Path(folder) / "trunk.onnx", ("pooled",))
-        session = onnxruntime.InferenceSession(str(Path(folder) / "trunk.onnx"), providers=["CPUExecutionProvider"])
+        export_onnx(backbone, input_size, Path(folder) / "backbone.onnx", ("pooled",))
+        session = onnxruntime.InferenceSession(str(Path(folder) / "backbone.onnx"), providers=["CPUExecutionProvider"])
     return lambda pixels: torch.from_numpy(session.run(None, {"pixels": pixels.numpy()})[0])
 
 
 def as_function(network: PhotoNetwork, device: str):
     """The network as a function of NumPy arrays: (N, 3, S, S) float32 -> (N, D) unit features, (N, C) logits.
 
-    On CUDA the trunk runs in bfloat16, compiled for batches of COMPILED_BATCHES photos only: smaller ones are padded, larger
+    On CUDA the backbone runs in bfloat16, compiled for batches of COMPILED_BATCHES photos only: smaller ones are padded, larger
     ones cut. One call runs at a time.
     """
     fast = device != "cpu"
     network = network.eval().to(device, memory_format=torch.channels_last)
-    trunk = torch.compile(network.trunk, dynamic=False) if fast else network.trunk
+    backbone = torch.compile(network.backbone, dynamic=False) if fast else network.backbone
     lock = threading.Lock()
 
     def forward(pixels: np.ndarray, size: int) -> list[np.ndarray]:
@@ -268,7 +268,7 @@ def as_function(network: PhotoNetwork, device: str):
         batch = torch.cat([batch, batch.new_zeros(size - len(batch), *batch.shape[1:])])
         batch = batch.to(device, memory_format=torch.channels_last)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=fast):
-            features = trunk(batch)
+            features = backbone(batch)
         return [values[: len(pixels)].cpu().numpy() for values in network.of_features(features.float())]
 
     @torch.inference_mode()

@@ -69,7 +69,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Photos:
-    """Photos by row: features (N, D) float32 of the trunk; mirrored, the same from right to left, or None; codes (N,) of each."""
+    """Photos by row: features (N, D) float32 of the backbone; mirrored, those from right to left, or None; codes (N,) of each."""
 
     features: np.ndarray
     labels: np.ndarray
@@ -120,7 +120,7 @@ class History:
 
 
 def train_head(head: nn.Linear, train: Photos, validation: Photos, config: TrainingConfig, record: Callable[..., None]) -> None:
-    """Train the linear head on the frozen trunk's features of both views; its best epoch by validation is kept."""
+    """Train the linear head on the frozen backbone's features of both views; its best epoch by validation is kept."""
     features = torch.from_numpy(np.concatenate([train.features, train.mirrored])).to(config.device)
     labels = torch.tensor(train.labels).repeat(2).to(config.device)
     held_out = torch.from_numpy(validation.features).to(config.device)
@@ -309,17 +309,17 @@ class SeededPhotos(Dataset):
 class _Trained(nn.Module):
     """The network and the classes' directions in its embedding: all that end-to-end training moves.
 
-    trunk_embeds: whether the embedding's losses move the trunk too, or only the embedder.
+    embedding_moves_backbone: whether the embedding's losses move the backbone too, or only the embedder.
     """
 
-    def __init__(self, photo_network: network.PhotoNetwork, size: int, trunk_embeds: bool):
+    def __init__(self, photo_network: network.PhotoNetwork, size: int, embedding_moves_backbone: bool):
         super().__init__()
-        self.network, self.trunk_embeds = photo_network, trunk_embeds
+        self.network, self.embedding_moves_backbone = photo_network, embedding_moves_backbone
         self.by_category = losses.NormalizedSoftmaxLoss(photo_network.head.out_features, size)
 
     def forward(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        features = self.network.trunk(pixels)
-        vectors = self.network.embed(features if self.trunk_embeds else features.detach())
+        features = self.network.backbone(pixels)
+        vectors = self.network.embed(features if self.embedding_moves_backbone else features.detach())
         return vectors, self.network.head(features), self.by_category(vectors.float(), labels)
 
 
@@ -344,10 +344,10 @@ class Moving:
     @classmethod
     def begin(cls, photo_network: network.PhotoNetwork, config: TrainingConfig, steps: int) -> "Moving":
         size = photo_network.embedder.linear.out_features
-        trained = _Trained(photo_network, size, trunk_embeds=config.pretrained)
+        trained = _Trained(photo_network, size, embedding_moves_backbone=config.pretrained)
         trained = trained.to(config.device, memory_format=torch.channels_last)
         if config.finetune == "last":
-            parameters = list(photo_network.trunk.parameters())
+            parameters = list(photo_network.backbone.parameters())
             for parameter in parameters[: len(parameters) * 3 // 4]:  # in the order of the layers: the last quarter is trained
                 parameter.requires_grad_(False)
         optimiser = _optimiser(trained, config)
@@ -414,7 +414,7 @@ def fine_tune(
         record(**values)
     while history.goes_on(config):
         epoch = seeded.epoch = batches.epoch = len(history.epochs)
-        torch.manual_seed(hash((config.seed, epoch, ranks.rank)) % 2**63)  # dropout in the trunk, where it has some
+        torch.manual_seed(hash((config.seed, epoch, ranks.rank)) % 2**63)  # dropout in the backbone, where it has some
         train_loss = train_epoch(moving, parallel, loader, batch_loss, config)
         measured = validate(moving.averaged.module.network) if ranks.rank == 0 else None
         accuracy, loss = ranks.share(measured and [float(value) for value in measured])
@@ -430,7 +430,7 @@ def train_epoch(moving: Moving, parallel: nn.Module, loader: DataLoader, batch_l
     """One pass over the loader's batches; the mean of their losses. parallel: moving.trained, or what shares its gradients."""
     parallel.train()
     if config.pretrained:  # small batches would spoil the statistics that came with the weights
-        for module in moving.trained.network.trunk.modules():
+        for module in moving.trained.network.backbone.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
     total = 0.0
@@ -456,7 +456,7 @@ def _optimiser(trained: _Trained, config: TrainingConfig) -> torch.optim.Optimiz
 
     From scratch fused: in one pass over the weights, which takes a sixth of the time on a CPU and rounds in another way.
     """
-    in_backbone = {id(parameter) for parameter in trained.network.trunk.parameters()}
+    in_backbone = {id(parameter) for parameter in trained.network.backbone.parameters()}
     moved = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     groups = [
         {"params": [each for each in moved if id(each) in in_backbone], "lr": config.backbone_learning_rate},

@@ -135,7 +135,7 @@ def test_before_the_earlier_stages_training_says_what_to_run(tmp_path, capsys):
     [
         (
             ["--finetune", "head", "--weights", "none"],
-            "--finetune head needs a pretrained trunk: give --weights, or --finetune all",
+            "--finetune head needs a pretrained backbone: give --weights, or --finetune all",
         ),
         (["--epochs", "0"], "argument --epochs: '0' is not a whole number above 0"),
         (["--batch-size", "1"], "--image-size is at least 32, --batch-size at least 2"),

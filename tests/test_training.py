@@ -60,15 +60,15 @@ class Pictures(torch.utils.data.Dataset):
         return self.plain[index] + 0.1 * torch.rand(3, 8, 8), int(self.labels[index]), index
 
 
-def fine_tuned(checkpoint_path: Path, *flags: str, record=lambda **values: None, trunk=None) -> dict[str, torch.Tensor]:
+def fine_tuned(checkpoint_path: Path, *flags: str, record=lambda **values: None, backbone=None) -> dict[str, torch.Tensor]:
     """The weights of a small network after fine_tune() with these flags."""
     torch.manual_seed(0)
-    trunk = trunk or torch.nn.Sequential(
+    backbone = backbone or torch.nn.Sequential(
         torch.nn.Conv2d(3, 6, 3), torch.nn.BatchNorm2d(6), torch.nn.ReLU(), torch.nn.Dropout(0.2), torch.nn.Flatten()
     )
     with torch.no_grad():
-        dimension = trunk.eval()(torch.zeros(2, 3, 8, 8)).shape[1]
-    photo_network = network.PhotoNetwork(trunk, dimension, 3)
+        dimension = backbone.eval()(torch.zeros(2, 3, 8, 8)).shape[1]
+    photo_network = network.PhotoNetwork(backbone, dimension, 3)
     photo_network.embedder = network.Projection(dimension, 5, power=True)
     pictures = Pictures()
 
@@ -209,7 +209,7 @@ def test_two_processes_end_with_the_weights_of_one_with_the_same_batches(prepare
     assert ended.returncode == 0, ended.stderr[-3000:]
     together = safetensors.torch.load_file(data_dir / "model" / model.WEIGHTS)
     started = torch.load(prepared / "resnet18.pth", weights_only=True)
-    moved = (alone["trunk.conv1.weight"] - started["conv1.weight"]).abs().max()
+    moved = (alone["backbone.conv1.weight"] - started["conv1.weight"]).abs().max()
     assert moved > 1e-3
     for name, values in alone.items():
         torch.testing.assert_close(together[name], values, atol=1e-4, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
@@ -217,31 +217,31 @@ def test_two_processes_end_with_the_weights_of_one_with_the_same_batches(prepare
 
 def test_statistics_that_came_with_the_weights_stay_and_only_the_last_quarter_of_the_layers_moves(tmp_path):
     layers = [layer for _ in range(4) for layer in (torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3))]
-    trunk = torch.nn.Sequential(*layers, torch.nn.Flatten())
-    started = copy.deepcopy(trunk.state_dict())
-    tuned = fine_tuned(tmp_path / "c.pt", "--finetune", "last", trunk=trunk)
-    moved = {name for name, values in started.items() if not torch.equal(tuned[f"trunk.{name}"], values)}
+    backbone = torch.nn.Sequential(*layers, torch.nn.Flatten())
+    started = copy.deepcopy(backbone.state_dict())
+    tuned = fine_tuned(tmp_path / "c.pt", "--finetune", "last", backbone=backbone)
+    moved = {name for name, values in started.items() if not torch.equal(tuned[f"backbone.{name}"], values)}
     assert moved == {"6.weight", "6.bias", "7.weight", "7.bias"}
     assert "1.running_mean" in started
 
 
-@pytest.mark.parametrize("trunk_embeds", [True, False])
-def test_the_embedding_moves_the_trunk_only_where_it_started_from_weights(trunk_embeds):
+@pytest.mark.parametrize("embedding_moves_backbone", [True, False])
+def test_the_embedding_moves_the_backbone_only_where_it_started_from_weights(embedding_moves_backbone):
     photo_network = network.PhotoNetwork(torch.nn.Sequential(torch.nn.Conv2d(3, 6, 8), torch.nn.Flatten()), 6, 3)
     photo_network.embedder = network.Projection(6, 5, power=True)
-    module = training._Trained(photo_network, 5, trunk_embeds)
+    module = training._Trained(photo_network, 5, embedding_moves_backbone)
     pictures = Pictures()
     labels = torch.tensor(pictures.labels)
     vectors, logits, category_loss = module(pictures.plain, labels)
     expected_vectors, expected_logits = photo_network(pictures.plain)
     assert torch.equal(vectors, expected_vectors) and torch.equal(logits, expected_logits)
-    trunk = photo_network.trunk[0].weight
+    backbone = photo_network.backbone[0].weight
     (vectors[0].sum() + category_loss).backward(retain_graph=True)
     assert photo_network.embedder.linear.weight.grad.abs().sum() > 0
-    assert (trunk.grad is not None) == trunk_embeds
-    trunk.grad = None
+    assert (backbone.grad is not None) == embedding_moves_backbone
+    backbone.grad = None
     torch.nn.functional.cross_entropy(logits, labels).backward()
-    assert trunk.grad.abs().sum() > 0
+    assert backbone.grad.abs().sum() > 0
 
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=60), st.integers(2, 16), st.integers(0, 3))
@@ -416,7 +416,7 @@ def test_training_from_scratch_has_defaults_of_its_own(flags, expected):
         (["--resume"], "--resume is for --finetune all or last"),
         (
             ["--finetune", "last", "--weights", "none"],
-            "--finetune last needs a pretrained trunk: give --weights, or --finetune all",
+            "--finetune last needs a pretrained backbone: give --weights, or --finetune all",
         ),
         (["--learning-rate", "0"], "--learning-rate is above 0"),
     ],
