@@ -224,7 +224,7 @@ def guess_prices(known: Catalogue, price_model) -> pd.DataFrame:
 
 def price_figures(prices: pd.DataFrame, median_price: float, seed: int) -> dict[str, dict | None]:
     """median_price: pounds, of the training listings."""
-    price, quantiles = prices["price"].to_numpy(), prices[["price_low", "price_median", "price_high"]].to_numpy()
+    price, quantiles = prices["price"].to_numpy(), np.log10(prices[["price_low", "price_median", "price_high"]].to_numpy())
     statistics = metrics.price_statistics(price, quantiles, median_price)
     rows = metrics.priced_rows(price)
     return {f"price_{name}": figure(statistic, rows, seed) for name, statistic in statistics.items()}

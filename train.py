@@ -396,7 +396,7 @@ def measure(
     by_photo = data.photo_probabilities()
     by_text = models.category_probabilities(data.evidence("validation")[0])
     has_photo = ~np.isnan(by_photo).any(axis=1)
-    quantiles = 10 ** pricing.quantiles(*data.evidence("validation"))
+    quantiles = pricing.quantiles(*data.evidence("validation"))
     return {
         "photo": metrics.category_report(labels[has_photo], by_photo[has_photo], classes),
         "text": metrics.category_report(labels, by_text, classes),

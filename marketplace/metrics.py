@@ -157,13 +157,16 @@ def category_report(labels: np.ndarray, probabilities: np.ndarray, classes: list
 
 
 def price_statistics(prices: np.ndarray, quantiles: np.ndarray, median_price: float) -> dict[str, Statistic]:
-    """Figures of the price model, of rows of prices (L,) and their 10%, 50% and 90% quantiles (L, 3), all in pounds.
+    """Figures of the price model, of rows of prices (L,) in pounds and their 10%, 50% and 90% quantiles (L, 3) in log10 pounds.
 
-    median_price: of the training listings, the baseline.
+    median_price: pounds, of the training listings, the baseline. The range is compared in logarithms, where the price model's
+    margins are fitted: a validation listing that lies on its range's end would be in or out by rounding in pounds.
     """
-    low, middle, high = quantiles.T
+    low, middle, high = quantiles[:, 0], 10 ** quantiles[:, 1], quantiles[:, 2]
+    with np.errstate(divide="ignore"):
+        log_prices = np.log10(prices)
     error, error_of_median = np.abs(prices - middle), np.abs(prices - median_price)
-    inside = (low <= prices) & (prices <= high)
+    inside = (low <= log_prices) & (log_prices <= high)
     return {
         "log_r2": lambda rows: log_r2(prices[rows], middle[rows]),
         "error_over_median_baseline": lambda rows: error_ratio(error[rows], error_of_median[rows]),

@@ -182,7 +182,7 @@ def test_a_row_that_is_drawn_twice_counts_twice():
 def test_the_price_is_measured_against_the_median_price_within_the_bounds():
     price = np.array([10.0, 100.0, 1000.0, 0.0, 1e6])
     steps = np.array([[-0.1, 0.0, 0.1], [-0.1, 0.1, 0.2], [0.1, 0.2, 0.3], [0, 0, 0], [0, 0, 0]])
-    quantiles = 10 ** (np.log10(np.maximum(price, 1))[:, None] + steps)
+    quantiles = np.log10(np.maximum(price, 1))[:, None] + steps
     measured = metrics.price_report(price, quantiles, median_price=100.0)
     assert measured["listings"] == 3 and measured["interval_coverage"] == pytest.approx(2 / 3)
     assert measured["log_r2"] == pytest.approx(1 - (0.1**2 + 0.2**2) / 2)
@@ -192,5 +192,5 @@ def test_the_price_is_measured_against_the_median_price_within_the_bounds():
 
 
 def test_a_price_report_of_nothing_is_none():
-    nothing = metrics.price_report(np.array([0.0]), np.ones((1, 3)), median_price=100.0)
+    nothing = metrics.price_report(np.array([0.0]), np.zeros((1, 3)), median_price=100.0)
     assert nothing["listings"] == 0 and set(nothing.values()) == {0, None}
