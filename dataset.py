@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from marketplace.cleaning import duplicates, photos, pictures
-from marketplace.cleaning.listings import read_classes
+from marketplace.cleaning.listings import read_classes, read_products
 from marketplace.cleaning.splits import SHARES, assign_splits, seeded_order
 from marketplace.files import atomic, changes, cli, reading, stages
 from marketplace.files.stages import StageError
@@ -247,6 +247,14 @@ def previous_splits(folder: Path, settings: dict) -> pd.DataFrame | None:
 def photo_tensor(jpeg: bytes) -> torch.Tensor:
     """A cleaned photo as (3, H, W) uint8 RGB."""
     return torch.from_numpy(photos.pixels(jpeg)).permute(2, 0, 1).contiguous()
+
+
+def listings_with_splits(data_dir: Path) -> pd.DataFrame:
+    """read_products() with the cluster and the split of each listing, whatever columns of that name it had."""
+    table = read_products(data_dir / "tabular")
+    splits = reading.read_csv(data_dir / "dataset" / "listings.csv").set_index("product_id")
+    table[["cluster", "split"]] = splits.loc[table["product_id"], ["cluster", "split"]].to_numpy()
+    return table
 
 
 class ListingPhotos(torch.utils.data.Dataset):

@@ -45,7 +45,6 @@ def resnet50(source: Path, folder: Path) -> dict[str, Path]:
         "weights": "none",
         "input_size": 224,
         "dimension": 2048,
-        "pooling": "average",
         "projection": "none",
         "int8": None,  # that of `source` is of another network
     }

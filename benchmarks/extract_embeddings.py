@@ -73,7 +73,7 @@ def write_model(folder: Path, backbone: str, weights: str, images_dir: Path, cal
     mean, std = (list(values) for values in network.normalisation(backbone))
     description = photo_model.Description(
         *(backbone, weights, [str(label) for label in range(CLASSES)], 224, mean, std, made.head.in_features),
-        *("frozen trunk", "average", "none", dataclasses.asdict(photos.DEFAULTS)),
+        *("frozen backbone", "none", dataclasses.asdict(photos.DEFAULTS)),
     )
     network.export_onnx(made, 224, folder / photo_model.ONNX)
     description.save(folder)
