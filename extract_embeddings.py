@@ -2,8 +2,8 @@
 
 Reads   data/model/, data/images/, data/dataset/training_data.csv, data/tabular/products.csv
 Writes  data/embeddings/ (image_embeddings.json; vectors.npy and probabilities.npy with image_ids.json;
-                          text_vectors.npy with product_ids.json;
-                          photos-*.npy and texts-*.npy: rows kept for the next run, which embeds only what is new)
+                          text_vectors.npy; photos-<number>.npy and texts-<number>.npy: rows kept for the next
+                          run, which embeds only what is new)
 Run     python extract_embeddings.py
 """
 
@@ -30,7 +30,6 @@ SHARD = 2_000  # photos or texts: what a killed run loses at most
 CPU_BATCH, CUDA_BATCH = 4, 64  # photos a forward pass: the fastest on each, the first by benchmarks/extract_embeddings.py
 KEY = "S32"  # half of a sha256 in hexadecimal: 128 bits, and half the memory
 JSON = "image_embeddings.json"
-OUTPUTS = ("vectors.npy", "probabilities.npy", "image_ids.json", "text_vectors.npy", "product_ids.json")
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -51,31 +50,21 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> dict:
-    check_model(args.data)
     arguments = {name: getattr(args, name) for name in ("runtime", "device", "batch_size", "no_json")}
-    stage = stages.Stage(args.data / "embeddings", arguments, digest_inputs(args.data))
-    if done := stage.finished():
-        return done
-    table = reading.read_csv(args.data / "dataset" / "training_data.csv", usecols=["image_id"])
-    counts = embed_photos(stage, args.data, table["image_id"].tolist(), args) | embed_texts(stage, args.data)
-    return stage.finish(counts, OUTPUTS if args.no_json else [*OUTPUTS, JSON], OUTPUTS)
+    with stages.open_stage(args.data, "embeddings", arguments) as stage:
+        check_categories(args.data)
+        if stage.is_done():
+            return stage.summary()
+        table = reading.read_csv(args.data / "dataset" / "training_data.csv", usecols=["image_id"])
+        counts = embed_photos(stage, args.data, table["image_id"].tolist(), args) | embed_texts(stage, args.data)
+        return stage.finish(counts, stages.EMBEDDED if args.no_json else [*stages.EMBEDDED, JSON])
 
 
-def check_model(data_dir: Path) -> None:
-    """StageError when the model or the tables are not there, or the model was not trained for such tables.
-
-    Listings, and the last of a category, may come and go without a new training; a new category, or split, asks for one.
-    """
-    stages.check_inputs(data_dir, "dataset")
-    stages.check_inputs(data_dir, "model", ["dataset/settings.json"])
+def check_categories(data_dir: Path) -> None:
+    """StageError when a listing is of a category that the model has never seen."""
     learned = model.Description.load(data_dir / "model").classes
     if new := sorted(set(listings.read_classes(data_dir / "tabular")) - set(learned)):
         raise StageError(f"{data_dir / 'model'} does not know the category {new[0]}: run python train.py again")
-
-
-def digest_inputs(data_dir: Path) -> dict[str, str]:
-    tables = ("tabular/products.csv", "images/photos.csv", "dataset/training_data.csv")
-    return stages.digests(data_dir, *tables, *(f"model/{name}" for name in model.FILES))
 
 
 def open_photo_model(data_dir: Path, args: argparse.Namespace) -> model.PhotoModel:
@@ -93,7 +82,7 @@ def open_photo_model(data_dir: Path, args: argparse.Namespace) -> model.PhotoMod
 def photo_shards(folder: Path, data_dir: Path, photo_model: model.PhotoModel) -> "Shards":
     """Rows of "vector" (D,) and "probabilities" (C,), kept while model, runtime and precision stay the same."""
     made_by = stages.digests(data_dir / "model", model.DESCRIPTION, model.WEIGHTS, model.ONNX, model.INT8)
-    made_by |= {"runtime": photo_model.runtime, "precision": photo_model.precision, "schema": stages.SCHEMA_VERSION}
+    made_by |= {"runtime": photo_model.runtime, "precision": photo_model.precision, "schema": stages.STAGES["embeddings"].schema}
     fields = {"vector": photo_model.description.dimension, "probabilities": len(photo_model.description.classes)}
     dtype = np.dtype([("key", KEY), *((name, np.float32, (size,)) for name, size in fields.items())])
     return Shards(folder, "photos", made_by, dtype)
@@ -146,7 +135,6 @@ def embed_texts(stage: stages.Stage, data_dir: Path) -> dict:
 
     embedded = shards.fill(keys, compute, "text")
     shards.write("vector", keys, stage.folder / "text_vectors.npy")
-    atomic.write_json(stage.folder / "product_ids.json", products["product_id"].tolist(), indent=None)
     return {"listings": len(texts), "listings_embedded": embedded}
 
 

@@ -1,9 +1,11 @@
 """Train the photo model (ResNet-50 transfer learning) and the models of the table.
 
 Reads   data/dataset/, data/images/, data/tabular/
-Writes  data/model/       (image_model.safetensors, .json, .onnx, .int8.onnx; table_models.*, price_model.*; metrics.json,
-                          curves.png)
-        data/features/    (the starting backbone's features of every photo: computed once, trained on, compared with)
+Writes  data/model/       (image_model.json, image_model.safetensors, image_model.onnx, image_model.int8.onnx;
+                          table_models.json, table_models.safetensors; price_model.json, price_model.safetensors;
+                          metrics.json, curves.png)
+        data/features/    (plain.npy, mirrored.npy, image_ids.json: the untrained backbone's features of every photo, computed
+                          once, trained on, compared with)
         data/tensorboard/ (the curves for TensorBoard)
 Run     python train.py                                  ImageNet weights, downloaded once
         python train.py --weights resnet50.pth           your own checkpoint
@@ -183,17 +185,16 @@ def starting_features(
         "mirrored": mirrored,
         "image_ids": hashlib.sha256(json.dumps(image_ids).encode()).hexdigest(),
     }
-    inputs = stages.digests(args.data, "images/photos.csv") | weights_digest(args.weights)
-    stage = stages.Stage(args.data / "features", arguments, inputs)
     names = ["plain.npy", "mirrored.npy"] if mirrored else ["plain.npy"]
-    if not stage.finished():
-        stage.begin()
-        views = [every, _Mirrored(every)] if mirrored else [every]
-        for name, features in zip(names, backbone_features(photo_network, views, config), strict=True):
-            atomic.write_array(stage.folder / name, features)
-        atomic.write_json(stage.folder / "image_ids.json", image_ids, indent=None)
-        stage.finish({"photos": len(every), "dimension": photo_network.head.in_features}, [*names, "image_ids.json"])
-    return [np.array(reading.read_array(stage.folder / name)) for name in names]
+    with stages.open_stage(args.data, "features", arguments, weights_digest(args.weights)) as stage:
+        if not stage.is_done():
+            stage.begin()
+            views = [every, _Mirrored(every)] if mirrored else [every]
+            for name, features in zip(names, backbone_features(photo_network, views, config), strict=True):
+                atomic.write_array(stage.folder / name, features)
+            atomic.write_json(stage.folder / "image_ids.json", image_ids, indent=None)
+            stage.finish({"photos": len(every), "dimension": photo_network.head.in_features}, [*names, "image_ids.json"])
+        return [np.array(reading.read_array(stage.folder / name)) for name in names]
 
 
 @dataclass(frozen=True)
@@ -529,18 +530,10 @@ def weights_digest(weights: str) -> dict[str, str]:
     return {"--weights": stages.digest(Path(weights))}
 
 
-def open_stage(args: argparse.Namespace) -> stages.Stage:
-    for folder in ("tabular", "images"):
-        stages.read_manifest(args.data / folder)
-    stages.check_inputs(args.data, "dataset")
+def arguments_of(args: argparse.Namespace) -> dict:
+    """The flags that decide what is trained."""
     left_out = ("data", "check_weights", "resume", "device", "workers")
-    arguments = {name: value for name, value in vars(args).items() if name not in left_out}
-    inputs = stages.digests(
-        args.data,
-        *("dataset/training_data.csv", "dataset/listings.csv", "dataset/settings.json"),
-        *("tabular/products.csv", "tabular/labels.json", "images/photos.csv"),
-    )
-    return stages.Stage(args.data / "model", arguments, inputs | weights_digest(args.weights))
+    return {name: value for name, value in vars(args).items() if name not in left_out}
 
 
 def build_network(args: argparse.Namespace) -> network.PhotoNetwork:
@@ -575,25 +568,37 @@ def train_photo_network(
 def run(args: argparse.Namespace) -> dict:
     if args.check_weights:
         return check_weights(args.backbone)
-    stage, config, ranks = open_stage(args), config_of(args), training.Ranks()
-    if config.finetune != "head":
-        ranks.start(config.device)
-    elif ranks.rank:
-        return {"stage": "model", "rank": ranks.rank, "left_to_rank_0": True}  # the cached features need one process
-    if done := ranks.share(stage.finished()):
-        return done
-    photo_network = build_network(args)  # may fail: before begin()
-    checkpoint = training.Checkpoint(stage.folder / CHECKPOINT, run_key(stage), args.resume)
-    if ranks.rank == 0:
-        stage.begin()
-        if not args.resume:
-            checkpoint.path.unlink(missing_ok=True)
-    data = Photos(args.data, args.backbone, config)
-    photo_network.to(config.device, memory_format=torch.channels_last)
-    if ranks.rank:
-        train_end_to_end(photo_network, data, config, checkpoint, ranks, lambda **values: None)
-        return {"stage": "model", "rank": ranks.rank, "epochs": config.epochs}
-    curves = Curves(args.data / "tensorboard")
+    with stages.open_stage(args.data, "model", arguments_of(args), weights_digest(args.weights)) as stage:
+        config, ranks = config_of(args), training.Ranks()
+        if config.finetune != "head":
+            ranks.start(config.device)
+        elif ranks.rank:
+            return {"stage": "model", "rank": ranks.rank, "left_to_rank_0": True}  # the cached features need one process
+        if ranks.share(stage.is_done()):
+            return stage.summary()
+        photo_network = build_network(args)  # may fail: before begin()
+        checkpoint = training.Checkpoint(stage.folder / CHECKPOINT, run_key(stage), args.resume)
+        if ranks.rank == 0:
+            stage.begin()
+            if not args.resume:
+                checkpoint.path.unlink(missing_ok=True)
+        data = Photos(args.data, args.backbone, config)
+        photo_network.to(config.device, memory_format=torch.channels_last)
+        if ranks.rank:
+            train_end_to_end(photo_network, data, config, checkpoint, ranks, lambda **values: None)
+            return {"stage": "model", "rank": ranks.rank, "epochs": config.epochs}
+        return train(stage, args, photo_network, data, checkpoint)
+
+
+def train(
+    stage: stages.Stage,
+    args: argparse.Namespace,
+    photo_network: network.PhotoNetwork,
+    data: Photos,
+    checkpoint: training.Checkpoint,
+) -> dict:
+    """Train, measure on validation and save the photo model, then the models of the table; on rank 0."""
+    config, curves = config_of(args), Curves(args.data / "tensorboard")
     embedding = train_photo_network(photo_network, data, args, checkpoint, curves)
     description = describe(photo_network, data, args, embedding.name)
     begin("export the network, and quantise it to 8 bits")
@@ -612,8 +617,7 @@ def run(args: argparse.Namespace) -> dict:
     atomic.write_bytes(stage.folder / "curves.png", charts.draw_curves(curves.epochs))
     checkpoint.path.unlink(missing_ok=True)
     tell(figures, embedding, description, stage.folder)
-    counts = {"validation": main_figures(figures), "embedding": embedding.name}
-    return stage.finish(counts, [*photo_model.FILES, "metrics.json", "curves.png"], photo_model.FILES)
+    return stage.finish({"validation": main_figures(figures), "embedding": embedding.name})
 
 
 def run_key(stage: stages.Stage) -> str:

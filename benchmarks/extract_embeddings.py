@@ -157,7 +157,8 @@ def widen(data_dir: Path, count: int, folder: Path) -> None:
         inputs = (
             stages.digests(folder, *(name for name in known["inputs"] if not name.startswith("--"))) if name == "dataset" else {}
         )
-        stages.Stage(folder / name, known["arguments"], inputs).finish(known["counts"], [])
+        outputs = ["photos.csv"] if name == "images" else ["settings.json", "training_data.csv"]
+        stages.Stage(folder, name, known["arguments"], inputs).finish(known["counts"], outputs)
 
 
 def peak_mb(data_dir: Path) -> float:

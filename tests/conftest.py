@@ -38,10 +38,9 @@ def run_stages(data_dir: Path, names=tuple(STAGES)) -> None:
 def stamp(data_dir: Path, *names: str) -> None:
     """Make stages' manifests say that each read, and wrote, the files that are there now."""
     for name in names:
-        folder = data_dir / name
-        manifest = reading.read_json(folder / "manifest.json")
+        manifest = reading.read_json(data_dir / name / "manifest.json")
         inputs = {path: stages.digest(data_dir / path) if "/" in path else old for path, old in manifest["inputs"].items()}
-        stages.Stage(folder, manifest["arguments"], inputs).finish(manifest["counts"], manifest["outputs"], manifest["digests"])
+        stages.Stage(data_dir, name, manifest["arguments"], inputs).finish(manifest["counts"], manifest["outputs"])
 
 
 @pytest.fixture(scope="session")

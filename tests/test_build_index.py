@@ -76,7 +76,6 @@ def change_listings(data_dir, gone, edited) -> None:
     for name, array in arrays.items():
         atomic.write_array(data_dir / "embeddings" / f"{name}.npy", array)
     atomic.write_json(data_dir / "embeddings" / "image_ids.json", photos["image_id"].tolist())
-    atomic.write_json(data_dir / "embeddings" / "product_ids.json", products["product_id"].tolist())
     write_hashes(data_dir)
     stamp(data_dir, "tabular", "dataset", "embeddings")
 
@@ -191,7 +190,6 @@ def random_change(data_dir, generator: np.random.Generator) -> None:
     for name, array in {"vectors": vectors, "probabilities": probabilities, "text_vectors": texts}.items():
         atomic.write_array(folder / f"{name}.npy", array)
     atomic.write_json(folder / "image_ids.json", photos["image_id"].tolist())
-    atomic.write_json(folder / "product_ids.json", products["product_id"].tolist())
     write_hashes(data_dir)
     stamp(data_dir, "tabular", "dataset", "embeddings")
 
