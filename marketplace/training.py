@@ -164,9 +164,10 @@ def whitening(features: np.ndarray, size: int, power: bool) -> network.Projectio
     """
     rooted = network.signed_root(torch.from_numpy(features)).numpy() if power else features
     pca = PCA(min(size, *features.shape), whiten=True, random_state=0).fit(rooted)
-    solid = pca.explained_variance_ > FLAT_VARIANCE * pca.explained_variance_[0]
-    solid[0] = True
-    weight = pca.components_[solid] / np.sqrt(np.maximum(pca.explained_variance_[solid], 1e-9))[:, None]
+    variances = pca.explained_variance_  # descending
+    rank = max(1, np.count_nonzero(variances > FLAT_VARIANCE * variances[0]))
+    scale = 1 / np.sqrt(np.maximum(variances[:rank], 1e-9))
+    weight = pca.components_[:rank] * scale[:, None]
     projection = network.Projection(features.shape[1], len(weight), power)
     with torch.no_grad():
         projection.linear.weight.copy_(torch.from_numpy(weight))
