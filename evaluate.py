@@ -188,12 +188,16 @@ class Guesses:
         return pd.Series((self.probabilities.argmax(axis=1) == self.truth).astype(float), self.listing)
 
 
-def guess_categories(known: Catalogue, models) -> dict[str, Guesses]:
+def guess_categories(catalogue: Catalogue, models) -> dict[str, Guesses]:
     """Of the photo, text and fused models; of a listing's photos the mean counts."""
-    truth = known.products["label"].to_numpy()[known.measured]
+    truth = catalogue.products["label"].to_numpy()[catalogue.measured]
     everyone = np.arange(len(truth))
-    means = pd.DataFrame(np.asarray(known.probabilities[known.queries])).groupby(known.listing_of(known.queries)).mean()
-    by_text = models.category_probabilities(known.texts)
+    means = (
+        pd.DataFrame(np.asarray(catalogue.probabilities[catalogue.queries]))
+        .groupby(catalogue.listing_of(catalogue.queries))
+        .mean()
+    )
+    by_text = models.category_probabilities(catalogue.texts)
     by_photo = means.reindex(everyone).to_numpy(np.float32)  # NaN: no photo
     return {
         "photo": Guesses(means.index.to_numpy(), truth[means.index], means.to_numpy()),
@@ -211,12 +215,12 @@ def training_median_price(products: pd.DataFrame) -> float:
     return float(products.loc[usable, "price"].median())
 
 
-def guess_prices(known: Catalogue, price_model) -> pd.DataFrame:
+def guess_prices(catalogue: Catalogue, price_model) -> pd.DataFrame:
     """The price of each measured listing in pounds, and its 10%, 50% and 90% quantiles by the model."""
-    products = known.products.iloc[known.measured]
-    of_photos = pd.DataFrame(known.vectors[known.queries]).groupby(known.listing_of(known.queries)).mean()
+    products = catalogue.products.iloc[catalogue.measured]
+    of_photos = pd.DataFrame(catalogue.vectors[catalogue.queries]).groupby(catalogue.listing_of(catalogue.queries)).mean()
     vectors = of_photos.reindex(np.arange(len(products))).to_numpy(np.float32)  # NaN: no photo
-    quantiles = 10 ** price_model.quantiles(known.texts, products["category"].tolist(), products["county"].tolist(), vectors)
+    quantiles = 10 ** price_model.quantiles(catalogue.texts, products["category"].tolist(), products["county"].tolist(), vectors)
     return pd.DataFrame(
         {"price": products["price"].to_numpy()} | dict(zip(("price_low", "price_median", "price_high"), quantiles.T, strict=True))
     )
@@ -233,8 +237,8 @@ def price_figures(prices: pd.DataFrame, median_price: float, seed: int) -> dict[
 # Photo retrieval.
 
 
-def training_photos(known: Catalogue, seed: int) -> np.ndarray:
-    rows = np.flatnonzero(known.photos["split"] == "train")
+def training_photos(catalogue: Catalogue, seed: int) -> np.ndarray:
+    rows = np.flatnonzero(catalogue.photos["split"] == "train")
     return draw(rows, FITTED_PHOTOS, seed)
 
 
@@ -256,21 +260,21 @@ def whitened(features: np.ndarray, fitted: np.ndarray, dimension: int) -> np.nda
         return unit_rows(projection(torch.from_numpy(np.array(features, np.float32))).numpy())
 
 
-def retrieve(known: Catalogue, seed: int) -> dict[str, np.ndarray]:
+def retrieve(catalogue: Catalogue, seed: int) -> dict[str, np.ndarray]:
     """Each of RETRIEVAL for each of SPACES by measured listing (L,), NaN for listings without such evidence."""
-    listing, size = known.listing_of(known.queries), len(known.measured)
-    if not len(known.queries):
+    listing, size = catalogue.listing_of(catalogue.queries), len(catalogue.measured)
+    if not len(catalogue.queries):
         return {name + suffix: np.full(size, np.nan) for suffix in SPACES for name in RETRIEVAL}
-    codes = [pd.factorize(known.photos[column])[0] for column in ("label", "product_id", "cluster", "pixels")]
-    dimension = min(WHITENED_DIMENSION, known.vectors.shape[1])
+    codes = [pd.factorize(catalogue.photos[column])[0] for column in ("label", "product_id", "cluster", "pixels")]
+    dimension = min(WHITENED_DIMENSION, catalogue.vectors.shape[1])
     spaces = {
-        "": lambda: np.asarray(known.vectors),
-        "_frozen_trunk": lambda: unit_rows(known.features),
-        "_whitened_trunk": lambda: whitened(known.features, training_photos(known, seed), dimension),
+        "": lambda: np.asarray(catalogue.vectors),
+        "_frozen_trunk": lambda: unit_rows(catalogue.features),
+        "_whitened_trunk": lambda: whitened(catalogue.features, training_photos(catalogue, seed), dimension),
     }
     found = {}
     for suffix, vectors in progress(spaces.items(), "find the nearest photos", "space"):
-        for name, values in metrics.retrieval(vectors(), known.queries, *codes).items():
+        for name, values in metrics.retrieval(vectors(), catalogue.queries, *codes).items():
             found[name + suffix] = spread(metrics.by_listing(values, listing), size)
     return found
 
@@ -278,19 +282,19 @@ def retrieve(known: Catalogue, seed: int) -> dict[str, np.ndarray]:
 # Linear heads on the frozen backbone: what the split does to a figure.
 
 
-def head_of_photos(known: Catalogue, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+def head_of_photos(catalogue: Catalogue, train: np.ndarray, test: np.ndarray) -> np.ndarray:
     """(n, C) probabilities of photos `test` by a linear head that is trained on the frozen backbone's features of `train`.
 
     NaN where the training photos are of one category only.
     """
-    labels = known.photos["label"].to_numpy()
-    probabilities = np.zeros((len(test), len(known.classes)))
+    labels = catalogue.photos["label"].to_numpy()
+    probabilities = np.zeros((len(test), len(catalogue.classes)))
     if len(np.unique(labels[train])) < 2 or not len(test):
         return np.full_like(probabilities, np.nan)
     head = make_pipeline(StandardScaler(), LogisticRegression(C=HEAD_C, max_iter=200))
     with threadpool_limits(1):  # ten times faster: its steps are too small to share out
-        head.fit(known.features[train], labels[train])
-        probabilities[:, head.classes_] = head.predict_proba(known.features[test])
+        head.fit(catalogue.features[train], labels[train])
+        probabilities[:, head.classes_] = head.predict_proba(catalogue.features[test])
     return probabilities
 
 
@@ -306,24 +310,26 @@ def accuracy_by_photo(right: np.ndarray, product_rows: np.ndarray, seed: int) ->
     return figure(lambda drawn: counts[0, drawn].sum() / counts[1, drawn].sum(), rows, seed)
 
 
-def compare_splits(known: Catalogue, seed: int) -> tuple[dict[str, dict | None], np.ndarray]:
+def compare_splits(catalogue: Catalogue, seed: int) -> tuple[dict[str, dict | None], np.ndarray]:
     """The same head on our split and on one by photo of the same sizes; and whether it is right by measured listing.
 
     The figures are by photo: the other split tears listings apart.
     """
-    rows, labels = known.photos["product_row"].to_numpy(), known.photos["label"].to_numpy()
-    train = training_photos(known, seed)
-    ours = head_of_photos(known, train, known.queries)
+    rows, labels = catalogue.photos["product_row"].to_numpy(), catalogue.photos["label"].to_numpy()
+    train = training_photos(catalogue, seed)
+    ours = head_of_photos(catalogue, train, catalogue.queries)
     shuffled = np.random.default_rng(seed).permutation(len(rows))
-    leaky_test = shuffled[len(train) : len(train) + len(known.queries)]
-    leaky = is_right(head_of_photos(known, shuffled[: len(train)], leaky_test), labels[leaky_test])
+    leaky_test = shuffled[len(train) : len(train) + len(catalogue.queries)]
+    leaky = is_right(head_of_photos(catalogue, shuffled[: len(train)], leaky_test), labels[leaky_test])
     figures = {
         "accuracy_by_photo_leaky_split": accuracy_by_photo(leaky, rows[leaky_test], seed),
-        "accuracy_by_photo_our_split": accuracy_by_photo(is_right(ours, labels[known.queries]), rows[known.queries], seed),
+        "accuracy_by_photo_our_split": accuracy_by_photo(
+            is_right(ours, labels[catalogue.queries]), rows[catalogue.queries], seed
+        ),
     }
-    means = pd.DataFrame(ours).groupby(known.listing_of(known.queries)).mean()
-    truth = known.products["label"].to_numpy()[known.measured[means.index]]
-    return figures, spread(pd.Series(is_right(means.to_numpy(), truth), means.index), len(known.measured))
+    means = pd.DataFrame(ours).groupby(catalogue.listing_of(catalogue.queries)).mean()
+    truth = catalogue.products["label"].to_numpy()[catalogue.measured[means.index]]
+    return figures, spread(pd.Series(is_right(means.to_numpy(), truth), means.index), len(catalogue.measured))
 
 
 # Ranking.
@@ -338,21 +344,23 @@ class Answered:
     grades: np.ndarray
 
 
-def rank(known: Catalogue, recommender: Recommender) -> tuple[dict[str, np.ndarray], list[Answered]]:
+def rank(catalogue: Catalogue, recommender: Recommender) -> tuple[dict[str, np.ndarray], list[Answered]]:
     """nDCG@10 by measured listing (L,) with each of EVIDENCE, NaN where a listing has no such evidence; and answers to both."""
-    catalogue_row = pd.Index([recommender.catalogue.product_row(name) for name in known.products["product_id"]])
-    path, main, cluster = (pd.factorize(known.products[name])[0] for name in ("category", "main_category", "cluster"))
-    photos_of = pd.Series(known.queries).groupby(known.listing_of(known.queries)).apply(list)
-    scores = {name: np.full(len(known.measured), np.nan) for name in EVIDENCE}
+    catalogue_row = pd.Index([recommender.catalogue.product_row(name) for name in catalogue.products["product_id"]])
+    path, main, cluster = (pd.factorize(catalogue.products[name])[0] for name in ("category", "main_category", "cluster"))
+    photos_of = pd.Series(catalogue.queries).groupby(catalogue.listing_of(catalogue.queries)).apply(list)
+    scores = {name: np.full(len(catalogue.measured), np.nan) for name in EVIDENCE}
     answers = []
-    for position, row in enumerate(progress(known.measured, "rank", "listing")):
+    for position, row in enumerate(progress(catalogue.measured, "rank", "listing")):
         own = cluster == cluster[row]
         grades = np.where(path == path[row], 2, np.where(main == main[row], 1, 0))
-        text = "\n".join(known.products.loc[row, ["name", "description"]])
+        text = "\n".join(catalogue.products.loc[row, ["name", "description"]])
         for name, (with_photo, with_text, kinds) in EVIDENCE.items():
             gained = []
             for photo in photos_of.get(position, []) if with_photo else [None]:
-                evidence = {"vector": known.vectors[photo], "probabilities": known.probabilities[photo]} if with_photo else {}
+                evidence = (
+                    {"vector": catalogue.vectors[photo], "probabilities": catalogue.probabilities[photo]} if with_photo else {}
+                )
                 query = recommender.query(text=text if with_text else None, **evidence)
                 if with_text and query.text is None and query.words is None:
                     continue
@@ -395,7 +403,7 @@ def rank_figures(scores: dict[str, np.ndarray], seed: int) -> dict[str, dict | N
 # The report.
 
 
-def draw_gallery(known: Catalogue, answers: list[Answered], images_dir: Path, seed: int) -> bytes:
+def draw_gallery(catalogue: Catalogue, answers: list[Answered], images_dir: Path, seed: int) -> bytes:
     """Queries and their best answers, a row each: as far as there are, half of them begin with a right answer."""
     right = [answer for answer in answers if len(answer.grades) and answer.grades[0]]
     wrong = [answer for answer in answers if not len(answer.grades) or not answer.grades[0]]
@@ -403,13 +411,13 @@ def draw_gallery(known: Catalogue, answers: list[Answered], images_dir: Path, se
     shown = []
     for part, count in ((right, n_right), (wrong, GALLERY_QUERIES - min(n_right, len(right)))):
         shown += [part[position] for position in draw(np.arange(len(part)), count, seed)]
-    first_photo = known.photos.drop_duplicates("product_row").set_index("product_row")["image_id"]
-    leaf = known.products["leaf_category"]
+    first_photo = catalogue.photos.drop_duplicates("product_row").set_index("product_row")["image_id"]
+    leaf = catalogue.products["leaf_category"]
     blank = io.BytesIO()
     Image.new("RGB", (GALLERY_TILE_PX, GALLERY_TILE_PX), "#eeeeee").save(blank, "JPEG")
     tiles = []
     for answer in shown:
-        asked = known.photos.iloc[answer.photo_row]
+        asked = catalogue.photos.iloc[answer.photo_row]
         tiles.append((photos.load(images_dir, asked["image_id"], bytes), leaf[asked["product_row"]], FRAMES["query"]))
         for row, grade in zip(answer.product_rows[:GALLERY_ANSWERS], answer.grades[:GALLERY_ANSWERS], strict=True):
             image_id = first_photo.get(row)
@@ -448,10 +456,10 @@ def draw_confusion(guess: Guesses, classes: list[str]) -> bytes:
     return charts.draw_confusion(confusion, classes, "Test listings, photo model")
 
 
-def draw_hardest(known: Catalogue, images_dir: Path) -> bytes:
+def draw_hardest(catalogue: Catalogue, images_dir: Path) -> bytes:
     """A contact sheet (PNG) of the test photos that the model is surest about, and wrong; below, the truth and its guess."""
-    short = [re.split(",| & ", listings.category_levels(name)[-1])[0] for name in known.classes]
-    table, probabilities = known.photos.iloc[known.queries], np.asarray(known.probabilities[known.queries])
+    short = [re.split(",| & ", listings.category_levels(name)[-1])[0] for name in catalogue.classes]
+    table, probabilities = catalogue.photos.iloc[catalogue.queries], np.asarray(catalogue.probabilities[catalogue.queries])
     labels, guess = table["label"].to_numpy(), probabilities.argmax(axis=1)
     wrong = np.flatnonzero(guess != labels)
     hardest = wrong[np.argsort(-probabilities[wrong, guess[wrong]], kind="stable")][:HARDEST_TILES]
@@ -582,16 +590,16 @@ def run(args: argparse.Namespace) -> dict:
     recommender = Recommender(storage.current_generation(args.data / "index"))
     if not recommender.takes_photos:
         raise StageError(f"{args.data / 'index'} holds vectors of your own: run python build_index.py without --embeddings")
-    known = read(args.data, args.max_queries, args.seed)
+    catalogue = read(args.data, args.max_queries, args.seed)
     stage.begin()
 
-    guesses = guess_categories(known, recommender.table_models)
-    prices = guess_prices(known, recommender.price_model)
-    median_price = training_median_price(known.products)
-    retrieved = retrieve(known, args.seed)
+    guesses = guess_categories(catalogue, recommender.table_models)
+    prices = guess_prices(catalogue, recommender.price_model)
+    median_price = training_median_price(catalogue.products)
+    retrieved = retrieve(catalogue, args.seed)
     begin("train a linear head on each way to split")
-    split_figures, head_right = compare_splits(known, args.seed)
-    ranked, answers = rank(known, recommender)
+    split_figures, head_right = compare_splits(catalogue, args.seed)
+    ranked, answers = rank(catalogue, recommender)
 
     begin("draw the intervals")
     figures: dict[str, dict | None] = {}
@@ -601,8 +609,8 @@ def run(args: argparse.Namespace) -> dict:
     figures |= {name: mean(values, args.seed) for name, values in retrieved.items()}
     figures |= rank_figures(ranked, args.seed) | split_figures
 
-    size = len(known.measured)
-    products = known.products.iloc[known.measured].reset_index(drop=True)
+    size = len(catalogue.measured)
+    products = catalogue.products.iloc[catalogue.measured].reset_index(drop=True)
     table = products[["product_id", "cluster", "label"]].assign(
         photo_right=spread(guesses["photo"].right(), size),
         photo_right_same_head=head_right,
@@ -613,21 +621,21 @@ def run(args: argparse.Namespace) -> dict:
         **{f"ndcg_at_10_{name}": values for name, values in ranked.items()},
     )
     counts = {
-        "listings": len(known.products),
-        "photos": len(known.photos),
-        "test_listings": int((known.products["split"] == "test").sum()),
+        "listings": len(catalogue.products),
+        "photos": len(catalogue.photos),
+        "test_listings": int((catalogue.products["split"] == "test").sum()),
         "measured": size,
-        "measured_photos": len(known.queries),
+        "measured_photos": len(catalogue.queries),
         "measured_with_photo": int(table["photo_right"].notna().sum()),
         "measured_with_sibling": int(table["same_listing_hit_at_1"].notna().sum()),
         "measured_priced": int(table["price"].between(*metrics.PRICE_BOUNDS).sum()),
         "compared": int(table[["ndcg_at_10_photo", "ndcg_at_10_text"]].notna().all(axis=1).sum()),
     }
     storage.write_csv(stage.folder / "listings.csv", table)
-    storage.write_bytes(stage.folder / "gallery.png", draw_gallery(known, answers, args.data / "images", args.seed))
-    storage.write_bytes(stage.folder / "confusion.png", draw_confusion(guesses["photo"], known.classes))
-    storage.write_bytes(stage.folder / "hardest.png", draw_hardest(known, args.data / "images"))
-    report = write_report(figures, counts, guesses, known.classes)
+    storage.write_bytes(stage.folder / "gallery.png", draw_gallery(catalogue, answers, args.data / "images", args.seed))
+    storage.write_bytes(stage.folder / "confusion.png", draw_confusion(guesses["photo"], catalogue.classes))
+    storage.write_bytes(stage.folder / "hardest.png", draw_hardest(catalogue, args.data / "images"))
+    report = write_report(figures, counts, guesses, catalogue.classes)
     storage.write_bytes(stage.folder / "report.md", report.encode())
     storage.write_json(stage.folder / "report.json", figures | {"counts": counts})
     summary = {name: figures[name] and figures[name]["value"] for name in MAIN}
