@@ -196,7 +196,11 @@ def guess_categories(catalogue: Catalogue, models) -> dict[str, Guesses]:
     """Of the photo, text and fused models; of a listing's photos the mean counts."""
     truth = catalogue.products["label"].to_numpy()[catalogue.measured]
     everyone = np.arange(len(truth))
-    means = pd.DataFrame(np.asarray(catalogue.probabilities[catalogue.queries])).groupby(catalogue.listing_of(catalogue.queries)).mean()
+    means = (
+        pd.DataFrame(np.asarray(catalogue.probabilities[catalogue.queries]))
+        .groupby(catalogue.listing_of(catalogue.queries))
+        .mean()
+    )
     by_text = models.category_probabilities(catalogue.texts)
     by_photo = means.reindex(everyone).to_numpy(np.float32)  # NaN: no photo
     return {
@@ -323,7 +327,9 @@ def compare_splits(catalogue: Catalogue, seed: int) -> tuple[dict[str, dict | No
     leaky = is_right(head_of_photos(catalogue, shuffled[: len(train)], leaky_test), labels[leaky_test])
     figures = {
         "accuracy_by_photo_leaky_split": accuracy_by_photo(leaky, rows[leaky_test], seed),
-        "accuracy_by_photo_our_split": accuracy_by_photo(is_right(ours, labels[catalogue.queries]), rows[catalogue.queries], seed),
+        "accuracy_by_photo_our_split": accuracy_by_photo(
+            is_right(ours, labels[catalogue.queries]), rows[catalogue.queries], seed
+        ),
     }
     means = pd.DataFrame(ours).groupby(catalogue.listing_of(catalogue.queries)).mean()
     truth = catalogue.products["label"].to_numpy()[catalogue.measured[means.index]]
@@ -356,7 +362,9 @@ def rank(catalogue: Catalogue, recommender: Recommender) -> tuple[dict[str, np.n
         for name, (with_photo, with_text, kinds) in EVIDENCE.items():
             gained = []
             for photo in photos_of.get(position, []) if with_photo else [None]:
-                evidence = {"vector": catalogue.vectors[photo], "probabilities": catalogue.probabilities[photo]} if with_photo else {}
+                evidence = (
+                    {"vector": catalogue.vectors[photo], "probabilities": catalogue.probabilities[photo]} if with_photo else {}
+                )
                 query = recommender.query(text=text if with_text else None, **evidence)
                 if with_text and query.text is None and query.words is None:
                     continue

@@ -75,17 +75,17 @@ class Photos:
 
     features: np.ndarray
     labels: np.ndarray
-    products: np.ndarray
+    listings: np.ndarray
     clusters: np.ndarray
     pixels: np.ndarray
     mirrored: np.ndarray | None = None
 
 
-def accuracy_by_listing(probabilities: np.ndarray, labels: np.ndarray, products: np.ndarray) -> float:
+def accuracy_by_listing(probabilities: np.ndarray, labels: np.ndarray, listings: np.ndarray) -> float:
     """The share of listings whose photos' mean probabilities (N, C) are largest for the listing's label."""
-    _, first, of = np.unique(products, return_index=True, return_inverse=True)
+    _, first, listing_of = np.unique(listings, return_index=True, return_inverse=True)
     sums = np.zeros((len(first), probabilities.shape[1]))
-    np.add.at(sums, of, probabilities)
+    np.add.at(sums, listing_of, probabilities)
     return float((sums.argmax(axis=1) == labels[first]).mean())
 
 
@@ -143,7 +143,7 @@ def train_head(head: nn.Linear, train: Photos, validation: Photos, config: Train
         values = {
             "train_loss": total / len(features),
             "validation_loss": cross_entropy(probabilities, validation.labels),
-            "validation_accuracy": accuracy_by_listing(probabilities, validation.labels, validation.products),
+            "validation_accuracy": accuracy_by_listing(probabilities, validation.labels, validation.listings),
         }
         record(**values)
         history.add(values, head)
@@ -166,9 +166,10 @@ def whitening(features: np.ndarray, size: int, power: bool) -> backbone.Projecti
     """
     rooted = backbone.signed_root(torch.from_numpy(features)).numpy() if power else features
     pca = PCA(min(size, *features.shape), whiten=True, random_state=0).fit(rooted)
-    solid = pca.explained_variance_ > FLAT_VARIANCE * pca.explained_variance_[0]
-    solid[0] = True
-    weight = pca.components_[solid] / np.sqrt(np.maximum(pca.explained_variance_[solid], 1e-9))[:, None]
+    variances = pca.explained_variance_  # descending
+    rank = max(1, np.count_nonzero(variances > FLAT_VARIANCE * variances[0]))
+    scale = 1 / np.sqrt(np.maximum(variances[:rank], 1e-9))
+    weight = pca.components_[:rank] * scale[:, None]
     projection = backbone.Projection(features.shape[1], len(weight), power)
     with torch.no_grad():
         projection.linear.weight.copy_(torch.from_numpy(weight))
@@ -190,15 +191,15 @@ def train_projection(train: Photos, size: int, category_weight: float, n_classes
         centre = features.mean(0)
         projection.linear.bias.copy_(-projection.linear.weight @ centre)
     features -= centre  # dropout then puts the mean in an absent feature's place
-    labels, products = (torch.tensor(codes) for codes in (train.labels, train.products))
+    labels, listings = (torch.tensor(codes) for codes in (train.labels, train.listings))
     by_category = losses.NormalizedSoftmaxLoss(n_classes, projection.linear.out_features)
     by_listing = losses.SupConLoss(TEMPERATURE)
     # The bias only centres: it stays, and training sees centred features.
     weight = projection.linear.weight
     groups = [{"params": [weight], "lr": PROJECTION_RATE}, {"params": by_category.parameters(), "lr": 10 * PROJECTION_RATE}]
     optimiser = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
-    order = np.argsort(train.products, kind="stable")
-    rows_of = np.split(order, np.flatnonzero(np.diff(train.products[order])) + 1)
+    order = np.argsort(train.listings, kind="stable")
+    rows_of = np.split(order, np.flatnonzero(np.diff(train.listings[order])) + 1)
     epochs = math.ceil(PROJECTION_STEPS / math.ceil(len(rows_of) / PROJECTION_BATCH))
     schedule = lr_scheduler.CosineAnnealingLR(optimiser, epochs)
     for _ in range(epochs):
@@ -207,7 +208,7 @@ def train_projection(train: Photos, size: int, category_weight: float, n_classes
             rows = np.concatenate([rows_of[listing] for listing in shuffled[start : start + PROJECTION_BATCH]])
             inputs = nn.functional.dropout(features[np.concatenate([rows, rows + len(labels)])], FEATURE_DROPOUT)
             vectors = nn.functional.normalize(inputs @ weight.T, dim=1)
-            loss = by_listing(vectors, products[rows].repeat(2)) + category_weight * by_category(vectors, labels[rows].repeat(2))
+            loss = by_listing(vectors, listings[rows].repeat(2)) + category_weight * by_category(vectors, labels[rows].repeat(2))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -222,8 +223,8 @@ def retrieval_figures(embedder: nn.Module, photos: Photos, queries: np.ndarray) 
     """metrics.retrieval of the rows `queries` among `photos` by an embedder, the mean over listings; None where undefined."""
     with torch.inference_mode():
         vectors = nn.functional.normalize(embedder.cpu()(torch.from_numpy(photos.features)), dim=1).numpy()
-    found = metrics.retrieval(vectors, queries, photos.labels, photos.products, photos.clusters, photos.pixels)
-    means = {name: float(metrics.by_listing(values, photos.products[queries]).mean()) for name, values in found.items()}
+    found = metrics.retrieval(vectors, queries, photos.labels, photos.listings, photos.clusters, photos.pixels)
+    means = {name: float(metrics.by_listing(values, photos.listings[queries]).mean()) for name, values in found.items()}
     return {name: None if math.isnan(mean) else mean for name, mean in means.items()}
 
 
@@ -276,12 +277,12 @@ class ListingBatches:
     epoch, when it is not full, is left out unless it is the only one.
     """
 
-    def __init__(self, products: np.ndarray, batch_size: int, seed: int, ranks: Ranks):
-        order = np.argsort(products, kind="stable")
-        self._rows_of = np.split(order, np.flatnonzero(np.diff(products[order])) + 1)
-        self.batch_size = min(batch_size, len(products) // ranks.world * ranks.world)
+    def __init__(self, listings: np.ndarray, batch_size: int, seed: int, ranks: Ranks):
+        order = np.argsort(listings, kind="stable")
+        self._rows_of = np.split(order, np.flatnonzero(np.diff(listings[order])) + 1)
+        self.batch_size = min(batch_size, len(listings) // ranks.world * ranks.world)
         self.seed, self.ranks, self.epoch = seed, ranks, 0
-        self._batches = len(products) // self.batch_size
+        self._batches = len(listings) // self.batch_size
 
     def __len__(self) -> int:
         return self._batches
