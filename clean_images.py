@@ -19,12 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
 from marketplace.cleaning import photos
 from marketplace.cleaning.pool import READ_ERROR, Result, Task, clean_all
 from marketplace.cleaning.sources import Photo, Source, image_id_of, list_source, rejected_by_name
 from marketplace.files import atomic, cli, s3, stages
+from marketplace.files.progress import progress
 from marketplace.files.stages import StageError
 
 MAX_ZIP_BYTES = 20_000_000_000  # of a zip's members unpacked, by default: a dozen times the real export
@@ -99,8 +99,8 @@ def clean_into(
 ) -> int:
     """Write the JPEGs of the results, `total` in number, and add their records; returns how many were cleaned."""
     cleaned = 0
-    with open(folder / PROGRESS, "a", encoding="utf-8", buffering=1) as progress:
-        for photo, result in tqdm(results, total=total, desc="cleaning", unit="photo", file=sys.stderr, disable=None):
+    with open(folder / PROGRESS, "a", encoding="utf-8", buffering=1) as done:
+        for photo, result in progress(results, "clean photos", "photo", total):
             image_id = image_id_of(photo.name)
             made = {"image_id": image_id, "settings": settings, "identity": photo.identity, "content": result.content}
             if result.row is None:
@@ -110,7 +110,7 @@ def clean_into(
                 if result.jpeg:
                     _write_jpeg(folder / f"{image_id}.jpg", result.jpeg)
                 records[image_id] = made | {"jpeg": hashlib.sha256(result.jpeg).hexdigest(), "row": result.row}
-            progress.write(_line(records[image_id]))
+            done.write(_line(records[image_id]))
     return cleaned
 
 

@@ -12,16 +12,16 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import orjson
-from tqdm import tqdm
 
 from marketplace.cleaning import listings, photos
 from marketplace.files import atomic, cli, reading, stages
+from marketplace.files.progress import progress
 from marketplace.files.stages import StageError
 from marketplace.models import photo_model as model
 from marketplace.models import text_model
@@ -97,10 +97,10 @@ def embed_photos(stage: stages.Stage, data_dir: Path, image_ids: list[str], args
     stage.begin()
     shards = photo_shards(stage.folder, data_dir, photo_model)
 
-    def compute(positions: np.ndarray, progress: tqdm) -> dict[str, np.ndarray]:
+    def compute(positions: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         chosen = [image_ids[position] for position in positions]
-        outputs = run_photos(photo_model, data_dir / "images", chosen, args.workers, batch_size, progress.update)
-        return dict(zip(("vector", "probabilities"), outputs, strict=True))
+        for outputs in run_photos(photo_model, data_dir / "images", chosen, args.workers, batch_size):
+            yield dict(zip(("vector", "probabilities"), outputs, strict=True))
 
     embedded = shards.fill(keys, compute, "photo")
     shards.write("vector", keys, stage.folder / "vectors.npy")
@@ -129,9 +129,8 @@ def embed_texts(stage: stages.Stage, data_dir: Path) -> dict:
     dtype = np.dtype([("key", KEY), ("vector", np.float32, models.encode([""]).shape[1:])])
     shards = Shards(stage.folder, "texts", made_by, dtype)
 
-    def compute(positions: np.ndarray, progress: tqdm) -> dict[str, np.ndarray]:
-        progress.update(len(positions))
-        return {"vector": models.encode([texts[position] for position in positions])}
+    def compute(positions: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+        yield {"vector": models.encode([texts[position] for position in positions])}
 
     embedded = shards.fill(keys, compute, "text")
     shards.write("vector", keys, stage.folder / "text_vectors.npy")
@@ -139,14 +138,9 @@ def embed_texts(stage: stages.Stage, data_dir: Path) -> dict:
 
 
 def run_photos(
-    photo_model: model.PhotoModel,
-    images_dir: Path,
-    image_ids: list[str],
-    workers: int,
-    batch_size: int,
-    advance: Callable[[int], object] = bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(N, D) float32 unit rows and (N, C) category probabilities of one photo or more; `advance` is told of each batch's size.
+    photo_model: model.PhotoModel, images_dir: Path, image_ids: list[str], workers: int, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(n, D) float32 unit rows and (n, C) category probabilities of each batch of photos in turn.
 
     Each of the `workers` threads decodes batches of its own and runs them: no thread waits for another.
     """
@@ -154,16 +148,11 @@ def run_photos(
     def run(batch: list[str]) -> tuple[np.ndarray, np.ndarray]:
         return photo_model.run(np.stack([photos.load(images_dir, image_id, photo_model.input) for image_id in batch]))
 
-    outputs = []
     pool = ThreadPoolExecutor(workers)
     try:
-        for output in pool.map(run, (image_ids[start : start + batch_size] for start in range(0, len(image_ids), batch_size))):
-            outputs.append(output)
-            advance(len(output[0]))
+        yield from pool.map(run, (image_ids[start : start + batch_size] for start in range(0, len(image_ids), batch_size)))
     finally:
         pool.shutdown(cancel_futures=True)
-    vectors, probabilities = map(np.concatenate, zip(*outputs, strict=True))
-    return vectors, probabilities
 
 
 def write_dictionary(path: Path, image_ids: list[str], chunks: Iterator[np.ndarray]) -> None:
@@ -190,26 +179,33 @@ class Shards:
             if not path.name.startswith(self.prefix):
                 path.unlink()
 
-    def fill(self, keys: np.ndarray, compute: Callable[[np.ndarray, tqdm], dict[str, np.ndarray]], unit: str) -> int:
+    def fill(self, keys: np.ndarray, compute: Callable[[np.ndarray], Iterable[dict[str, np.ndarray]]], unit: str) -> int:
         """Make the rows of those (N,) keys that have none; returns how many were made.
 
-        compute: positions in keys -> the other fields of their rows; it tells the progress bar about each.
+        compute: positions in keys -> the other fields of their rows, in batches.
         """
         self._open(keys)
         distinct, first = np.unique(keys, return_index=True)
         missing = np.sort(first[~np.isin(distinct, self.keys)])
-        number = int(self.paths[-1].stem.rpartition("-")[2]) + 1 if self.paths else 0
-        with tqdm(total=len(missing), desc="embed", unit=unit, file=sys.stderr, disable=None) as progress:
-            for start in range(0, len(missing), SHARD):
-                positions = missing[start : start + SHARD]
-                rows = np.empty(len(positions), self.dtype)
-                rows["key"] = keys[positions]
-                for field, values in compute(positions, progress).items():
-                    rows[field] = values
-                atomic.write_array(self.folder / f"{self.prefix}{number:06d}.npy", rows)
-                number += 1
+        for _ in progress(self._make(keys, missing, compute), f"embed {unit}s", unit, len(missing)):
+            pass
         self._open(keys)
         return len(missing)
+
+    def _make(self, keys: np.ndarray, missing: np.ndarray, compute: Callable) -> Iterator[None]:
+        """Compute and write the rows at positions `missing`, yielding once for each."""
+        first_number = int(self.paths[-1].stem.rpartition("-")[2]) + 1 if self.paths else 0
+        for number, start in enumerate(range(0, len(missing), SHARD), start=first_number):
+            positions = missing[start : start + SHARD]
+            rows, made = np.empty(len(positions), self.dtype), 0
+            rows["key"] = keys[positions]
+            for batch in compute(positions):
+                size = len(next(iter(batch.values())))
+                for field, values in batch.items():
+                    rows[field][made : made + size] = values
+                made += size
+                yield from [None] * size
+            atomic.write_array(self.folder / f"{self.prefix}{number:06d}.npy", rows)
 
     def _open(self, keys: np.ndarray) -> None:
         """Find out which key is where. A file most of whose rows nobody wants is removed: its others are made again."""

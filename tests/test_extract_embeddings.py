@@ -9,7 +9,7 @@ from marketplace.files import atomic, reading, stages
 from marketplace.models import photo_model as model
 from tests.conftest import run_stages, stamp
 
-OUTPUTS = [*extract_embeddings.OUTPUTS, extract_embeddings.JSON]
+OUTPUTS = [*stages.EMBEDDED, extract_embeddings.JSON]
 
 
 @pytest.fixture
