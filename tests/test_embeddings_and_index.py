@@ -133,6 +133,7 @@ def test_new_vectors_make_a_new_generation(copied, capsys):
 def test_a_table_cleaned_anew_asks_for_the_dataset_before_anything_is_made_of_it(copied, capsys, main):
     labels = copied / "tabular" / "labels.json"
     labels.write_text(labels.read_text().replace("Appliances", "Machines"))
+    stamp(copied, "tabular")
     expected = f"error: {copied / 'dataset'} was made from another tabular/labels.json: run python dataset.py again\n"
     assert fails(main, ["--data", str(copied)], capsys) == expected
 
@@ -192,6 +193,9 @@ def test_a_missing_dictionary_is_one_sentence(copied, capsys):
 def test_embeddings_of_another_model_are_refused(copied, capsys):
     with open(copied / "model" / "image_model.onnx", "ab") as file:
         file.write(b"retrained")
+    expected = f"error: {copied / 'model' / 'image_model.onnx'} has been changed: run python train.py again\n"
+    assert fails(build_index.main, ["--data", str(copied)], capsys) == expected
+    stamp(copied, "model")
     expected = (
         f"error: {copied / 'embeddings'} was made from another model/image_model.onnx: run python extract_embeddings.py again\n"
     )
@@ -215,10 +219,10 @@ def test_ids_that_do_not_fit_the_vectors_are_refused(copied, capsys):
 
 
 def test_without_the_earlier_stages_each_says_what_to_run(tmp_path, capsys):
-    expected = f"error: {tmp_path / 'dataset'} is not finished: run python dataset.py first\n"
-    assert fails(extract_embeddings.main, ["--data", str(tmp_path)], capsys) == expected
     expected = f"error: {tmp_path / 'tabular'} is not finished: run python clean_tabular_data.py first\n"
-    assert fails(build_index.main, ["--data", str(tmp_path)], capsys) == expected
+    for main in (dataset.main, extract_embeddings.main, build_index.main):
+        assert fails(main, ["--data", str(tmp_path)], capsys) == expected
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

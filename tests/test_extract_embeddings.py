@@ -22,7 +22,7 @@ def copied(demo_dir, tmp_path):
 def fails(main, arguments, capsys) -> str:
     capsys.readouterr()
     assert main(arguments) == 1
-    return capsys.readouterr().err
+    return "".join(line for line in capsys.readouterr().err.splitlines(keepends=True) if line.startswith("error: "))
 
 
 def test_every_kept_photo_and_every_listing_has_a_unit_vector(demo_dir):

@@ -204,6 +204,8 @@ def open_stage(data_dir: Path, name: str, arguments: Mapping, raw: Mapping[str, 
     Under torchrun the process of rank 0 holds the locks for all.
     """
     data_dir, contract = Path(data_dir), STAGES[name]
+    for reads in contract.reads:
+        read_manifest(data_dir / reads.stage)  # before a folder is made below a mistyped --data
     with contextlib.ExitStack() as stack:
         if os.environ.get("RANK", "0") == "0":
             _lock(stack, data_dir, name)
@@ -225,8 +227,6 @@ def _lock(stack: contextlib.ExitStack, data_dir: Path, name: str) -> None:
     except locks.Locked:
         raise StageError(f"another run is at work in {folder}: {again}") from None
     for reads in contract.reads:
-        if not (data_dir / reads.stage).is_dir():
-            continue  # its missing manifest is told of later
         try:
             stack.enter_context(locks.hold(data_dir / reads.stage, exclusive=False))
         except locks.Locked:
