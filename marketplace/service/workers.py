@@ -93,7 +93,7 @@ def run(create: Callable[[], FastAPI], settings: Settings, listening: socket.soc
 
 def cores() -> int:
     """The cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has only the latter
 
 
 def _open_first(worker: Worker) -> None:
