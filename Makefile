@@ -44,7 +44,8 @@ pipeline: setup
 	@backbone=$(BACKBONE); \
 	if [ -z "$$backbone" ]; then \
 	  backbone=resnet50; \
-	  [ "$(WEIGHTS)" != imagenet ] || $(PY) train.py --check-weights 2>/dev/null || { backbone=efficientnet_lite0; \
+	  [ "$(WEIGHTS)" != imagenet ] || answer=$$($(PY) train.py --check-weights 2>&1) || { \
+	    case "$$answer" in *"cannot be downloaded"*) backbone=efficientnet_lite0 ;; *) echo "$$answer" >&2; exit 1 ;; esac; \
 	    echo "ResNet-50's ImageNet weights are not cached and cannot be downloaded here: the demo runs on efficientnet_lite0."; }; \
 	fi; \
 	set -x; OMP_WAIT_POLICY=passive $(PY) train.py --data $(DATA) --backbone $$backbone --weights $(WEIGHTS) $(TRAIN_FLAGS)

@@ -48,7 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.meters = Meters()
     app.state.generations = reload.Generations(settings.index_dir, open_generation, app.state.meters)
-    app.state.photo_queue = PhotoQueue(app.state.meters, settings.max_pending, max(1, workers.cores() // settings.workers))
+    app.state.photo_queue = PhotoQueue(app.state.meters, settings.max_pending, max(1, cli.cores() // settings.workers))
     app.state.photo_files = StaticFiles(directory=settings.images_dir, check_dir=False)
     app.include_router(routes.router)
     app.mount("/web", StaticFiles(directory=routes.WEB_DIR), name="web")

@@ -55,42 +55,43 @@ def _line(record: Mapping) -> str:
     return json.dumps(record, sort_keys=True) + "\n"
 
 
-def _is_usable(record: dict | None, settings: str, folder: Path) -> bool:
-    """Whether a photo was cleaned under these settings, and its JPEG is whole."""
-    if record is None or record["settings"] != settings:
-        return False
+def _is_usable(record: dict, folder: Path) -> bool:
+    """Whether a photo that was cleaned need not be cleaned again: its JPEG is whole, or it was read and rejected."""
     if record["row"]["status"] != "ok":
         return record["row"]["reason"] != READ_ERROR
-    return _is_whole(record, folder)
-
-
-def _is_whole(record: dict, folder: Path) -> bool:
     try:
         return hashlib.sha256((folder / f"{record['image_id']}.jpg").read_bytes()).hexdigest() == record["jpeg"]
     except FileNotFoundError:
         return False
 
 
-def jpegs_are_whole(folder: Path) -> bool:
-    """Whether every cleaned photo of a finished run is there still, by content."""
-    records = [record for record in read_progress(folder / PROGRESS).values() if record["row"]["status"] == "ok"]
-    kept = stages.read_manifest(folder)["counts"]["kept"]
-    with ThreadPoolExecutor() as pool:
-        return len(records) == kept and all(pool.map(functools.partial(_is_whole, folder=folder), records))
+def usable_records(records: Mapping[str, dict], folder: Path) -> set[str]:
+    """Image ids of the records for which _is_usable() holds."""
+    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
+        usable = pool.map(functools.partial(_is_usable, folder=folder), records.values())
+        checked = progress(zip(records, usable, strict=True), "check cleaned photos", "photo", len(records))
+        return {image_id for image_id, is_usable in checked if is_usable}
+
+
+def nothing_is_left(folder: Path) -> bool:
+    """Whether every photo of a finished run was read, and every cleaned one is there still, by content."""
+    records, counts = read_progress(folder / PROGRESS), stages.read_manifest(folder)["counts"]
+    kept = sum(record["row"]["status"] == "ok" for record in records.values())
+    return kept == counts["kept"] and READ_ERROR not in counts["reasons"] and len(usable_records(records, folder)) == len(records)
 
 
 def sort_out(
     readable: Mapping[str, Photo], earlier: Mapping[str, dict], settings: str, folder: Path, full: bool
 ) -> tuple[dict[str, dict], list[Task]]:
     """The records that stay as they are, and what has to be read; a photo whose bytes turn out the same is not cleaned again."""
+    made_alike = {name: record for name, record in earlier.items() if name in readable and record["settings"] == settings}
+    usable = usable_records(made_alike, folder)
     records, todo = {}, []
     for image_id, photo in readable.items():
-        record = earlier.get(image_id)
-        usable = _is_usable(record, settings, folder)
-        if usable and not full and record["identity"] == photo.identity:
-            records[image_id] = record
+        if image_id in usable and not full and earlier[image_id]["identity"] == photo.identity:
+            records[image_id] = earlier[image_id]
         else:
-            todo.append(Task(photo, record["content"] if usable else ""))
+            todo.append(Task(photo, earlier[image_id]["content"] if image_id in usable else ""))
     return records, todo
 
 
@@ -114,9 +115,6 @@ def clean_into(
     return cleaned
 
 
-# The stage
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     defaults = photos.CleanSettings()
@@ -136,7 +134,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--full", action="store_true", help="read every photo again, also those whose size and times say that nothing changed"
     )
-    parser.add_argument("--workers", default=os.cpu_count(), type=int, help="processes (default: one a core)")
+    parser.add_argument("--workers", default=cli.cores(), type=int, help="processes (default: one a core)")
     args = parser.parse_args(argv)
     try:
         args.settings = photos.CleanSettings(args.size, args.fit, args.max_pixels)
@@ -152,7 +150,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> dict:
     source = list_source(_photos_uri(args), args.data / "raw" / "s3", args.max_zip_bytes)
     with stages.open_stage(args.data, "images", args.settings.as_dict(), {"--photos": source.digest()}) as stage:
-        if not args.full and stage.is_done() and jpegs_are_whole(stage.folder):
+        if not args.full and stage.is_done() and nothing_is_left(stage.folder):
             _check_rejected(stage, stage.summary(), args.max_rejected)
             return stage.summary()
         stage.begin()

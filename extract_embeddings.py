@@ -10,7 +10,6 @@ Run     python extract_embeddings.py
 import argparse
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +39,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--workers",
-        default=os.cpu_count() or 1,
+        default=cli.cores(),
         type=cli.positive,
         help="threads that decode photos and run the model, the cores shared among them (default: one a core)",
     )
@@ -69,8 +68,8 @@ def check_categories(data_dir: Path) -> None:
 
 def open_photo_model(data_dir: Path, args: argparse.Namespace) -> model.PhotoModel:
     """The trained model, the cores shared among the workers; StageError when the photos were cleaned otherwise than its own."""
-    cores = os.cpu_count() or 1
-    photo_model = model.PhotoModel(data_dir / "model", args.runtime, args.device, threads=max(1, cores // args.workers))
+    threads = max(1, cli.cores() // args.workers)
+    photo_model = model.PhotoModel(data_dir / "model", args.runtime, args.device, threads=threads)
     cleaned_with = stages.read_manifest(data_dir / "images")["arguments"]
     if cleaned_with != photo_model.description.photo:
         raise StageError(

@@ -3,15 +3,18 @@
 import argparse
 import errno
 import json
+import os
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 from marketplace.files.stages import StageError
 
+Arguments = TypeVar("Arguments")  # what a script's parse_args() gives
 NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}  # the machine's refusals, not bugs
 
 
-def exit_code(run: Callable[[argparse.Namespace], dict], args: argparse.Namespace) -> int:
+def exit_code(run: Callable[[Arguments], dict], args: Arguments) -> int:
     """Run a stage and turn its end into an exit code.
 
     Prints the stage's summary as one JSON line on stdout and returns 0, or prints the sentence of a StageError, a full
@@ -32,6 +35,11 @@ def exit_code(run: Callable[[argparse.Namespace], dict], args: argparse.Namespac
         return 1
     print(json.dumps(summary))
     return 0
+
+
+def cores() -> int:
+    """The processor's cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has only the latter
 
 
 def positive(text: str) -> int:

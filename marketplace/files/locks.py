@@ -20,15 +20,18 @@ class Locked(Exception):
 def hold(folder: Path, exclusive: bool) -> Iterator[None]:
     """Hold a lock on an existing folder; raises Locked at once where another process holds one and either is exclusive.
 
-    A folder that this process may only read is not locked: nobody without the right to write there can spoil it.
+    Where this process may only read, it locks the file that a writer left there; without one nobody ever wrote there.
     """
     try:
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if exclusive or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-        yield
-        return
+        try:
+            descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            yield
+            return
     _held.add(descriptor)
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)

@@ -6,13 +6,12 @@ import contextlib
 import functools
 import hashlib
 import os
-import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from marketplace.files import atomic
+from marketplace.files import atomic, locks
 from marketplace.files.stages import StageError
 
 S3_BODY_ATTEMPTS = 5  # attempts to read an object's bytes; boto3 makes as many to send a request
@@ -129,14 +128,21 @@ def local_file(uri: str | Path, cache_dir: Path) -> Path:
     name = key.rpartition("/")[2].lstrip(".")[-50:] or "object"
     copy = Path(cache_dir) / hashlib.sha256(uri.encode()).hexdigest()[:16] / name
     etag_path = copy.with_name(copy.name + ".etag")
-    with _s3_errors(uri):
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locks.hold(copy.parent, exclusive=True))
+        except locks.Locked:
+            raise StageError(f"another run is copying {uri}: wait for its end, then run the command again") from None
+        stack.enter_context(_s3_errors(uri))
         head = _client().head_object(Bucket=bucket, Key=key)
         if copy.is_file() and etag_path.is_file() and etag_path.read_text() == head["ETag"]:
             return copy
-        shutil.rmtree(copy.parent, ignore_errors=True)  # with what a killed download left there
+        etag_path.unlink(missing_ok=True)
+        atomic.remove_leftovers(copy.parent)  # of a killed download
         with atomic.atomic_path(copy) as temporary:
             _client().download_file(bucket, key, str(temporary))
             if temporary.stat().st_size != head["ContentLength"]:
                 raise StageError(f"{uri} changed while it was being copied: run the command again")
-    atomic.write_bytes(etag_path, head["ETag"].encode())
+        atomic.write_bytes(etag_path, head["ETag"].encode())
     return copy

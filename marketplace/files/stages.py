@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -51,7 +50,7 @@ class Contract:
     raw: dict[str, str]
     reads: tuple[Reads, ...]
     writes: tuple[str, ...]
-    schema: int = 6
+    schema: int
 
 
 HASHED = ("listings.csv", "listings.npy", "training_data.csv", "training_data.npy")  # tables with the hashes of their ids
@@ -66,6 +65,7 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
         {"--products": "the export's Products.csv", "--images-csv": "its Images.csv"},
         (),
         ("products.csv", "products_records.npy", "images.csv", "labels.json", "rejected.csv", "report.json"),
+        schema=6,
     ),
     "images": Contract(
         "clean_images.py",
@@ -73,6 +73,7 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
         {"--photos": "a folder, a zip or s3://"},
         (),
         ("<image_id>.jpg", "photos.csv"),
+        schema=6,
     ),
     "dataset": Contract(
         "dataset.py",
@@ -80,6 +81,7 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
         {},
         (Reads("tabular", ("products.csv", "images.csv", "labels.json")), Reads("images", ("photos.csv",))),
         ("settings.json", *HASHED, "preview.png", "report.json"),
+        schema=6,
     ),
     "features": Contract(
         "train.py",
@@ -87,6 +89,7 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
         {"--weights": "a checkpoint of your own"},
         (Reads("images", ("photos.csv",)),),
         ("plain.npy", "mirrored.npy", "image_ids.json"),
+        schema=6,
     ),
     "model": Contract(
         "train.py",
@@ -98,6 +101,7 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
             Reads("dataset", ("settings.json", "listings.csv", "training_data.csv")),
         ),
         (*PHOTO_MODEL, *TABLE_MODELS, "metrics.json", "curves.png"),
+        schema=6,
     ),
     "embeddings": Contract(
         "extract_embeddings.py",
@@ -111,6 +115,7 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
             Reads("model", (*PHOTO_MODEL, *TABLE_MODELS), made_from=("dataset/settings.json",)),
         ),
         ("image_embeddings.json", *EMBEDDED, "photos-<number>.npy", "texts-<number>.npy"),
+        schema=6,
     ),
     "index": Contract(
         "build_index.py",
@@ -123,6 +128,7 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
             Reads("embeddings", EMBEDDED),
         ),
         ("current.json", "<generation>/"),
+        schema=6,
     ),
     "evaluation": Contract(
         "evaluate.py",
@@ -138,6 +144,7 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
             Reads("index", ("current.json",)),
         ),
         ("report.md", "report.json", "gallery.png", "confusion.png", "hardest.png", "listings.csv"),
+        schema=6,
     ),
 }
 
@@ -146,9 +153,6 @@ def remedy(folder: Path) -> str:
     """What to do about a missing or damaged file of a folder, as the end of a sentence."""
     contract = STAGES.get(folder.name) or STAGES.get(folder.parent.name)  # a generation stands below its stage's folder
     return f"run python {contract.script} first" if contract else "check the path"
-
-
-# Content
 
 
 def digest(path: Path) -> str:
@@ -192,45 +196,47 @@ def _whole_manifest(folder: Path) -> dict | None:
     return manifest if is_whole else None
 
 
-# Runs
-
-
 @contextlib.contextmanager
-def open_stage(data_dir: Path, name: str, arguments: Mapping, raw: Mapping[str, str] | None = None) -> Iterator["Stage"]:
+def open_stage(
+    data_dir: Path, name: str, arguments: Mapping, raw: Mapping[str, str] | None = None, locked: bool = True
+) -> Iterator["Stage"]:
     """One run of a stage, from its checks to its end; nobody else writes its folder, or one that it reads, meanwhile.
 
-    arguments: JSON values that decide what is written. raw: flag -> digest of an input from outside.
+    arguments: JSON values that decide what is written. raw: flag -> digest of an input from outside. locked: False for a process
+    whose sibling holds the locks for both, as rank 0 does under torchrun.
     Raises StageError when a stage that this one reads is unfinished, damaged or out of date, or another run is at work.
-    Under torchrun the process of rank 0 holds the locks for all.
     """
     data_dir, contract = Path(data_dir), STAGES[name]
-    for reads in contract.reads:
-        read_manifest(data_dir / reads.stage)  # before a folder is made below a mistyped --data
     with contextlib.ExitStack() as stack:
-        if os.environ.get("RANK", "0") == "0":
-            _lock(stack, data_dir, name)
+        # Shared locks first: a stage that is at work has taken its manifest away, and "run it first" would be the wrong advice.
+        for reads in contract.reads:
+            if locked and (data_dir / reads.stage).is_dir():
+                _lock(stack, data_dir, reads.stage, name)
+            read_manifest(data_dir / reads.stage)  # before a folder is made below a mistyped --data
+        if locked:
+            _make_folder(data_dir / name)
+            _lock(stack, data_dir, name, name)
         stage = Stage(data_dir, name, dict(arguments), dict(raw or {}))
         for reads in contract.reads:
             stage.take(reads)
         yield stage
 
 
-def _lock(stack: contextlib.ExitStack, data_dir: Path, name: str) -> None:
-    contract, folder = STAGES[name], data_dir / name
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileNotFoundError, FileExistsError, NotADirectoryError):
         raise StageError(f"the folder {folder} cannot be made: give another --data") from None
-    again = f"wait for its end, then run python {contract.script} again"
+
+
+def _lock(stack: contextlib.ExitStack, data_dir: Path, locked: str, name: str) -> None:
+    """Lock a folder for a run of the stage `name`: its own to write, another one to read."""
+    folder = data_dir / locked
     try:
-        stack.enter_context(locks.hold(folder, exclusive=True))
+        stack.enter_context(locks.hold(folder, exclusive=locked == name))
     except locks.Locked:
-        raise StageError(f"another run is at work in {folder}: {again}") from None
-    for reads in contract.reads:
-        try:
-            stack.enter_context(locks.hold(data_dir / reads.stage, exclusive=False))
-        except locks.Locked:
-            raise StageError(f"python {STAGES[reads.stage].script} is writing {data_dir / reads.stage}: {again}") from None
+        what = f"another run is at work in {folder}" if locked == name else f"python {STAGES[locked].script} is writing {folder}"
+        raise StageError(f"{what}: wait for its end, then run python {STAGES[name].script} again") from None
 
 
 def check(data_dir: Path, name: str, made_from: Iterable[str] | None = None, digest_of: Callable[[Path], str] = digest) -> dict:

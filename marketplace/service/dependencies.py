@@ -84,7 +84,7 @@ async def current_generation(request: Request) -> Recommender:
 class PhotoQueue:
     """Photos in work, one a core, and waiting for a core; one more than `max_pending` is told to come back.
 
-    A large photo takes half a gigabyte while it is decoded. Who waits for a core holds no thread: the rest goes on being
+    A large photo takes half a gigabyte while it is decoded. A photo that waits for a core uses no thread: the rest goes on being
     answered.
     """
 

@@ -5,6 +5,7 @@ import ctypes
 import gc
 import io
 import logging
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ POLL_S = 1  # between two looks at current.json
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of glibc's mallopt
 LARGE_BYTES = 4 * 2**20
 # What opening a generation of another version, or one that goes meanwhile, may raise beside StageError.
-REFUSALS = (OSError, LookupError, TypeError, ValueError)
+REFUSALS = (OSError, LookupError, TypeError, ValueError, MemoryError, RuntimeError, sqlite3.Error)  # RuntimeError: FAISS, ONNX
 
 log = logging.getLogger("marketplace")
 
@@ -84,6 +85,7 @@ class Generations:
                 raise
             except REFUSALS as error:
                 self._meters.reloads.labels("refused").inc()
+                self._seen = None  # it may be the machine's fault: tried again with the next poll
                 raise StageError(f"{folder} cannot be served ({error!r}): run python build_index.py again") from error
             self._meters.reloads.labels("switched").inc()
             self.current = fresh
@@ -101,7 +103,7 @@ class Generations:
             log.error("%s; generation %s goes on being served", error, self.current.generation)
 
     async def watch(self) -> None:
-        """Poll for ever."""
+        """Poll until cancelled."""
         thread = anyio.CapacityLimiter(1)  # its own: uploads may hold all of the others
         while True:
             await anyio.sleep(POLL_S)

@@ -15,6 +15,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from uvicorn_worker import UvicornWorker
 
+from marketplace.files import cli
 from marketplace.files.stages import StageError
 from marketplace.service.meters import METRICS_DIR
 from marketplace.service.middleware import LOG_CONFIG
@@ -38,7 +39,7 @@ class Worker(UvicornWorker):
             os.kill(os.getpid(), signal.SIGTERM)
 
     def handle_exit(self, sig: int, frame: object) -> None:
-        """Of SIGQUIT, which a supervisor that got SIGINT sends: uvicorn's own only makes a note of it, and is killed."""
+        """Stop on SIGQUIT, which the supervisor sends after Ctrl-C; uvicorn only notes it."""
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -66,7 +67,7 @@ def run(create: Callable[[], FastAPI], settings: Settings, listening: socket.soc
     """
     own_pid = os.getpid()
     # Workers that each take every core only wait for each other.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // settings.workers)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cli.cores() // settings.workers)))
     os.environ[METRICS_DIR] = tempfile.mkdtemp(prefix="marketplace-metrics-")
     gc.collect()
     gc.freeze()  # looking through the imports for garbage would copy them
@@ -89,11 +90,6 @@ def run(create: Callable[[], FastAPI], settings: Settings, listening: socket.soc
             raise  # a worker: it was forked in there
         if ended.code:
             raise StageError("no worker could start: mend what the lines above say, and start it again") from None
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has only the latter
 
 
 def _open_first(worker: Worker) -> None:

@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 import os
 import signal
@@ -64,12 +65,19 @@ def test_a_program_that_is_started_does_not_inherit_the_lock(tmp_path):
     assert locks.LOCK not in listed
 
 
-def test_a_folder_that_may_only_be_read_is_read_without_a_lock_and_never_written(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise PermissionError(13, "Permission denied")
+def test_a_folder_that_may_only_be_read_is_locked_by_the_file_that_its_writer_left_there(tmp_path, monkeypatch):
+    real_open = os.open
 
-    monkeypatch.setattr(os, "open", refuse)
+    def open_to_read(path, flags, *mode):
+        if flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real_open(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", open_to_read)
     with locks.hold(tmp_path, exclusive=False):
-        pass
+        assert not (tmp_path / locks.LOCK).exists()  # nobody ever wrote here
+    (tmp_path / locks.LOCK).touch()
+    with locks.hold(tmp_path, exclusive=False):
+        assert not holds(tmp_path, exclusive=True)
     with pytest.raises(PermissionError), locks.hold(tmp_path, exclusive=True):
         pass
