@@ -27,7 +27,6 @@ SHAPES = {
         3:5,0 oval accent 66 14.5 1.5 1.5
         oval light- 50 58 29 29
         oval dark 50 58 22 22
-        oval dark+ 50 63 15 10
         line light 2.5 35 54 39 46 46 42
         box light-- 71 52 76 64 2""",
     "kettle": """
@@ -35,7 +34,6 @@ SHAPES = {
         poly body- 34 25 12 20 15 30 28 50
         blob body 31 24 69 24 75 55 80 82 50 84 20 82 25 55
         poly body++ 38 30 44 30 38 78 29 78
-        ?gauge box trim+ 56 42 61 72 2
         oval trim 50 23.5 21 4.5
         oval dark 50 20 5 4.5
         box dark 17 82 83 90 3""",
@@ -45,9 +43,7 @@ SHAPES = {
         line light-- 2.8 72 50 90 28 97 27
         poly body 12 42 80 42 78 52 70 61 58 65.5 46 67 34 65.5 22 61 14 52
         poly trim 44 42 11 42 12.5 32 18 21 27 12.5 38 8.5 50 8.6 56.4 10.5
-        line trim-- 1 44 42 15 26
-        line trim-- 1 44 42 25.5 14
-        line trim-- 1 44 42 40.5 8.2
+        line trim-- 1 15 26 44 42 25.5 14 44 42 40.5 8.2
         box body- 11 40 82 45.5 2
         = oval dark 29 80 14 14
         = oval light 29 80 11 11
@@ -55,7 +51,6 @@ SHAPES = {
         = oval accent 29 80 3 3""",
     "teddy bear": """
         = oval case 30 83 13 10
-        = oval case++ 26 84 6.5 6.5
         = blob case 33 47 38 56 28 70 19 70 17 63 22 53
         = oval case 31 11 8.5 8.5
         = oval case++ 31 11 5 5
@@ -66,13 +61,11 @@ SHAPES = {
         oval dark 50 31.5 3.5 2.6
         line dark 1 45 37 50 39.5 55 37
         = oval dark 41.5 25 2.4 2.4
-        = poly accent 50 47.5 40 43 40 53
-        oval accent 50 47.8 2.8 2.8""",
+        = poly accent 50 47.5 40 43 40 53""",
     "T-shirt": """
         poly body 37 10 63 10 76 15 97 38 83 47 74 34 76 90 24 90 26 34 17 47 3 38 24 15
         ?stripes 4:0,12 box trim 26 38 74 43
         !stripes oval accent 50 50 12 12
-        !stripes oval trim 50 50 6 6
         = line body-- 1 26 34 24 20
         = line body- 1 6 35.5 19 44.5
         poly body-- 37 10 63 10 60 17 50 21 40 17
@@ -118,7 +111,6 @@ SHAPES = {
     "drill": """
         poly light-- 2 28.5 20 27 20 31 2 29.5
         poly dark 17 25 24 22 34 20 34 38 24 36 17 33
-        3:3,0 line light-- .8 25 23 25 35
         poly body 60 38 80 38 86 80 66 80
         poly dark 66 42 79 42 85 76 74 76
         poly accent 56 41 63 41 63.5 52 59 50
@@ -133,7 +125,6 @@ SHAPES = {
         box trim 61 55 66 67 2
         blob body 30 20 55 12 76 8 93 20 95 32 88 45 70 52 50 46 30 41
         poly dark 6 16 14 18 31 20.5 31 40.5 14 43 6 45
-        line dark+ 1 14.5 18 14.5 43
         box trim 31 19.5 36 41.5 1
         oval dark 80 30 10 15
         oval dark++ 80 30 6.5 10
@@ -201,7 +192,6 @@ SHAPES = {
         box accent+ 40 34 60 42 1
         = oval case-- 10 38 4.5 4.5
         3:5,0 oval trim 20 38 1.6 1.6
-        3:5,0 box accent 66 36.5 69 39.5 .5
         14:6.6,0 box white 3.8 46 10.4 70
         2:46.2,0 2:6.6,0 box black 8.4 46 12.4 60
         2:46.2,0 3:6.6,0 box black 28.2 46 32.2 60
@@ -215,7 +205,6 @@ SHAPES = {
         box dark+ 46 40 54 60
         box body 28 5 72 46 9
         box body+ 33 11 67 40 6
-        ?seams 3:0,8 line body- 1 36 18 64 18
         = line dark+ 2.6 20 44 20 58 34 62
         = box dark 15.5 41 24.5 45.5 2
         blob body- 26 54 74 54 80 62 74 66.5 26 66.5 20 62""",
@@ -231,7 +220,6 @@ SHAPES = {
         ?pulled box light 31 57 41 61
         ?pulled line dark+ 3 29 67 43 67""",
     "smartphone": """
-        line case-- 2 75 25 75 36
         box case 26 3 74 97 6.5
         box trim+ 28.5 5.5 71.5 94.5 5
         poly trim 29 60 71 40 71 88 29 90
@@ -267,9 +255,7 @@ SHAPES = {
         !racing line dark 2.6 64.5 27 69 23 58 22
         oval light-- 45 68 5.5 5.5
         oval trim 45 68 3 3
-        line dark 1.4 41 76 49 60
-        line dark 2 38 76.5 44 76.5
-        line dark 2 46 59.5 52 59.5""",
+        line dark 1.6 37 76.5 41 76.5 49 59.5 53 59.5""",
     "football": """
         oval light 50 50 43 43
         poly dark 50 35 64.3 45.4 58.8 62.1 41.2 62.1 35.7 45.4
