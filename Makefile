@@ -13,16 +13,17 @@ WEIGHTS ?= imagenet
 TRAIN_FLAGS ?= $(if $(filter none,$(WEIGHTS)),--image-size 64 --epochs 14)
 
 PY := .venv/bin/python
-DIGEST := $(shell cat requirements.txt requirements-dev.txt | cksum | cut -d ' ' -f 1)
+REQUIREMENTS := requirements.txt requirements-dev.txt constraints.txt
+DIGEST := $(shell cat $(REQUIREMENTS) | cksum | cut -d ' ' -f 1)
 READY := .venv/.ready-$(DIGEST)
 
 .PHONY: setup test demo serve docs pipeline curl
 setup: $(READY)
 
-$(READY): requirements.txt requirements-dev.txt
+$(READY): $(REQUIREMENTS)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet -r requirements.txt -r requirements-dev.txt
+	$(PY) -m pip install --quiet -r requirements.txt -r requirements-dev.txt -c constraints.txt
 	@rm -f .venv/.ready-* && touch $@
 
 test: setup

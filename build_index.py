@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from marketplace.files import atomic, cli, generations, reading, stages
-from marketplace.retrieval import builds, entries
+from marketplace.files.stages import StageError
+from marketplace.retrieval import builds
 from marketplace.retrieval import vectors as vector_search
 from marketplace.retrieval.builds import Build, BuildSettings, Published
 from marketplace.retrieval.entries import Entries
@@ -52,33 +53,48 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> dict:
-    served = Entries.read(args.data, args.embeddings)
-    models = digest_models(args.data)
-    settings = settings_of(args, models, served)
-    inputs = digest_inputs(args, models)
-    stage = stages.Stage(args.data / "index", settings.arguments | {"full": args.full}, inputs)
-    published = Published.read(stage.folder)
-    if summary := unchanged(stage, published, args.full):
-        return summary
-    stage.begin()
-    started_s = time.perf_counter()
-    keys = served.keys()
-    key = hashlib.sha256(json.dumps([settings.arguments, inputs, stages.SCHEMA_VERSION]).encode()).hexdigest()
-    build = builds.plan(published, settings, keys, args.full)
-    if build.is_published_as(key):
-        return finish(stage, published.report)
-    with generations.new_generation(stage.folder, build.generation(key)) as folder:
-        build.write_vectors(folder, served)
-        build.write_keys(folder, keys)
-        build.write_catalogue(folder, served)
-        link_models(args.data, folder, models)
-        ranker_started_s = time.perf_counter()
-        ranker = write_ranker(args.data, folder, served, build)
-        ranker_seconds = round(time.perf_counter() - ranker_started_s, 2)
-        report = describe(served, build, key, ranker) | {"index": measure(folder, build), "files": build.digests(folder)}
-        report |= {"ranker_seconds": ranker_seconds, "build_seconds": round(time.perf_counter() - started_s, 2)}
-        atomic.write_json(folder / builds.REPORT, report)
-    return finish(stage, report)
+    arguments = {"kind": args.kind, "recall": args.recall, "max_memory": args.max_memory, "full": args.full}
+    with stages.open_stage(args.data, "index", arguments, digest_own(args.embeddings)) as stage:
+        if stage.is_done():
+            return stage.summary()
+        served = Entries.read(args.data, args.embeddings)
+        stage.begin()
+        started_s = time.perf_counter()
+        models = {path: digest for path, digest in stage.inputs.items() if path.startswith("model/")}
+        settings = settings_of(args, models, served)
+        published = Published.read(stage.folder)
+        keys = served.keys()
+        key = key_of(settings, stage.inputs)
+        build = builds.plan(published, settings, keys, args.full)
+        if build.is_published_as(key):
+            return finish(stage, published.report)
+        with generations.new_generation(stage.folder, build.generation(key)) as folder:
+            build.write_vectors(folder, served)
+            build.write_keys(folder, keys)
+            build.write_catalogue(folder, served)
+            link_models(args.data, folder, models)
+            ranker_started_s = time.perf_counter()
+            ranker = write_ranker(args.data, folder, served, build)
+            ranker_seconds = round(time.perf_counter() - ranker_started_s, 2)
+            report = describe(served, build, key, ranker) | {"index": measure(folder, build), "files": build.digests(folder)}
+            report |= {"ranker_seconds": ranker_seconds, "build_seconds": round(time.perf_counter() - started_s, 2)}
+            atomic.write_json(folder / builds.REPORT, report)
+        return finish(stage, report)
+
+
+def digest_own(embeddings: Path | None) -> dict[str, str]:
+    """The digest of a file of the user's own embeddings, under its flag."""
+    if embeddings is None:
+        return {}
+    if not embeddings.is_file():
+        raise StageError(f"--embeddings {embeddings} does not exist: give a JSON file of the form {{image id: [floats]}}")
+    return {"--embeddings": stages.digest(embeddings)}
+
+
+def key_of(settings: BuildSettings, inputs: dict[str, str]) -> str:
+    """A digest of all that a generation is made from."""
+    made_from = [settings.arguments, inputs, stages.STAGES["index"].schema]
+    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
 
 
 def settings_of(args: argparse.Namespace, models: dict[str, str], served: Entries) -> BuildSettings:
@@ -90,32 +106,6 @@ def settings_of(args: argparse.Namespace, models: dict[str, str], served: Entrie
         own_embeddings=bool(args.embeddings),
         dimension=int(served.vectors.shape[1]),
     )
-
-
-def digest_models(data_dir: Path) -> dict[str, str]:
-    """model/<name> -> digest of each file of the model's that serving needs."""
-    names = stages.read_manifest(data_dir / "model")["digests"]
-    return stages.digests(data_dir, *(f"model/{name}" for name in names))
-
-
-def digest_inputs(args: argparse.Namespace, models: dict[str, str]) -> dict[str, str]:
-    """Of all that is read. models: from digest_models()."""
-    tables = ("tabular/products.csv", "dataset/training_data.csv", "dataset/listings.csv")
-    inputs = stages.digests(args.data, *tables, *(f"embeddings/{name}" for name in entries.EMBEDDINGS)) | models
-    if args.embeddings:
-        inputs["--embeddings"] = stages.digest(args.embeddings)
-    return inputs
-
-
-def unchanged(stage: stages.Stage, published: Published, full: bool) -> dict | None:
-    """The summary of the run that published what is published, where that is still what this run would publish.
-
-    --full may be asked for because files are damaged, so it looks at each.
-    """
-    summary = stage.finished()
-    if not summary or not published.report or summary["generation"] != published.folder.name:
-        return None
-    return summary if not full or published.is_whole() else None
 
 
 def link_models(data_dir: Path, folder: Path, models: dict[str, str]) -> None:
@@ -164,7 +154,7 @@ def describe(served: Entries, build: Build, key: str, ranker: dict) -> dict:
         "own_embeddings": build.settings.own_embeddings,
         "ranker": ranker,
         "settings": build.settings.recorded(),
-        "schema": stages.SCHEMA_VERSION,
+        "schema": stages.STAGES["index"].schema,
         "key": key,
         "built_rows": history["built_rows"],
     }
@@ -181,9 +171,9 @@ def measure(folder: Path, build: Build) -> dict:
 def finish(stage: stages.Stage, report: dict) -> dict:
     """The stage's summary of a generation that is published, by its report."""
     name = report["generation"]
-    files = sorted(path.name for path in (stage.folder / name).iterdir())
     summary = {field: report[field] for field in SUMMARY} | {"recall_at_10": report["index"]["recall_at_10"]}
-    return stage.finish(summary, ["current.json", *(f"{name}/{file_name}" for file_name in files)])
+    digested = {f"{name}/{file_name}": digest for file_name, digest in report["files"].items()}
+    return stage.finish(summary, ["current.json", f"{name}/{builds.REPORT}"], digested)
 
 
 def main(argv=None) -> int:

@@ -19,8 +19,6 @@ from marketplace.files import atomic, changes, cli, s3, stages
 from marketplace.files.stages import StageError
 
 REJECT_COLUMNS = ["source", "record", "id", "reason", "raw"]
-OUTPUTS = ["products.csv", "images.csv", "labels.json", "products_records.npy", "rejected.csv", "report.json"]
-READ_LATER = OUTPUTS[:4]  # by other stages
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)  # of the prices, in the report
 
 
@@ -42,29 +40,26 @@ def run(args: argparse.Namespace) -> dict:
     raw_dir = args.data / "raw"
     products_path = s3.local_file(args.products or raw_dir / "Products.csv", raw_dir / "s3")
     photos_path = s3.local_file(args.images_csv or raw_dir / "Images.csv", raw_dir / "s3")
-    stage = stages.Stage(
-        args.data / "tabular",
-        arguments={"category_depth": args.category_depth},
-        inputs={"products": stages.digest(products_path), "images_csv": stages.digest(photos_path)},
-    )
-    if done := stage.finished():
-        return done
-    stage.begin()
+    raw = {"--products": stages.digest(products_path), "--images-csv": stages.digest(photos_path)}
+    with stages.open_stage(args.data, "tabular", {"category_depth": args.category_depth}, raw) as stage:
+        if stage.is_done():
+            return stage.summary()
+        stage.begin()
 
-    listings, rejects = clean_listings(products_path, stage.folder)
-    labels = label(listings, args.category_depth)
-    photos, photo_rejects = clean_photos(photos_path, listings)
-    listings["price_plausible"] = plausible_prices(listings["price"], listings["main_category"])
-    listings["photos"] = listings["product_id"].map(photos["product_id"].value_counts()).fillna(0).astype("int64")
-    report = make_report(listings, photos, rejects, photo_rejects)
+        listings, rejects = clean_listings(products_path, stage.folder)
+        labels = label(listings, args.category_depth)
+        photos, photo_rejects = clean_photos(photos_path, listings)
+        listings["price_plausible"] = plausible_prices(listings["price"], listings["main_category"])
+        listings["photos"] = listings["product_id"].map(photos["product_id"].value_counts()).fillna(0).astype("int64")
+        report = make_report(listings, photos, rejects, photo_rejects)
 
-    write_listings(stage.folder, listings)
-    atomic.write_csv(stage.folder / "images.csv", photos)
-    write_labels(stage.folder, labels, args.category_depth)
-    write_rejects(stage.folder, rejects + photo_rejects)
-    atomic.write_json(stage.folder / "report.json", report)
-    print(summarise(report), file=sys.stderr)
-    return stage.finish(count(report, labels), OUTPUTS, READ_LATER)
+        write_listings(stage.folder, listings)
+        atomic.write_csv(stage.folder / "images.csv", photos)
+        write_labels(stage.folder, labels, args.category_depth)
+        write_rejects(stage.folder, rejects + photo_rejects)
+        atomic.write_json(stage.folder / "report.json", report)
+        print(summarise(report), file=sys.stderr)
+        return stage.finish(count(report, labels))
 
 
 def clean_listings(path: Path, folder: Path) -> tuple[pd.DataFrame, list[dict]]:

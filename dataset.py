@@ -1,7 +1,8 @@
 """Join listings and photos, cluster what belongs together, and split the clusters into train, validation and test.
 
 Reads   data/tabular/ (products.csv, images.csv, labels.json), data/images/ (photos.csv, <image_id>.jpg)
-Writes  data/dataset/ (listings.csv, training_data.csv, with hashes of their ids as .npy; preview.png, report.json, settings.json)
+Writes  data/dataset/ (listings.csv, training_data.csv; listings.npy, training_data.npy with hashes of their ids; settings.json,
+                       preview.png, report.json)
 Run     python dataset.py
 """
 
@@ -17,14 +18,13 @@ import pandas as pd
 import torch
 
 from marketplace.cleaning import duplicates, photos, pictures
-from marketplace.cleaning.listings import read_classes
+from marketplace.cleaning.listings import read_classes, read_products
 from marketplace.cleaning.splits import SHARES, assign_splits, seeded_order
 from marketplace.files import atomic, changes, cli, reading, stages
 from marketplace.files.stages import StageError
 
 SPLITS = ("train", "validation", "test")
 SPLIT_WORDS = {"val": "validation", "valid": "validation"} | {split: split for split in SPLITS}
-READ_LATER = ("settings.json", "listings.csv", "listings.npy", "training_data.csv", "training_data.npy")  # by other stages
 
 PREVIEW_TILES, PREVIEW_COLUMNS, PREVIEW_TILE_PX = 48, 8, 128
 FRAMES = {"train": "#4c78a8", "validation": "#f2a541", "test": "#54a24b"}
@@ -43,38 +43,34 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> dict:
     tabular_dir, images_dir, folder = args.data / "tabular", args.data / "images", args.data / "dataset"
-    stages.read_manifest(tabular_dir)
-    stages.read_manifest(images_dir)
     settings = {"seed": args.seed, "group_column": args.group_column, "split_column": args.split_column}
-    names = ("tabular/products.csv", "tabular/images.csv", "tabular/labels.json", "images/photos.csv")
-    stage = stages.Stage(folder, settings, stages.digests(args.data, *names))
-    if done := stage.finished():
-        print_split_table(reading.read_json(folder / "report.json")["splits"])
-        return done
+    with stages.open_stage(args.data, "dataset", settings) as stage:
+        if stage.is_done():
+            print_split_table(reading.read_json(folder / "report.json")["splits"])
+            return stage.summary()
+        groups, _ = read_values(tabular_dir, args.group_column, "--group-column")
+        given = read_given(tabular_dir, args.split_column)
+        classes = read_classes(tabular_dir)
+        listings = read_keyed(tabular_dir / "products.csv", "product_id", ["name", "description", "label"]).astype({"label": int})
+        claimed = claim_photos(tabular_dir, images_dir, listings)
 
-    groups, _ = read_values(tabular_dir, args.group_column, "--group-column")
-    given = read_given(tabular_dir, args.split_column)
-    classes = read_classes(tabular_dir)
-    listings = read_keyed(tabular_dir / "products.csv", "product_id", ["name", "description", "label"]).astype({"label": int})
-    claimed = claim_photos(tabular_dir, images_dir, listings)
+        stage.begin()
+        listings = find_clusters(listings, claimed.used, groups)
+        previous = previous_splits(folder, settings)
+        listings["split"], moved = assign_splits(listings, args.seed, given, previous)
+        assert (listings.groupby("cluster")["split"].nunique() == 1).all(), "a cluster is in two splits"
+        if moved["joined"]:
+            # Not in the report: after a kill the rerun finds them in train already.
+            print(f"clusters that joined two splits and went to train: {moved['joined']}", file=sys.stderr)
+        training = label_photos(claimed.used, listings)
+        report = make_report(listings, training, claimed, classes, moved["spanning"], settings)
 
-    stage.begin()
-    listings = find_clusters(listings, claimed.used, groups)
-    previous = previous_splits(folder, settings)
-    listings["split"], moved = assign_splits(listings, args.seed, given, previous)
-    assert (listings.groupby("cluster")["split"].nunique() == 1).all(), "a cluster is in two splits"
-    if moved["joined"]:
-        # Not in the report: after a kill the rerun finds them in train already.
-        print(f"clusters that joined two splits and went to train: {moved['joined']}", file=sys.stderr)
-    training = label_photos(claimed.used, listings)
-    report = make_report(listings, training, claimed, classes, moved["spanning"], settings)
-
-    write_tables(folder, listings, training)
-    atomic.write_bytes(folder / "preview.png", draw_preview(training, classes, images_dir, args.seed))
-    atomic.write_json(folder / "report.json", report)
-    print_split_table(report["splits"])
-    counts = {name: value for name, value in report.items() if isinstance(value, int)}
-    return stage.finish(counts, [*READ_LATER, "preview.png", "report.json"], READ_LATER)
+        write_tables(folder, listings, training)
+        atomic.write_bytes(folder / "preview.png", draw_preview(training, classes, images_dir, args.seed))
+        atomic.write_json(folder / "report.json", report)
+        print_split_table(report["splits"])
+        counts = {name: value for name, value in report.items() if isinstance(value, int)}
+        return stage.finish(counts)
 
 
 def read_values(tabular_dir: Path, column: str | None, flag: str) -> tuple[pd.DataFrame, str]:
@@ -113,7 +109,7 @@ def read_keyed(path: Path, key: str, columns: list[str]) -> pd.DataFrame:
         table = table[table["status"] == "ok"]
     twice = table.loc[table[key].duplicated(), key]
     if len(twice):
-        raise StageError(f"{path} holds {key} {twice.iloc[0]} twice: run python {stages.SCRIPTS[path.parent.name]} again")
+        raise StageError(f"{path} holds {key} {twice.iloc[0]} twice: run python {stages.STAGES[path.parent.name].script} again")
     return table.sort_values(key, kind="stable", ignore_index=True)
 
 
@@ -249,6 +245,14 @@ def photo_tensor(jpeg: bytes) -> torch.Tensor:
     return torch.from_numpy(photos.pixels(jpeg)).permute(2, 0, 1).contiguous()
 
 
+def listings_with_splits(data_dir: Path) -> pd.DataFrame:
+    """read_products() with the cluster and the split of each listing, whatever columns of that name it had."""
+    table = read_products(data_dir / "tabular")
+    splits = reading.read_csv(data_dir / "dataset" / "listings.csv").set_index("product_id")
+    table[["cluster", "split"]] = splits.loc[table["product_id"], ["cluster", "split"]].to_numpy()
+    return table
+
+
 class ListingPhotos(torch.utils.data.Dataset):
     """The photos of one split (of all when None), in the order of training_data.csv.
 
@@ -259,7 +263,7 @@ class ListingPhotos(torch.utils.data.Dataset):
 
     def __init__(self, data_dir: Path, split: str | None = None, transform: Callable[[bytes], torch.Tensor] | None = None):
         self.images_dir = Path(data_dir) / "images"
-        stages.check_inputs(Path(data_dir), "dataset")
+        stages.check(Path(data_dir), "dataset")
         table = reading.read_csv(Path(data_dir) / "dataset" / "training_data.csv").astype({"label": int})
         self.table = table if split is None else table[table["split"] == split].reset_index(drop=True)
         self.classes = read_classes(Path(data_dir) / "tabular")

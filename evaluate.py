@@ -1,12 +1,13 @@
 """Measure the published index and its models on the test split, and write a report that anyone can reproduce.
 
-Reads   data/index/, data/embeddings/, data/features/, data/dataset/, data/tabular/, data/images/
-Writes  data/evaluation/ (report.md, report.json, gallery.png, listings.csv)
+Reads   data/index/, data/embeddings/, data/model/, data/features/, data/dataset/, data/tabular/, data/images/
+Writes  data/evaluation/ (report.md, report.json, gallery.png, confusion.png, hardest.png, listings.csv)
 Run     python evaluate.py
 """
 
 import argparse
 import io
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,20 +15,22 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
 from scipy.stats import binomtest, bootstrap, permutation_test
-from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
+from dataset import listings_with_splits
 from marketplace import metrics
 from marketplace.cleaning import listings, photos, pictures
 from marketplace.files import atomic, cli, generations, reading, stages
+from marketplace.files.progress import begin, progress
 from marketplace.files.stages import StageError
+from marketplace.models import charts, training
 from marketplace.retrieval import ranking
 from marketplace.retrieval.recommender import Recommender
 
@@ -50,7 +53,7 @@ PRICE_TITLES = {
     "price_error_over_median_baseline": "ratio of the two",
     "price_interval_coverage": "share of prices inside the 80% range",
 }
-SPACES = {"": "ours", "_frozen_trunk": "frozen trunk", "_whitened_trunk": "whitened trunk"}  # suffix -> name
+SPACES = {"": "ours", "_frozen_trunk": "frozen backbone", "_whitened_trunk": "whitened backbone"}  # suffix -> name
 EVIDENCE = {  # asked with -> whether the photo and the words are given, and the kinds of evidence that count
     "photo": (True, False, ranking.KINDS),
     "text": (False, True, ranking.KINDS),
@@ -59,6 +62,7 @@ EVIDENCE = {  # asked with -> whether the photo and the words are given, and the
 }
 K = 10  # answers
 GALLERY_QUERIES, GALLERY_ANSWERS, GALLERY_TILE_PX = 12, 5, 160
+HARDEST_TILES, HARDEST_COLUMNS, HARDEST_TILE_PX = 24, 6, 200
 FRAMES = {"query": "#4c78a8", 2: "#3a923a", 1: "#f2a541", 0: "#d64545"}  # answers by their grade
 MAIN = (
     *("photo_accuracy", "text_accuracy", "fused_accuracy", "price_log_r2", "price_error_over_median_baseline"),
@@ -74,7 +78,7 @@ class Catalogue:
     """Everything that is read, its rows aligned.
 
     products: P listings, with cluster and split beside the table's columns; photos: N, with product_row and pixels;
-    vectors (N, D), probabilities (N, C), features (N, F, of the frozen trunk): of the photos;
+    vectors (N, D), probabilities (N, C), features (N, F, of the frozen backbone): of the photos;
     measured: (L,) rows of the test listings that figures are of; texts: of them; queries: rows of their photos, listing by
     listing.
     """
@@ -96,9 +100,7 @@ class Catalogue:
 
 def read(data_dir: Path, max_queries: int, seed: int) -> Catalogue:
     """Raises StageError when stages are missing or do not fit, or the test split is empty."""
-    products = listings.read_products(data_dir / "tabular")
-    split = reading.read_csv(data_dir / "dataset" / "listings.csv").set_index("product_id")
-    products[["cluster", "split"]] = split.loc[products["product_id"], ["cluster", "split"]].to_numpy()  # whatever it holds
+    products = listings_with_splits(data_dir)
     tests = np.flatnonzero(products["split"] == "test")
     if not len(tests):
         raise StageError(
@@ -113,7 +115,7 @@ def read(data_dir: Path, max_queries: int, seed: int) -> Catalogue:
         arrays[name] = reading.read_array(path)
         ids = reading.read_json(path.with_name("image_ids.json"))
         if ids != table["image_id"].tolist() or len(arrays[name]) != len(ids):
-            script = stages.SCRIPTS[path.parent.name]
+            script = stages.STAGES[path.parent.name].script
             raise StageError(f"{path} holds other photos than the dataset: run python {script} again")
     table["product_row"] = pd.Index(products["product_id"]).get_indexer(table["product_id"])
     table["pixels"] = photos.pixel_digests(data_dir / "images", table["image_id"])
@@ -172,50 +174,37 @@ def spread(values: pd.Series, size: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Guesses:
-    """What a category model says: listing, truth (n,), probabilities (n, C); several rows of a listing share its weight."""
+    """What a category model says of measured listings, one a row: listing, truth (n,), probabilities (n, C)."""
 
     listing: np.ndarray
     truth: np.ndarray
     probabilities: np.ndarray
 
     def figures(self, name: str, seed: int) -> dict[str, dict | None]:
-        rows, guess = np.unique(self.listing), self.probabilities.argmax(axis=1)
-        confidence = self.probabilities.max(axis=1)
-        share, right = self.shares(), guess == self.truth
-
-        def weights(drawn: np.ndarray) -> np.ndarray:
-            return np.bincount(drawn, minlength=rows.max() + 1)[self.listing] * share
-
-        statistics = {
-            "accuracy": lambda drawn: np.average(right, weights=weights(drawn)),
-            "macro_f1": lambda drawn: metrics.macro_f1(self.truth, guess, weights(drawn)),
-            "calibration_error": lambda drawn: metrics.calibration_error(confidence, right, weights(drawn)),
-        }
+        if not len(self.listing):
+            return dict.fromkeys((f"{name}_accuracy", f"{name}_macro_f1", f"{name}_calibration_error"))
+        statistics = metrics.category_statistics(self.truth, self.probabilities)
+        rows = np.arange(len(self.listing))
         return {f"{name}_{key}": figure(statistic, rows, seed) for key, statistic in statistics.items()}
 
-    def shares(self) -> np.ndarray:
-        """(n,) of a listing, one over the number of its rows."""
-        return 1 / np.bincount(self.listing)[self.listing]
-
-    def per_class(self) -> np.ndarray:
-        """(C, 4): precision, recall, F1 and number of listings of each class."""
-        if not len(self.listing):
-            return np.zeros((self.probabilities.shape[1], 4))
-        guess, classes = self.probabilities.argmax(axis=1), np.arange(self.probabilities.shape[1])
-        scores = precision_recall_fscore_support(self.truth, guess, labels=classes, sample_weight=self.shares(), zero_division=0)
-        return np.stack(scores, axis=1)
+    def right(self) -> pd.Series:
+        """1 or 0 by listing."""
+        return pd.Series((self.probabilities.argmax(axis=1) == self.truth).astype(float), self.listing)
 
 
-def guess_categories(known: Catalogue, models) -> dict[str, Guesses]:
-    """Of the photo, text and fused models; the fused one sees the mean of a listing's photos."""
-    listing = known.listing_of(known.queries)
-    of_photo = np.asarray(known.probabilities[known.queries])
-    truth = known.products["label"].to_numpy()[known.measured]
+def guess_categories(catalogue: Catalogue, models) -> dict[str, Guesses]:
+    """Of the photo, text and fused models; of a listing's photos the mean counts."""
+    truth = catalogue.products["label"].to_numpy()[catalogue.measured]
     everyone = np.arange(len(truth))
-    by_text = models.category_probabilities(known.texts)
-    by_photo = pd.DataFrame(of_photo).groupby(listing).mean().reindex(everyone).to_numpy(np.float32)  # NaN: no photo
+    means = (
+        pd.DataFrame(np.asarray(catalogue.probabilities[catalogue.queries]))
+        .groupby(catalogue.listing_of(catalogue.queries))
+        .mean()
+    )
+    by_text = models.category_probabilities(catalogue.texts)
+    by_photo = means.reindex(everyone).to_numpy(np.float32)  # NaN: no photo
     return {
-        "photo": Guesses(listing, truth[listing], of_photo),
+        "photo": Guesses(means.index.to_numpy(), truth[means.index], means.to_numpy()),
         "text": Guesses(everyone, truth, by_text),
         "fused": Guesses(everyone, truth, models.fuse(by_photo, by_text)),
     }
@@ -224,12 +213,18 @@ def guess_categories(known: Catalogue, models) -> dict[str, Guesses]:
 # Price.
 
 
-def guess_prices(known: Catalogue, price_model) -> pd.DataFrame:
+def training_median_price(products: pd.DataFrame) -> float:
+    """Pounds: of the training listings whose price tells anything."""
+    usable = (products["split"] == "train") & products["price_plausible"] & (products["price"] > 0)
+    return float(products.loc[usable, "price"].median())
+
+
+def guess_prices(catalogue: Catalogue, price_model) -> pd.DataFrame:
     """The price of each measured listing in pounds, and its 10%, 50% and 90% quantiles by the model."""
-    products = known.products.iloc[known.measured]
-    of_photos = pd.DataFrame(known.vectors[known.queries]).groupby(known.listing_of(known.queries)).mean()
+    products = catalogue.products.iloc[catalogue.measured]
+    of_photos = pd.DataFrame(catalogue.vectors[catalogue.queries]).groupby(catalogue.listing_of(catalogue.queries)).mean()
     vectors = of_photos.reindex(np.arange(len(products))).to_numpy(np.float32)  # NaN: no photo
-    quantiles = 10 ** price_model.quantiles(known.texts, products["category"].tolist(), products["county"].tolist(), vectors)
+    quantiles = 10 ** price_model.quantiles(catalogue.texts, products["category"].tolist(), products["county"].tolist(), vectors)
     return pd.DataFrame(
         {"price": products["price"].to_numpy()} | dict(zip(("price_low", "price_median", "price_high"), quantiles.T, strict=True))
     )
@@ -237,31 +232,23 @@ def guess_prices(known: Catalogue, price_model) -> pd.DataFrame:
 
 def price_figures(prices: pd.DataFrame, median_price: float, seed: int) -> dict[str, dict | None]:
     """median_price: pounds, of the training listings."""
-    price, low, middle, high = prices[["price", "price_low", "price_median", "price_high"]].to_numpy().T
-    rows = np.flatnonzero((price >= metrics.PRICE_BOUNDS[0]) & (price <= metrics.PRICE_BOUNDS[1]))
-    error, error_of_median = np.abs(price - middle), np.abs(price - median_price)
-    inside = (low <= price) & (price <= high)
-    statistics = {
-        "price_log_r2": lambda drawn: metrics.log_r2(price[drawn], middle[drawn]),
-        "price_error_over_median_baseline": lambda drawn: metrics.error_ratio(error[drawn], error_of_median[drawn]),
-        "price_interval_coverage": lambda drawn: inside[drawn].mean(),
-        "price_median_error_pounds": lambda drawn: np.median(error[drawn]),
-        "price_median_error_of_median_pounds": lambda drawn: np.median(error_of_median[drawn]),
-    }
-    return {name: figure(statistic, rows, seed) for name, statistic in statistics.items()}
+    price, quantiles = prices["price"].to_numpy(), np.log10(prices[["price_low", "price_median", "price_high"]].to_numpy())
+    statistics = metrics.price_statistics(price, quantiles, median_price)
+    rows = metrics.priced_rows(price)
+    return {f"price_{name}": figure(statistic, rows, seed) for name, statistic in statistics.items()}
 
 
 # Photo retrieval.
 
 
-def training_photos(known: Catalogue, seed: int) -> np.ndarray:
-    rows = np.flatnonzero(known.photos["split"] == "train")
-    return draw(rows, FITTED_PHOTOS, seed)
+def training_photos(catalogue: Catalogue, seed: int) -> np.ndarray:
+    rows = np.flatnonzero(catalogue.photos["split"] == "train")
+    return draw_rows(rows, FITTED_PHOTOS, seed)
 
 
-def draw(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """`count` of the rows, or all when there are fewer; ascending."""
-    return rows if len(rows) <= count else np.sort(np.random.default_rng(seed).choice(rows, count, replace=False))
+def draw_rows(rows: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """`size` of the rows, or all when there are fewer; ascending."""
+    return rows if len(rows) <= size else np.sort(np.random.default_rng(seed).choice(rows, size, replace=False))
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
@@ -271,71 +258,82 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
 
 
 def whitened(features: np.ndarray, fitted: np.ndarray, dimension: int) -> np.ndarray:
-    """(N, d) unit rows: principal components of equal variance, fitted on the `fitted` rows, d at most `dimension` and the rank.
-
-    Source: Jegou and Chum, "Negative evidences and co-occurrences in image retrieval: the benefit of PCA and whitening",
-    ECCV 2012, section 3.
-    """
-    sample = np.asarray(features[fitted])
-    components = min(dimension, len(sample) - 1, features.shape[1])
-    pca = PCA(components, whiten=True, svd_solver="covariance_eigh").fit(sample)
-    solid = pca.explained_variance_ > 1e-6 * pca.explained_variance_[0]
-    return unit_rows(pca.transform(features)[:, solid])
+    """(N, d) unit rows, PCA-whitened as training.whitening() does on the `fitted` rows, d at most `dimension` and the rank."""
+    projection = training.whitening(np.array(features[fitted], np.float32), dimension, power=False)
+    with torch.inference_mode():
+        return unit_rows(projection(torch.from_numpy(np.array(features, np.float32))).numpy())
 
 
-def retrieve(known: Catalogue, seed: int) -> dict[str, np.ndarray]:
+def retrieve(catalogue: Catalogue, seed: int) -> dict[str, np.ndarray]:
     """Each of RETRIEVAL for each of SPACES by measured listing (L,), NaN for listings without such evidence."""
-    listing, size = known.listing_of(known.queries), len(known.measured)
-    if not len(known.queries):
+    listing, size = catalogue.listing_of(catalogue.queries), len(catalogue.measured)
+    if not len(catalogue.queries):
         return {name + suffix: np.full(size, np.nan) for suffix in SPACES for name in RETRIEVAL}
-    codes = [pd.factorize(known.photos[column])[0] for column in ("label", "product_id", "cluster", "pixels")]
-    dimension = min(WHITENED_DIMENSION, known.vectors.shape[1])
+    codes = [pd.factorize(catalogue.photos[column])[0] for column in ("label", "product_id", "cluster", "pixels")]
+    dimension = min(WHITENED_DIMENSION, catalogue.vectors.shape[1])
     spaces = {
-        "": lambda: np.asarray(known.vectors),
-        "_frozen_trunk": lambda: unit_rows(known.features),
-        "_whitened_trunk": lambda: whitened(known.features, training_photos(known, seed), dimension),
+        "": lambda: np.asarray(catalogue.vectors),
+        "_frozen_trunk": lambda: unit_rows(catalogue.features),
+        "_whitened_trunk": lambda: whitened(catalogue.features, training_photos(catalogue, seed), dimension),
     }
     found = {}
-    for suffix, vectors in tqdm(spaces.items(), desc="retrieval", file=sys.stderr, disable=None):
-        for name, values in metrics.retrieval(vectors(), known.queries, *codes).items():
+    for suffix, vectors in progress(spaces.items(), "find the nearest photos", "space"):
+        for name, values in metrics.retrieval(vectors(), catalogue.queries, *codes).items():
             found[name + suffix] = spread(metrics.by_listing(values, listing), size)
     return found
 
 
-# Linear heads on the frozen trunk: what the split does to a figure.
+# Linear heads on the frozen backbone: what the split does to a figure.
 
 
-def head_of_photos(known: Catalogue, train: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Whether a linear head, trained on the frozen trunk's features of photos `train`, tells each category of `test`."""
-    labels = known.photos["label"].to_numpy()
+def head_of_photos(catalogue: Catalogue, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """(n, C) probabilities of photos `test` by a linear head that is trained on the frozen backbone's features of `train`.
+
+    NaN where the training photos are of one category only.
+    """
+    labels = catalogue.photos["label"].to_numpy()
+    probabilities = np.zeros((len(test), len(catalogue.classes)))
     if len(np.unique(labels[train])) < 2 or not len(test):
-        return np.full(len(test), np.nan)
+        return np.full_like(probabilities, np.nan)
     head = make_pipeline(StandardScaler(), LogisticRegression(C=HEAD_C, max_iter=200))
     with threadpool_limits(1):  # ten times faster: its steps are too small to share out
-        head.fit(known.features[train], labels[train])
-        return (head.predict(known.features[test]) == labels[test]).astype(float)
+        head.fit(catalogue.features[train], labels[train])
+        probabilities[:, head.classes_] = head.predict_proba(catalogue.features[test])
+    return probabilities
 
 
-def photo_accuracy(right: np.ndarray, product_rows: np.ndarray, seed: int) -> dict | None:
+def is_right(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(n,) 1 or 0, NaN where the probabilities are."""
+    return np.where(np.isnan(probabilities).any(axis=1), np.nan, probabilities.argmax(axis=1) == labels)
+
+
+def accuracy_by_photo(right: np.ndarray, product_rows: np.ndarray, seed: int) -> dict | None:
     """The share of photos that are right, its interval over their listings."""
-    by_listing = pd.DataFrame({"right": right}).groupby(product_rows)["right"].agg(["sum", "count"]).to_numpy().T
-    rows = np.flatnonzero(by_listing[1])
-    return figure(lambda drawn: by_listing[0, drawn].sum() / by_listing[1, drawn].sum(), rows, seed)
+    counts = pd.DataFrame({"right": right}).groupby(product_rows)["right"].agg(["sum", "count"]).to_numpy().T
+    rows = np.flatnonzero(counts[1])
+    return figure(lambda drawn: counts[0, drawn].sum() / counts[1, drawn].sum(), rows, seed)
 
 
-def compare_splits(known: Catalogue, seed: int) -> tuple[dict[str, dict | None], np.ndarray]:
-    """The same head on our split and on one by photo of the same sizes; and by measured listing its share of right photos."""
-    rows = known.photos["product_row"].to_numpy()
-    train = training_photos(known, seed)
-    ours = head_of_photos(known, train, known.queries)
+def compare_splits(catalogue: Catalogue, seed: int) -> tuple[dict[str, dict | None], np.ndarray]:
+    """The same head on our split and on one by photo of the same sizes; and whether it is right by measured listing.
+
+    The figures are by photo: the other split tears listings apart.
+    """
+    rows, labels = catalogue.photos["product_row"].to_numpy(), catalogue.photos["label"].to_numpy()
+    train = training_photos(catalogue, seed)
+    ours = head_of_photos(catalogue, train, catalogue.queries)
     shuffled = np.random.default_rng(seed).permutation(len(rows))
-    leaky_test = shuffled[len(train) : len(train) + len(known.queries)]
-    leaky = head_of_photos(known, shuffled[: len(train)], leaky_test)
+    leaky_test = shuffled[len(train) : len(train) + len(catalogue.queries)]
+    leaky = is_right(head_of_photos(catalogue, shuffled[: len(train)], leaky_test), labels[leaky_test])
     figures = {
-        "photo_accuracy_leaky_split": photo_accuracy(leaky, rows[leaky_test], seed),
-        "photo_accuracy_same_head_our_split": photo_accuracy(ours, rows[known.queries], seed),
+        "accuracy_by_photo_leaky_split": accuracy_by_photo(leaky, rows[leaky_test], seed),
+        "accuracy_by_photo_our_split": accuracy_by_photo(
+            is_right(ours, labels[catalogue.queries]), rows[catalogue.queries], seed
+        ),
     }
-    return figures, spread(metrics.by_listing(ours, known.listing_of(known.queries)), len(known.measured))
+    means = pd.DataFrame(ours).groupby(catalogue.listing_of(catalogue.queries)).mean()
+    truth = catalogue.products["label"].to_numpy()[catalogue.measured[means.index]]
+    return figures, spread(pd.Series(is_right(means.to_numpy(), truth), means.index), len(catalogue.measured))
 
 
 # Ranking.
@@ -350,21 +348,23 @@ class Answered:
     grades: np.ndarray
 
 
-def rank(known: Catalogue, recommender: Recommender) -> tuple[dict[str, np.ndarray], list[Answered]]:
+def rank(catalogue: Catalogue, recommender: Recommender) -> tuple[dict[str, np.ndarray], list[Answered]]:
     """nDCG@10 by measured listing (L,) with each of EVIDENCE, NaN where a listing has no such evidence; and answers to both."""
-    catalogue_row = pd.Index([recommender.catalogue.product_row(name) for name in known.products["product_id"]])
-    path, main, cluster = (pd.factorize(known.products[name])[0] for name in ("category", "main_category", "cluster"))
-    photos_of = pd.Series(known.queries).groupby(known.listing_of(known.queries)).apply(list)
-    scores = {name: np.full(len(known.measured), np.nan) for name in EVIDENCE}
+    catalogue_row = pd.Index([recommender.catalogue.product_row(name) for name in catalogue.products["product_id"]])
+    path, main, cluster = (pd.factorize(catalogue.products[name])[0] for name in ("category", "main_category", "cluster"))
+    photos_of = pd.Series(catalogue.queries).groupby(catalogue.listing_of(catalogue.queries)).apply(list)
+    scores = {name: np.full(len(catalogue.measured), np.nan) for name in EVIDENCE}
     answers = []
-    for position, row in enumerate(tqdm(known.measured, desc="rank", unit="listing", file=sys.stderr, disable=None)):
+    for position, row in enumerate(progress(catalogue.measured, "rank", "listing")):
         own = cluster == cluster[row]
         grades = np.where(path == path[row], 2, np.where(main == main[row], 1, 0))
-        text = "\n".join(known.products.loc[row, ["name", "description"]])
+        text = "\n".join(catalogue.products.loc[row, ["name", "description"]])
         for name, (with_photo, with_text, kinds) in EVIDENCE.items():
             gained = []
             for photo in photos_of.get(position, []) if with_photo else [None]:
-                evidence = {"vector": known.vectors[photo], "probabilities": known.probabilities[photo]} if with_photo else {}
+                evidence = (
+                    {"vector": catalogue.vectors[photo], "probabilities": catalogue.probabilities[photo]} if with_photo else {}
+                )
                 query = recommender.query(text=text if with_text else None, **evidence)
                 if with_text and query.text is None and query.words is None:
                     continue
@@ -407,21 +407,21 @@ def rank_figures(scores: dict[str, np.ndarray], seed: int) -> dict[str, dict | N
 # The report.
 
 
-def draw_gallery(known: Catalogue, answers: list[Answered], images_dir: Path, seed: int) -> bytes:
+def draw_gallery(catalogue: Catalogue, answers: list[Answered], images_dir: Path, seed: int) -> bytes:
     """Queries and their best answers, a row each: as far as there are, half of them begin with a right answer."""
     right = [answer for answer in answers if len(answer.grades) and answer.grades[0]]
     wrong = [answer for answer in answers if not len(answer.grades) or not answer.grades[0]]
     n_right = max(GALLERY_QUERIES // 2, GALLERY_QUERIES - len(wrong))
     shown = []
     for part, count in ((right, n_right), (wrong, GALLERY_QUERIES - min(n_right, len(right)))):
-        shown += [part[position] for position in draw(np.arange(len(part)), count, seed)]
-    first_photo = known.photos.drop_duplicates("product_row").set_index("product_row")["image_id"]
-    leaf = known.products["leaf_category"]
+        shown += [part[position] for position in draw_rows(np.arange(len(part)), count, seed)]
+    first_photo = catalogue.photos.drop_duplicates("product_row").set_index("product_row")["image_id"]
+    leaf = catalogue.products["leaf_category"]
     blank = io.BytesIO()
     Image.new("RGB", (GALLERY_TILE_PX, GALLERY_TILE_PX), "#eeeeee").save(blank, "JPEG")
     tiles = []
     for answer in shown:
-        asked = known.photos.iloc[answer.photo_row]
+        asked = catalogue.photos.iloc[answer.photo_row]
         tiles.append((photos.load(images_dir, asked["image_id"], bytes), leaf[asked["product_row"]], FRAMES["query"]))
         for row, grade in zip(answer.product_rows[:GALLERY_ANSWERS], answer.grades[:GALLERY_ANSWERS], strict=True):
             image_id = first_photo.get(row)
@@ -441,6 +441,41 @@ def cell(value: dict[str, float] | None) -> str:
     return "-" if value is None else f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
 
 
+def class_rows(guesses: dict[str, Guesses], classes: list[str]) -> list[list[str]]:
+    """By class: its name, and of each model its precision, recall, F1 and number of listings."""
+    nothing = dict.fromkeys(("precision", "recall", "f1", "listings"), 0.0)
+    reports = [metrics.category_report(each.truth, each.probabilities, classes) for each in guesses.values()]
+    rows = []
+    for name in classes:
+        scores = [report["per_class"][name] if report["listings"] else nothing for report in reports]
+        cells = [format(value, ".0f" if key == "listings" else ".2f") for score in scores for key, value in score.items()]
+        rows.append([name, *cells])
+    return rows
+
+
+def draw_confusion(guess: Guesses, classes: list[str]) -> bytes:
+    labels = range(len(classes))
+    empty = np.zeros((len(classes), len(classes)), int)
+    confusion = confusion_matrix(guess.truth, guess.probabilities.argmax(axis=1), labels=labels) if len(guess.truth) else empty
+    return charts.draw_confusion(confusion, classes, "Test listings, photo model")
+
+
+def draw_hardest(catalogue: Catalogue, images_dir: Path) -> bytes:
+    """A contact sheet (PNG) of the test photos that the model is surest about, and wrong; below, the truth and its guess."""
+    short = [re.split(",| & ", listings.category_levels(name)[-1])[0] for name in catalogue.classes]
+    table, probabilities = catalogue.photos.iloc[catalogue.queries], np.asarray(catalogue.probabilities[catalogue.queries])
+    labels, guess = table["label"].to_numpy(), probabilities.argmax(axis=1)
+    wrong = np.flatnonzero(guess != labels)
+    hardest = wrong[np.argsort(-probabilities[wrong, guess[wrong]], kind="stable")][:HARDEST_TILES]
+    tiles = []
+    for row in hardest:
+        jpeg = photos.load(images_dir, table["image_id"].iloc[row], bytes)
+        tiles.append((jpeg, f"{short[labels[row]]}, not {short[guess[row]]}", FRAMES[0]))
+    sheet = io.BytesIO()
+    pictures.contact_sheet(tiles, HARDEST_COLUMNS, HARDEST_TILE_PX).save(sheet, "PNG")
+    return sheet.getvalue()
+
+
 def write_report(figures: dict[str, dict | None], counts: dict[str, int], guesses: dict[str, Guesses], classes: list[str]) -> str:
     """report.md."""
 
@@ -457,14 +492,12 @@ def write_report(figures: dict[str, dict | None], counts: dict[str, int], guesse
         (p_title, ["ndcg_both_over_best_single_p"])
     ]
     split_titles = {
-        "photo_accuracy_same_head_our_split": "by cluster, as everywhere in this report",
-        "photo_accuracy_leaky_split": "by photo: siblings of test photos are trained on",
+        "accuracy_by_photo_our_split": "by cluster, as everywhere in this report",
+        "accuracy_by_photo_leaky_split": "by photo: siblings of test photos are trained on",
     }
-    splits = table(["photo accuracy, by photo"], [(title, [name]) for name, title in split_titles.items()])
-    scores = np.concatenate([guess.per_class() for guess in guesses.values()], axis=1)
+    splits = table(["accuracy by photo"], [(title, [name]) for name, title in split_titles.items()])
     columns = [f"{name} {what}" for name in models for what in ("precision", "recall", "F1", "listings")]
-    formats = [".2f", ".2f", ".2f", ".0f"] * len(models)
-    per_class = [[name, *map(format, row, formats)] for name, row in zip(classes, scores.tolist(), strict=True)]
+    per_class = class_rows(guesses, classes)
     return f"""# Quality on the test split
 
 {counts["measured"]:,} of the {counts["test_listings"]:,} test listings, {counts["measured_photos"]:,} photos of
@@ -476,7 +509,7 @@ listings (percentile, {RESAMPLES:,} resamples). "-": the data has no such eviden
 
 {categories}
 
-The photo model answers for each photo, the fused one for a listing, from the mean of its photos and its words. Macro-F1 is over
+Of a listing's photos the mean probabilities count, alone for the photo model, with its words for the fused one. Macro-F1 is over
 the classes among the test listings and the answers. Calibration error: {metrics.CALIBRATION_BINS} equal bins of confidence.
 
 ## Price
@@ -492,8 +525,8 @@ On {counts["measured_priced"]:,} listings from £{metrics.PRICE_BOUNDS[0]:,.0f} 
 Nearest by cosine. Category: against the catalogue without the query's cluster (its listing, its duplicates, what was grouped
 with it); MAP@R as in "A metric learning reality check" (2020). Same listing: against all other photos, those equal to the query
 pixel by pixel left out, for the {counts["measured_with_sibling"]:,} listings with another photo; ties count against the answer.
-Frozen trunk: its pooled features before training. Whitened trunk: the same, PCA-whitened on at most {FITTED_PHOTOS:,} training
-photos to the embedding's dimension (at most {WHITENED_DIMENSION} and the rank).
+Frozen backbone: its pooled features before training. Whitened backbone: the same, PCA-whitened on at most {FITTED_PHOTOS:,}
+training photos to the embedding's dimension (at most {WHITENED_DIMENSION} and the rank).
 
 ## Ranked listings
 
@@ -508,12 +541,20 @@ they are fewer); its bracket is the precision of those draws.
 
 {splits}
 
-One and the same head on both: logistic regression (C = {HEAD_C:g}) on the frozen trunk's standardised features, trained on at
+One and the same head on both: logistic regression (C = {HEAD_C:g}) on the frozen backbone's standardised features, trained on at
 most {FITTED_PHOTOS:,} photos.
 
 ## Every category
 
 {markdown_table(["", *columns], per_class)}
+
+## Mistakes
+
+![confusion](confusion.png)
+
+![hardest photos](hardest.png)
+
+The photos that the model is surest about, and wrong, one by one.
 
 ## Gallery
 
@@ -538,70 +579,99 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> dict:
-    for stage_name in ("dataset", "embeddings", "index"):
-        stages.check_inputs(args.data, stage_name)
-    stages.check_inputs(args.data, "model", ["tabular/labels.json"])  # its labels' numbers are compared with the listings'
-    names = (
-        *("tabular/products.csv", "dataset/listings.csv", "dataset/training_data.csv", "images/photos.csv"),
-        *("embeddings/image_ids.json", "embeddings/vectors.npy", "embeddings/probabilities.npy"),
-        *("features/image_ids.json", "features/plain.npy", "index/current.json"),
-    )
-    arguments = {"max_queries": args.max_queries, "seed": args.seed}
-    stage = stages.Stage(args.data / "evaluation", arguments, stages.digests(args.data, *names))
-    if done := stage.finished():
-        return done
-    recommender = Recommender(generations.current_generation(args.data / "index"))
-    if not recommender.takes_photos:
-        raise StageError(f"{args.data / 'index'} holds vectors of your own: run python build_index.py without --embeddings")
-    known = read(args.data, args.max_queries, args.seed)
-    stage.begin()
+    with stages.open_stage(args.data, "evaluation", {"max_queries": args.max_queries, "seed": args.seed}) as stage:
+        if stage.is_done():
+            return stage.summary()
+        recommender = Recommender(generations.current_generation(args.data / "index"))
+        if not recommender.takes_photos:
+            raise StageError(f"{args.data / 'index'} holds vectors of your own: run python build_index.py without --embeddings")
+        catalogue = read(args.data, args.max_queries, args.seed)
+        stage.begin()
+        answered = ask(catalogue, recommender, args.seed)
+        table = tabulate(catalogue, answered)
+        counts = count(catalogue, table)
+        figures = summarise(answered, args.seed)
+        draw_pictures(stage.folder, catalogue, answered, args.data / "images", args.seed)
+        atomic.write_csv(stage.folder / "listings.csv", table)
+        report = write_report(figures, counts, answered.guesses, catalogue.classes)
+        atomic.write_bytes(stage.folder / "report.md", report.encode())
+        atomic.write_json(stage.folder / "report.json", figures | {"counts": counts})
+        return stage.finish(counts | {name: figures[name] and figures[name]["value"] for name in MAIN})
 
-    guesses = guess_categories(known, recommender.table_models)
-    prices = guess_prices(known, recommender.price_model)
-    training = known.products[known.products["split"] == "train"]
-    usable = training["price_plausible"] & (training["price"] > 0)
-    median_price = float(training.loc[usable, "price"].median())
-    retrieved = retrieve(known, args.seed)
-    split_figures, head_right = compare_splits(known, args.seed)
-    ranked, answers = rank(known, recommender)
 
+@dataclass(frozen=True)
+class Answers:
+    """What the models and the index said of the measured listings (L of them).
+
+    guesses: of each category model; prices: of guess_prices(); median_price: of the training listings; retrieved: figure -> (L,);
+    split_figures: what the way to split does to a figure; head_right: (L,); ranked: kind of query -> (L,) nDCG@10; shown: the
+    answers for the gallery.
+    """
+
+    guesses: dict[str, Guesses]
+    prices: pd.DataFrame
+    median_price: float
+    retrieved: dict[str, np.ndarray]
+    split_figures: dict
+    head_right: np.ndarray
+    ranked: dict[str, np.ndarray]
+    shown: list
+
+
+def ask(catalogue: Catalogue, recommender: Recommender, seed: int) -> Answers:
+    guesses = guess_categories(catalogue, recommender.table_models)
+    prices = guess_prices(catalogue, recommender.price_model)
+    retrieved = retrieve(catalogue, seed)
+    begin("train a linear head on each way to split")
+    split_figures, head_right = compare_splits(catalogue, seed)
+    ranked, shown = rank(catalogue, recommender)
+    median_price = training_median_price(catalogue.products)
+    return Answers(guesses, prices, median_price, retrieved, split_figures, head_right, ranked, shown)
+
+
+def summarise(answers: Answers, seed: int) -> dict[str, dict | None]:
+    """Every figure with its interval."""
+    begin("draw the intervals")
     figures: dict[str, dict | None] = {}
-    for name, guess in guesses.items():
-        figures |= guess.figures(name, args.seed)
-    figures |= price_figures(prices, median_price, args.seed)
-    figures |= {name: mean(values, args.seed) for name, values in retrieved.items()}
-    figures |= rank_figures(ranked, args.seed) | split_figures
+    for name, guess in answers.guesses.items():
+        figures |= guess.figures(name, seed)
+    figures |= price_figures(answers.prices, answers.median_price, seed)
+    figures |= {name: mean(values, seed) for name, values in answers.retrieved.items()}
+    return figures | rank_figures(answers.ranked, seed) | answers.split_figures
 
-    photo, size = guesses["photo"], len(known.measured)
-    photo_right = (photo.probabilities.argmax(axis=1) == photo.truth).astype(float)
-    products = known.products.iloc[known.measured].reset_index(drop=True)
-    table = products[["product_id", "cluster", "label"]].assign(
-        photo_right=spread(metrics.by_listing(photo_right, photo.listing), size),
-        photo_right_same_head=head_right,
-        **{f"{name}_guess": guesses[name].probabilities.argmax(axis=1) for name in ("text", "fused")},
-        **prices,
-        training_median_price=median_price,
-        **retrieved,
-        **{f"ndcg_at_10_{name}": values for name, values in ranked.items()},
+
+def tabulate(catalogue: Catalogue, answers: Answers) -> pd.DataFrame:
+    """listings.csv: what was found for each measured listing."""
+    listings_measured = catalogue.products.iloc[catalogue.measured].reset_index(drop=True)
+    return listings_measured[["product_id", "cluster", "label"]].assign(
+        photo_right=spread(answers.guesses["photo"].right(), len(catalogue.measured)),
+        photo_right_same_head=answers.head_right,
+        **{f"{name}_guess": answers.guesses[name].probabilities.argmax(axis=1) for name in ("text", "fused")},
+        **answers.prices,
+        training_median_price=answers.median_price,
+        **answers.retrieved,
+        **{f"ndcg_at_10_{name}": values for name, values in answers.ranked.items()},
     )
-    counts = {
-        "listings": len(known.products),
-        "photos": len(known.photos),
-        "test_listings": int((known.products["split"] == "test").sum()),
-        "measured": size,
-        "measured_photos": len(known.queries),
+
+
+def count(catalogue: Catalogue, table: pd.DataFrame) -> dict[str, int]:
+    return {
+        "listings": len(catalogue.products),
+        "photos": len(catalogue.photos),
+        "test_listings": int((catalogue.products["split"] == "test").sum()),
+        "measured": len(catalogue.measured),
+        "measured_photos": len(catalogue.queries),
         "measured_with_photo": int(table["photo_right"].notna().sum()),
         "measured_with_sibling": int(table["same_listing_hit_at_1"].notna().sum()),
         "measured_priced": int(table["price"].between(*metrics.PRICE_BOUNDS).sum()),
         "compared": int(table[["ndcg_at_10_photo", "ndcg_at_10_text"]].notna().all(axis=1).sum()),
     }
-    atomic.write_csv(stage.folder / "listings.csv", table)
-    atomic.write_bytes(stage.folder / "gallery.png", draw_gallery(known, answers, args.data / "images", args.seed))
-    report = write_report(figures, counts, guesses, known.classes)
-    atomic.write_bytes(stage.folder / "report.md", report.encode())
-    atomic.write_json(stage.folder / "report.json", figures | {"counts": counts})
-    summary = {name: figures[name] and figures[name]["value"] for name in MAIN}
-    return stage.finish(counts | summary, ["report.json", "report.md", "gallery.png", "listings.csv"])
+
+
+def draw_pictures(folder: Path, catalogue: Catalogue, answers: Answers, images_dir: Path, seed: int) -> None:
+    atomic.write_bytes(folder / "gallery.png", draw_gallery(catalogue, answers.shown, images_dir, seed))
+    atomic.write_bytes(folder / "confusion.png", draw_confusion(answers.guesses["photo"], catalogue.classes))
+    atomic.write_bytes(folder / "hardest.png", draw_hardest(catalogue, images_dir))
 
 
 def main(argv=None) -> int:

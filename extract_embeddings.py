@@ -2,8 +2,8 @@
 
 Reads   data/model/, data/images/, data/dataset/training_data.csv, data/tabular/products.csv
 Writes  data/embeddings/ (image_embeddings.json; vectors.npy and probabilities.npy with image_ids.json;
-                          text_vectors.npy with product_ids.json;
-                          photos-*.npy and texts-*.npy: rows kept for the next run, which embeds only what is new)
+                          text_vectors.npy; photos-<number>.npy and texts-<number>.npy: rows kept for the next
+                          run, which embeds only what is new)
 Run     python extract_embeddings.py
 """
 
@@ -12,16 +12,16 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import orjson
-from tqdm import tqdm
 
 from marketplace.cleaning import listings, photos
 from marketplace.files import atomic, cli, reading, stages
+from marketplace.files.progress import progress
 from marketplace.files.stages import StageError
 from marketplace.models import photo_model as model
 from marketplace.models import text_model
@@ -30,7 +30,6 @@ SHARD = 2_000  # photos or texts: what a killed run loses at most
 CPU_BATCH, CUDA_BATCH = 4, 64  # photos a forward pass: the fastest on each, the first by benchmarks/extract_embeddings.py
 KEY = "S32"  # half of a sha256 in hexadecimal: 128 bits, and half the memory
 JSON = "image_embeddings.json"
-OUTPUTS = ("vectors.npy", "probabilities.npy", "image_ids.json", "text_vectors.npy", "product_ids.json")
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -51,31 +50,21 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> dict:
-    check_model(args.data)
     arguments = {name: getattr(args, name) for name in ("runtime", "device", "batch_size", "no_json")}
-    stage = stages.Stage(args.data / "embeddings", arguments, digest_inputs(args.data))
-    if done := stage.finished():
-        return done
-    table = reading.read_csv(args.data / "dataset" / "training_data.csv", usecols=["image_id"])
-    counts = embed_photos(stage, args.data, table["image_id"].tolist(), args) | embed_texts(stage, args.data)
-    return stage.finish(counts, OUTPUTS if args.no_json else [*OUTPUTS, JSON], OUTPUTS)
+    with stages.open_stage(args.data, "embeddings", arguments) as stage:
+        check_categories(args.data)
+        if stage.is_done():
+            return stage.summary()
+        table = reading.read_csv(args.data / "dataset" / "training_data.csv", usecols=["image_id"])
+        counts = embed_photos(stage, args.data, table["image_id"].tolist(), args) | embed_texts(stage, args.data)
+        return stage.finish(counts, stages.EMBEDDED if args.no_json else [*stages.EMBEDDED, JSON])
 
 
-def check_model(data_dir: Path) -> None:
-    """StageError when the model or the tables are not there, or the model was not trained for such tables.
-
-    Listings, and the last of a category, may come and go without a new training; a new category, or split, asks for one.
-    """
-    stages.check_inputs(data_dir, "dataset")
-    stages.check_inputs(data_dir, "model", ["dataset/settings.json"])
+def check_categories(data_dir: Path) -> None:
+    """StageError when a listing is of a category that the model has never seen."""
     learned = model.Description.load(data_dir / "model").classes
     if new := sorted(set(listings.read_classes(data_dir / "tabular")) - set(learned)):
         raise StageError(f"{data_dir / 'model'} does not know the category {new[0]}: run python train.py again")
-
-
-def digest_inputs(data_dir: Path) -> dict[str, str]:
-    tables = ("tabular/products.csv", "images/photos.csv", "dataset/training_data.csv")
-    return stages.digests(data_dir, *tables, *(f"model/{name}" for name in model.FILES))
 
 
 def open_photo_model(data_dir: Path, args: argparse.Namespace) -> model.PhotoModel:
@@ -93,7 +82,7 @@ def open_photo_model(data_dir: Path, args: argparse.Namespace) -> model.PhotoMod
 def photo_shards(folder: Path, data_dir: Path, photo_model: model.PhotoModel) -> "Shards":
     """Rows of "vector" (D,) and "probabilities" (C,), kept while model, runtime and precision stay the same."""
     made_by = stages.digests(data_dir / "model", model.DESCRIPTION, model.WEIGHTS, model.ONNX, model.INT8)
-    made_by |= {"runtime": photo_model.runtime, "precision": photo_model.precision, "schema": stages.SCHEMA_VERSION}
+    made_by |= {"runtime": photo_model.runtime, "precision": photo_model.precision, "schema": stages.STAGES["embeddings"].schema}
     fields = {"vector": photo_model.description.dimension, "probabilities": len(photo_model.description.classes)}
     dtype = np.dtype([("key", KEY), *((name, np.float32, (size,)) for name, size in fields.items())])
     return Shards(folder, "photos", made_by, dtype)
@@ -108,10 +97,10 @@ def embed_photos(stage: stages.Stage, data_dir: Path, image_ids: list[str], args
     stage.begin()
     shards = photo_shards(stage.folder, data_dir, photo_model)
 
-    def compute(positions: np.ndarray, progress: tqdm) -> dict[str, np.ndarray]:
+    def compute(positions: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         chosen = [image_ids[position] for position in positions]
-        outputs = run_photos(photo_model, data_dir / "images", chosen, args.workers, batch_size, progress.update)
-        return dict(zip(("vector", "probabilities"), outputs, strict=True))
+        for outputs in run_photos(photo_model, data_dir / "images", chosen, args.workers, batch_size):
+            yield dict(zip(("vector", "probabilities"), outputs, strict=True))
 
     embedded = shards.fill(keys, compute, "photo")
     shards.write("vector", keys, stage.folder / "vectors.npy")
@@ -140,25 +129,18 @@ def embed_texts(stage: stages.Stage, data_dir: Path) -> dict:
     dtype = np.dtype([("key", KEY), ("vector", np.float32, models.encode([""]).shape[1:])])
     shards = Shards(stage.folder, "texts", made_by, dtype)
 
-    def compute(positions: np.ndarray, progress: tqdm) -> dict[str, np.ndarray]:
-        progress.update(len(positions))
-        return {"vector": models.encode([texts[position] for position in positions])}
+    def compute(positions: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+        yield {"vector": models.encode([texts[position] for position in positions])}
 
     embedded = shards.fill(keys, compute, "text")
     shards.write("vector", keys, stage.folder / "text_vectors.npy")
-    atomic.write_json(stage.folder / "product_ids.json", products["product_id"].tolist(), indent=None)
     return {"listings": len(texts), "listings_embedded": embedded}
 
 
 def run_photos(
-    photo_model: model.PhotoModel,
-    images_dir: Path,
-    image_ids: list[str],
-    workers: int,
-    batch_size: int,
-    advance: Callable[[int], object] = bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(N, D) float32 unit rows and (N, C) category probabilities of one photo or more; `advance` is told of each batch's size.
+    photo_model: model.PhotoModel, images_dir: Path, image_ids: list[str], workers: int, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(n, D) float32 unit rows and (n, C) category probabilities of each batch of photos in turn.
 
     Each of the `workers` threads decodes batches of its own and runs them: no thread waits for another.
     """
@@ -166,16 +148,11 @@ def run_photos(
     def run(batch: list[str]) -> tuple[np.ndarray, np.ndarray]:
         return photo_model.run(np.stack([photos.load(images_dir, image_id, photo_model.input) for image_id in batch]))
 
-    outputs = []
     pool = ThreadPoolExecutor(workers)
     try:
-        for output in pool.map(run, (image_ids[start : start + batch_size] for start in range(0, len(image_ids), batch_size))):
-            outputs.append(output)
-            advance(len(output[0]))
+        yield from pool.map(run, (image_ids[start : start + batch_size] for start in range(0, len(image_ids), batch_size)))
     finally:
         pool.shutdown(cancel_futures=True)
-    vectors, probabilities = map(np.concatenate, zip(*outputs, strict=True))
-    return vectors, probabilities
 
 
 def write_dictionary(path: Path, image_ids: list[str], chunks: Iterator[np.ndarray]) -> None:
@@ -202,26 +179,33 @@ class Shards:
             if not path.name.startswith(self.prefix):
                 path.unlink()
 
-    def fill(self, keys: np.ndarray, compute: Callable[[np.ndarray, tqdm], dict[str, np.ndarray]], unit: str) -> int:
+    def fill(self, keys: np.ndarray, compute: Callable[[np.ndarray], Iterable[dict[str, np.ndarray]]], unit: str) -> int:
         """Make the rows of those (N,) keys that have none; returns how many were made.
 
-        compute: positions in keys -> the other fields of their rows; it tells the progress bar about each.
+        compute: positions in keys -> the other fields of their rows, in batches.
         """
         self._open(keys)
         distinct, first = np.unique(keys, return_index=True)
         missing = np.sort(first[~np.isin(distinct, self.keys)])
-        number = int(self.paths[-1].stem.rpartition("-")[2]) + 1 if self.paths else 0
-        with tqdm(total=len(missing), desc="embed", unit=unit, file=sys.stderr, disable=None) as progress:
-            for start in range(0, len(missing), SHARD):
-                positions = missing[start : start + SHARD]
-                rows = np.empty(len(positions), self.dtype)
-                rows["key"] = keys[positions]
-                for field, values in compute(positions, progress).items():
-                    rows[field] = values
-                atomic.write_array(self.folder / f"{self.prefix}{number:06d}.npy", rows)
-                number += 1
+        for _ in progress(self._make(keys, missing, compute), f"embed {unit}s", unit, len(missing)):
+            pass
         self._open(keys)
         return len(missing)
+
+    def _make(self, keys: np.ndarray, missing: np.ndarray, compute: Callable) -> Iterator[None]:
+        """Compute and write the rows at positions `missing`, yielding once for each."""
+        first_number = int(self.paths[-1].stem.rpartition("-")[2]) + 1 if self.paths else 0
+        for number, start in enumerate(range(0, len(missing), SHARD), start=first_number):
+            positions = missing[start : start + SHARD]
+            rows, made = np.empty(len(positions), self.dtype), 0
+            rows["key"] = keys[positions]
+            for batch in compute(positions):
+                size = len(next(iter(batch.values())))
+                for field, values in batch.items():
+                    rows[field][made : made + size] = values
+                made += size
+                yield from [None] * size
+            atomic.write_array(self.folder / f"{self.prefix}{number:06d}.npy", rows)
 
     def _open(self, keys: np.ndarray) -> None:
         """Find out which key is where. A file most of whose rows nobody wants is removed: its others are made again."""

@@ -37,19 +37,18 @@ def resnet50(source: Path, folder: Path) -> dict[str, Path]:
     """The photo model's files with a ResNet-50 of random weights in place of the network of `source`."""
     from marketplace.models import backbone
 
-    known = photo_model.Description.load(source)
-    made = backbone.build("resnet50", "none", len(known.classes), 224).eval()
-    backbone.export_onnx(made, 224, folder / photo_model.ONNX)
+    description = photo_model.Description.load(source)
+    resnet = backbone.build("resnet50", "none", len(description.classes), 224).eval()
+    backbone.export_onnx(resnet, 224, folder / photo_model.ONNX)
     plain = {
         "backbone": "resnet50",
         "weights": "none",
         "input_size": 224,
         "dimension": 2048,
-        "pooling": "average",
         "projection": "none",
         "int8": None,  # that of `source` is of another network
     }
-    replace(known, **plain).save(folder)
+    replace(description, **plain).save(folder)
     return {name: folder / name for name in (photo_model.ONNX, photo_model.DESCRIPTION)}
 
 
@@ -59,8 +58,8 @@ def make_products(source: pd.DataFrame, rows: int, seed: int = 0) -> pd.DataFram
     picked = source.iloc[generator.integers(len(source), size=rows)].reset_index(drop=True)
     rare = np.minimum(generator.zipf(1.2, size=(rows, 20)), 200_000)
     picked["product_id"] = [f"p{row}" for row in range(rows)]
-    picked["name"] = [f"{name} w{of[0]} w{of[1]}" for name, of in zip(picked["name"], rare, strict=True)]
-    words = [" ".join(f"w{n}" for n in of) for of in rare]
+    picked["name"] = [f"{name} w{numbers[0]} w{numbers[1]}" for name, numbers in zip(picked["name"], rare, strict=True)]
+    words = [" ".join(f"w{number}" for number in numbers) for numbers in rare]
     picked["description"] = [f"{text} {more}" for text, more in zip(picked["description"], words, strict=True)]
     return picked
 
@@ -199,7 +198,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer queries, 25,000 listings: under a minute")
     args = parser.parse_args()
     source = generations.current_generation(args.data / "index")
-    known = listings.read_products(args.data / "tabular")
+    real = listings.read_products(args.data / "tabular")
     photos = [path.read_bytes() for path in sorted((args.data / "images").glob("*.jpg"))[:20]]
     queries, rows = (15, 25_000) if args.quick else (100, 100_000)
     with tempfile.TemporaryDirectory(prefix="marketplace-benchmark-") as temporary:
@@ -207,9 +206,9 @@ def main() -> int:
         for name in ("model", "photos/index", "catalogue/index"):
             (folder / name).mkdir(parents=True)
         files = resnet50(source, folder / "model")
-        write_generation(folder / "photos" / "index", source, make_products(known, 2000), clustered(2000, 2048, seed=1), **files)
+        write_generation(folder / "photos" / "index", source, make_products(real, 2000), clustered(2000, 2048, seed=1), **files)
         figures = measure_photos(folder / "photos", args.port, photos, queries)
-        products = make_products(known, rows)
+        products = make_products(real, rows)
         write_generation(folder / "catalogue" / "index", source, products, clustered(rows, DIMENSION, seed=1))
         figures |= measure_catalogue(folder / "catalogue", args.port, products, queries * 20)
         if args.minutes:

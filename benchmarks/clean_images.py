@@ -29,9 +29,9 @@ except ImportError:
 import baseline
 import results
 
-import clean_images
 from demo import sample
-from marketplace.cleaning import photos
+from marketplace.cleaning import photos, pool
+from marketplace.cleaning.sources import Photo
 
 SIZE = photos.DEFAULTS.size
 SMALL = (533, 400)  # pixels, of drawn photos
@@ -131,9 +131,9 @@ def photos_per_second(paths: list[Path], workers: int) -> float:
 
     What it takes the processes to start and to end is the same however many photos there are: together about half a second.
     """
-    todo = [clean_images.Photo(path.name, str(path), "", path.stat().st_size) for path in paths]
-    results = clean_images.clean_all(todo, None, photos.DEFAULTS, workers)
-    for _ in range(workers * clean_images.CHUNKS_AHEAD * clean_images.CHUNK):
+    todo = [pool.Task(Photo(path.name, str(path), "", path.stat().st_size), "") for path in paths]
+    results = pool.clean_all(todo, None, photos.DEFAULTS, workers)
+    for _ in range(workers * pool.CHUNKS_AHEAD * pool.CHUNK):
         next(results)
     start = time.perf_counter()
     times = [time.perf_counter() for _ in results]
@@ -206,7 +206,7 @@ def main() -> int:
                     for way in WAYS
                 ),
             )
-            paths = [Path(temporary) / f"{name}{number}.jpg" for number in range(clean_images.CHUNK * chunks)]
+            paths = [Path(temporary) / f"{name}{number}.jpg" for number in range(pool.CHUNK * chunks)]
             for path, data in zip(paths, pictures, strict=False):
                 path.write_bytes(data)
             for number, path in enumerate(paths[len(pictures) :]):

@@ -73,7 +73,7 @@ def write_model(folder: Path, backbone: str, weights: str, images_dir: Path, cal
     mean, std = (list(values) for values in network.normalisation(backbone))
     description = photo_model.Description(
         *(backbone, weights, [str(label) for label in range(CLASSES)], 224, mean, std, made.head.in_features),
-        *("frozen trunk", "average", "none", dataclasses.asdict(photos.DEFAULTS)),
+        *("frozen backbone", "none", dataclasses.asdict(photos.DEFAULTS)),
     )
     network.export_onnx(made, 224, folder / photo_model.ONNX)
     description.save(folder)
@@ -105,7 +105,7 @@ def measure_speed(folder: Path, images_dir: Path, image_ids: list[str], quick: b
         *((cores, 1, batch) for batch in (1, 16)),
     ]:
         loaded = photo_model.PhotoModel(folder, device="cpu", threads=threads)
-        work = lambda: extract_embeddings.run_photos(loaded, images_dir, few, workers, batch)  # noqa: B023, E731
+        work = lambda: list(extract_embeddings.run_photos(loaded, images_dir, few, workers, batch))  # noqa: B023, E731
         print(f"{workers:7d}  {threads:15d}  {batch:5d}  {per_second(len(few), work, 1 if quick else 3):8.1f}", file=sys.stderr)
 
     ours = photo_model.PhotoModel(folder, device="cpu", threads=1)
@@ -119,7 +119,9 @@ def measure_speed(folder: Path, images_dir: Path, image_ids: list[str], quick: b
     rounds, plain = 1 if quick else 3, baseline.embedder()
     jpegs = [(images_dir / f"{name}.jpg").read_bytes() for name in few[: 8 if quick else 30]]
     rates = {
-        "with decoding": per_second(len(few), lambda: extract_embeddings.run_photos(ours, images_dir, few, cores, 4), rounds),
+        "with decoding": per_second(
+            len(few), lambda: list(extract_embeddings.run_photos(ours, images_dir, few, cores, 4)), rounds
+        ),
         "alone, a thread a run": per_second(len(few), side_by_side, rounds),
         "alone, all threads a run": per_second(len(few), lambda: [all_cores.run(batch) for batch in ready], rounds),
         "baseline": per_second(len(jpegs), lambda: [plain(jpeg) for jpeg in jpegs], rounds),
@@ -157,7 +159,8 @@ def widen(data_dir: Path, count: int, folder: Path) -> None:
         inputs = (
             stages.digests(folder, *(name for name in known["inputs"] if not name.startswith("--"))) if name == "dataset" else {}
         )
-        stages.Stage(folder / name, known["arguments"], inputs).finish(known["counts"], [])
+        outputs = ["photos.csv"] if name == "images" else ["settings.json", "training_data.csv"]
+        stages.Stage(folder, name, known["arguments"], inputs).finish(known["counts"], outputs)
 
 
 def peak_mb(data_dir: Path) -> float:

@@ -126,9 +126,7 @@ def prepare_fold(cleaned_dir: Path, fold_dir: Path, product_split: pd.Series) ->
     products = reading.read_csv(folder / "products.csv")
     atomic.write_csv(folder / "products.csv", products.assign(fold_split=products["product_id"].map(product_split)))
     changes.write_records(folder / "products_records.npy", folder / "products.csv", products["product_id"])
-    stages.Stage(folder, cleaned["arguments"], cleaned["inputs"]).finish(
-        *(cleaned[name] for name in ("counts", "outputs", "digests"))
-    )
+    stages.Stage(fold_dir, "tabular", cleaned["arguments"], cleaned["inputs"]).finish(cleaned["counts"], cleaned["outputs"])
 
 
 # The baselines, on the training rows alone.

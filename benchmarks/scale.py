@@ -89,20 +89,20 @@ def prepare(data_dir: Path, source_dir: Path, numbers: np.ndarray, edited: set[i
     image_ids = photos["id"].tolist()
     seconds = {"clean": run(ROOT / "clean_tabular_data.py", "--data", data_dir)[0]}
     shutil.rmtree(data_dir / "images", ignore_errors=True)
-    stage = stages.Stage(data_dir / "images", stages.read_manifest(source_dir / "images")["arguments"], {})
+    stage = stages.Stage(data_dir, "images", stages.read_manifest(source_dir / "images")["arguments"], {})
     stage.begin()
     pixels = np.random.default_rng(1).integers(2**63, size=int(numbers.max()) + 1)[numbers]
     kept = pd.DataFrame({"image_id": image_ids, "status": "ok", "reason": "", "width": "256", "height": "256"})
     kept["sha256"] = [f"{bits:064x}" for bits in pixels.tolist()]
     kept["phash"] = [f"{bits:016x}" for bits in pixels.tolist()]
     atomic.write_csv(stage.folder / "photos.csv", kept.assign(source=kept["image_id"] + ".jpg").sort_values("image_id"))
-    stage.finish({}, ["photos.csv"], ["photos.csv"])
+    stage.finish({}, ["photos.csv"])
     seconds["dataset"] = run("-c", DATASET, "--data", data_dir)[0]
 
     shutil.copytree(source_dir / "model", data_dir / "model", dirs_exist_ok=True)
     folder = data_dir / "embeddings"
     image_ids = reading.read_csv(data_dir / "dataset" / "training_data.csv")["image_id"].tolist()
-    listed = reading.read_csv(data_dir / "tabular" / "products.csv")["product_id"].tolist()
+    listed = reading.read_csv(data_dir / "tabular" / "products.csv")["product_id"]
     photo_numbers = np.array([uuid.UUID(name).int - 2**64 for name in image_ids])
     listing_numbers = np.array([uuid.UUID(name).int - 1 for name in listed])
     names = (
@@ -111,15 +111,13 @@ def prepare(data_dir: Path, source_dir: Path, numbers: np.ndarray, edited: set[i
         "dataset/training_data.csv",
         *(f"model/{name}" for name in photo_model.FILES),
     )
-    stage = stages.Stage(folder, {}, stages.digests(data_dir, *names))
+    stage = stages.Stage(data_dir, "embeddings", {}, stages.digests(data_dir, *names))
     stage.begin()
     atomic.write_array(folder / "vectors.npy", vectors_of(photo_numbers, 2))
     atomic.write_array(folder / "text_vectors.npy", vectors_of(listing_numbers, 3))
     atomic.write_array(folder / "probabilities.npy", np.full((len(image_ids), 13), 1 / 13, np.float32))
     atomic.write_json(folder / "image_ids.json", image_ids, indent=None)
-    atomic.write_json(folder / "product_ids.json", listed, indent=None)
-    files = ["vectors.npy", "text_vectors.npy", "probabilities.npy", "image_ids.json", "product_ids.json"]
-    stage.finish({}, files, files)
+    stage.finish({}, stages.EMBEDDED)
     return seconds
 
 

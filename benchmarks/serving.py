@@ -2,8 +2,10 @@
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -56,8 +58,7 @@ class Server:
     def pids(self) -> list[int]:
         """The processes that answer: the workers, or the only one."""
         own = self._process.pid
-        # The supervisor's child is the server that its workers are forked from.
-        workers = [pid for child in _children(own) if b"forkserver" in _command(child) for pid in _children(child)]
+        workers = [int(child) for child in Path(f"/proc/{own}/task/{own}/children").read_text().split()]
         return workers or [own]
 
     def cpu_s(self) -> float:
@@ -67,16 +68,8 @@ class Server:
 
     def memory(self, name: str = "Rss") -> list[int]:
         """Bytes of each: Rss, Private_Dirty, ... of /proc/<pid>/smaps_rollup."""
-        lines = [Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() for pid in self.pids()]
-        return [next(int(line.split()[1]) * 1024 for line in of if line.startswith(f"{name}:")) for of in lines]
-
-
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def _command(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
+        texts = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self.pids()]
+        return [1024 * int(re.search(rf"^{name}: +(\d+) kB", text, re.M)[1]) for text in texts]
 
 
 class Client:
@@ -116,9 +109,9 @@ def load(port: int, clients: int, jobs: list) -> tuple[list[float], list[str], f
     """
     failures: list[str] = []
 
-    def run(of_client: list) -> list[float]:
+    def run(own_jobs: list) -> list[float]:
         client, seconds = Client(port), []
-        for job in of_client:
+        for job in own_jobs:
             started_s = time.perf_counter()
             try:
                 status, _, body = job(client)
@@ -132,7 +125,7 @@ def load(port: int, clients: int, jobs: list) -> tuple[list[float], list[str], f
 
     started_s = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
-        seconds = [second for of_client in pool.map(run, [jobs[n::clients] for n in range(clients)]) for second in of_client]
+        seconds = list(itertools.chain.from_iterable(pool.map(run, [jobs[n::clients] for n in range(clients)])))
     return seconds, failures, time.perf_counter() - started_s
 
 
@@ -172,8 +165,8 @@ def write_generation(index_dir: Path, source: Path, products: pd.DataFrame, vect
 
     text_vectors = clustered(len(products), reading.read_array(source / "text_vectors.npy").shape[1], seed=0)
     with generations.new_generation(index_dir, f"made{len(products)}") as folder:
-        for name, of in (("index", vectors), ("text", text_vectors)):
-            faiss.write_index(vector_search.build(of), str(folder / f"{name}.faiss"))
+        for name, rows in (("index", vectors), ("text", text_vectors)):
+            faiss.write_index(vector_search.build(rows), str(folder / f"{name}.faiss"))
         atomic.write_array(folder / "vectors.npy", vectors)
         atomic.write_array(folder / "text_vectors.npy", text_vectors)
         catalogue.write(folder, [products], [f"i{row}" for row in range(len(products))], np.arange(len(products)))

@@ -1,4 +1,4 @@
-"""How much an epoch of head training costs on cached features, beside forwarding the frozen trunk anew in every epoch.
+"""How much an epoch of head training costs on cached features, beside forwarding the frozen backbone anew in every epoch.
 
 Run     python benchmarks/training.py [--backbone resnet50] [--quick]
 Prints a table on stderr and, last, one JSON line: uncached_epoch_over_cached.
@@ -48,7 +48,7 @@ def main() -> int:
         mean, std = backbone.normalisation(args.backbone)
         photos = dataset.ListingPhotos(data_dir, "train", train.evaluation_transform(224, list(mean), list(std)))
         photo_network = backbone.build(args.backbone, "none", len(photos.classes), 224)
-        trunk = backbone.frozen_trunk(photo_network, 224, "cpu")  # ONNX Runtime: the uncached side runs as fast as ours can
+        frozen = backbone.frozen_backbone(photo_network, 224, "cpu")  # ONNX Runtime: the uncached side runs as fast as ours can
         labels = torch.tensor(photos.table["label"].to_numpy())
         optimiser = torch.optim.AdamW(photo_network.head.parameters(), lr=1e-3)
 
@@ -60,11 +60,11 @@ def main() -> int:
 
         def uncached_epoch() -> None:
             for pixels, targets, _ in DataLoader(photos, 32, shuffle=True, num_workers=2):
-                step(trunk(pixels), targets)
+                step(frozen(pixels), targets)
 
         views: list[torch.Tensor] = []
         loader = DataLoader(photos, 32, num_workers=2)
-        caching_s = seconds_of(lambda: views.append(train.forward(trunk, loader)))
+        caching_s = seconds_of(lambda: views.append(train.forward(frozen, loader, "forward")))
 
         def cached_epoch() -> None:
             for rows in torch.randperm(len(labels)).split(train.training.HEAD_BATCH):
@@ -75,7 +75,7 @@ def main() -> int:
         uncached_s = seconds_of(uncached_epoch)
     print(f"{len(labels)} training photos, {args.backbone}, one view", file=sys.stderr)
     print(f"caching the features, once   {caching_s:9.4f} s", file=sys.stderr)
-    print(f"an epoch, trunk run anew     {uncached_s:9.4f} s", file=sys.stderr)
+    print(f"an epoch, backbone run anew     {uncached_s:9.4f} s", file=sys.stderr)
     print(f"an epoch on the cache        {cached_s:9.4f} s", file=sys.stderr)
     figures = {"photos": len(labels), "uncached_epoch_over_cached": round(uncached_s / cached_s, 1)}
     print(json.dumps(figures))

@@ -1,8 +1,10 @@
 """Figures of quality: retrieval by category and by listing, graded ranking, categories, calibration, prices."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
-from sklearn.metrics import r2_score
+from sklearn.metrics import precision_recall_fscore_support, r2_score
 
 PRICE_BOUNDS = (1.0, 20_000.0)  # pounds; outside them listings are gifts, jokes and houses, which no median error should hang on
 CALIBRATION_BINS = 15
@@ -117,3 +119,71 @@ def error_ratio(errors: np.ndarray, baseline_errors: np.ndarray) -> float:
     """Median of errors over median of the baseline's; NaN where that is 0."""
     baseline = np.median(baseline_errors)
     return float(np.median(errors) / baseline) if baseline else np.nan
+
+
+Statistic = Callable[[np.ndarray], float]  # of some rows, each as often as it is given: what a bootstrap draws
+
+
+def category_statistics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Statistic]:
+    """accuracy, macro_f1 and calibration_error of a category model, of rows of labels (L,) and probabilities (L, C).
+
+    A row is a listing: what the photo model says of one is the mean of its photos' probabilities.
+    """
+    guesses, confidences = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    right = guesses == labels
+
+    def weights(rows: np.ndarray) -> np.ndarray:
+        return np.bincount(rows, minlength=len(labels)).astype(np.float64)
+
+    return {
+        "accuracy": lambda rows: float(right[rows].mean()),
+        "macro_f1": lambda rows: macro_f1(labels, guesses, weights(rows)),
+        "calibration_error": lambda rows: calibration_error(confidences, right, weights(rows)),
+    }
+
+
+def category_report(labels: np.ndarray, probabilities: np.ndarray, classes: list[str]) -> dict:
+    """category_statistics() of all rows, the number of listings, and by class: precision, recall, f1 and its listings."""
+    if not len(labels):
+        return {"listings": 0}
+    rows, numbers = np.arange(len(labels)), np.arange(len(classes))
+    scores = precision_recall_fscore_support(labels, probabilities.argmax(axis=1), labels=numbers, zero_division=0)
+    names = ("precision", "recall", "f1", "listings")
+    per_class = {
+        name: dict(zip(names, map(float, row), strict=True)) for name, row in zip(classes, np.transpose(scores), strict=True)
+    }
+    figures = {name: statistic(rows) for name, statistic in category_statistics(labels, probabilities).items()}
+    return figures | {"listings": len(labels), "per_class": per_class}
+
+
+def price_statistics(prices: np.ndarray, quantiles: np.ndarray, median_price: float) -> dict[str, Statistic]:
+    """Figures of the price model, of rows of prices (L,) in pounds and their 10%, 50% and 90% quantiles (L, 3) in log10 pounds.
+
+    median_price: pounds, of the training listings, the baseline. The range is compared in logarithms, where the price model's
+    margins are fitted: a validation listing that lies on its range's end would be in or out by rounding in pounds.
+    """
+    low, middle, high = quantiles[:, 0], 10 ** quantiles[:, 1], quantiles[:, 2]
+    with np.errstate(divide="ignore"):
+        log_prices = np.log10(prices)
+    error, error_of_median = np.abs(prices - middle), np.abs(prices - median_price)
+    inside = (low <= log_prices) & (log_prices <= high)
+    return {
+        "log_r2": lambda rows: log_r2(prices[rows], middle[rows]),
+        "error_over_median_baseline": lambda rows: error_ratio(error[rows], error_of_median[rows]),
+        "interval_coverage": lambda rows: float(inside[rows].mean()),
+        "median_error_pounds": lambda rows: float(np.median(error[rows])),
+        "median_error_of_median_pounds": lambda rows: float(np.median(error_of_median[rows])),
+    }
+
+
+def priced_rows(prices: np.ndarray) -> np.ndarray:
+    """The rows of prices (L,) within PRICE_BOUNDS, which figures of prices are of."""
+    return np.flatnonzero((prices >= PRICE_BOUNDS[0]) & (prices <= PRICE_BOUNDS[1]))
+
+
+def price_report(prices: np.ndarray, quantiles: np.ndarray, median_price: float) -> dict[str, float | None]:
+    """price_statistics() of the priced rows, None where not defined, and their number."""
+    rows = priced_rows(prices)
+    statistics = price_statistics(prices, quantiles, median_price)
+    figures = {name: statistic(rows) if len(rows) else np.nan for name, statistic in statistics.items()}
+    return {"listings": len(rows)} | {name: value if np.isfinite(value) else None for name, value in figures.items()}

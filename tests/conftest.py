@@ -38,10 +38,9 @@ def run_stages(data_dir: Path, names=tuple(STAGES)) -> None:
 def stamp(data_dir: Path, *names: str) -> None:
     """Make stages' manifests say that each read, and wrote, the files that are there now."""
     for name in names:
-        folder = data_dir / name
-        manifest = reading.read_json(folder / "manifest.json")
+        manifest = reading.read_json(data_dir / name / "manifest.json")
         inputs = {path: stages.digest(data_dir / path) if "/" in path else old for path, old in manifest["inputs"].items()}
-        stages.Stage(folder, manifest["arguments"], inputs).finish(manifest["counts"], manifest["outputs"], manifest["digests"])
+        stages.Stage(data_dir, name, manifest["arguments"], inputs).finish(manifest["counts"], manifest["outputs"])
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +65,7 @@ class _Server(uvicorn.Server):
 @pytest.fixture(scope="session")
 def served(demo_dir):
     """That marketplace served over HTTP on loopback."""
-    server = _Server(uvicorn.Config(api.create_app(demo_dir), log_level="warning"))
+    server = _Server(uvicorn.Config(api.create_app(api.Settings(demo_dir)), log_level="warning"))
     with socket.create_server(("127.0.0.1", 0)) as connection:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [connection]}, daemon=True)
         thread.start()

@@ -76,7 +76,6 @@ def change_listings(data_dir, gone, edited) -> None:
     for name, array in arrays.items():
         atomic.write_array(data_dir / "embeddings" / f"{name}.npy", array)
     atomic.write_json(data_dir / "embeddings" / "image_ids.json", photos["image_id"].tolist())
-    atomic.write_json(data_dir / "embeddings" / "product_ids.json", products["product_id"].tolist())
     write_hashes(data_dir)
     stamp(data_dir, "tabular", "dataset", "embeddings")
 
@@ -191,7 +190,6 @@ def random_change(data_dir, generator: np.random.Generator) -> None:
     for name, array in {"vectors": vectors, "probabilities": probabilities, "text_vectors": texts}.items():
         atomic.write_array(folder / f"{name}.npy", array)
     atomic.write_json(folder / "image_ids.json", photos["image_id"].tolist())
-    atomic.write_json(folder / "product_ids.json", products["product_id"].tolist())
     write_hashes(data_dir)
     stamp(data_dir, "tabular", "dataset", "embeddings")
 
@@ -357,9 +355,13 @@ def test_an_update_follows_no_damaged_generation(name, damage, changed, tmp_path
     assert [product["name"] for product in listed.products(range(listed.n_products))] == products["name"].tolist()
 
 
+def published_models(changed) -> dict[str, str]:
+    return reading.read_json(generations.current_generation(changed.data_dir / "index") / "report.json")["settings"]["models"]
+
+
 def test_an_update_follows_only_what_was_built_with_the_same_models(changed):
     published, keys = builds.Published.read(changed.data_dir / "index"), Entries.read(changed.data_dir).keys()
-    models = build_index.digest_models(changed.data_dir)
+    models = published_models(changed)
     settings = builds.BuildSettings("auto", 0.95, None, models, False, published.report["dimension"])
     other = dataclasses.replace(settings, models=models | {"model/image_model.json": "another"})
     assert isinstance(builds.plan(published, settings, keys), builds.Update)
@@ -370,7 +372,7 @@ def test_an_update_follows_only_what_was_built_with_the_same_models(changed):
 
 def test_an_index_that_is_not_there_or_of_another_version_is_not_followed(changed, tmp_path):
     shutil.copytree(changed.data_dir / "index", tmp_path / "index")
-    keys, models = Entries.read(changed.data_dir).keys(), build_index.digest_models(changed.data_dir)
+    keys, models = Entries.read(changed.data_dir).keys(), published_models(changed)
     path = generations.current_generation(tmp_path / "index") / "report.json"
     report = reading.read_json(path)
     settings = builds.BuildSettings("auto", 0.95, None, models, False, report["dimension"])

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import clean_images
-from marketplace.cleaning import photos
+from marketplace.cleaning import photos, pool, sources
 from marketplace.files import atomic, reading, stages
 
 
@@ -187,7 +187,7 @@ def test_of_two_files_with_one_id_the_first_by_name_is_kept(tmp_path, clean):
 
 def test_a_file_too_large_to_be_a_photo_is_not_read(tmp_path, clean, monkeypatch):
     source = write_folder(tmp_path / "source", good_photos() | {"huge.jpg": b"x" * 5000})
-    monkeypatch.setattr(clean_images, "MAX_PHOTO_BYTES", 4999)
+    monkeypatch.setattr(sources, "MAX_PHOTO_BYTES", 4999)
     assert clean("--photos", source)[0] == 0
     assert statuses(tmp_path / "data")["huge.jpg"] == "too_large"
 
@@ -225,7 +225,7 @@ def die(*_):
 
 def test_a_process_that_dies_is_one_sentence(tmp_path, clean, monkeypatch):
     source = write_folder(tmp_path / "source", good_photos(20))
-    monkeypatch.setattr(clean_images, "_clean_chunk", die)
+    monkeypatch.setattr(pool, "_clean_chunk", die)
     assert clean("--photos", source, workers=2) == (
         1,
         None,
@@ -267,6 +267,7 @@ def test_names_that_lead_outside_a_zip_write_nothing_outside(tmp_path, clean):
         "home.jpg",
         "photos.csv",
         "manifest.json",
+        ".lock",
         clean_images.PROGRESS,
     }
     assert statuses(tmp_path / "data")["../../escaped.jpg"] == "bad_name"
@@ -533,7 +534,7 @@ def test_a_photo_that_could_not_be_read_is_tried_again(tmp_path, clean, monkeypa
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(clean_images, "_read", fail)
+        patch.setattr(pool, "read", fail)
         assert clean("--photos", source)[0] == 1
     assert set(statuses(tmp_path / "data").values()) == {"read_error"}
     assert clean("--photos", source)[1]["cleaned"] == 6
@@ -552,14 +553,53 @@ def test_the_manifests_input_digest_follows_names_and_contents(tmp_path, clean):
 
     def digest():
         assert clean("--photos", source)[0] == 0
-        return stages.read_manifest(tmp_path / "data" / "images")["inputs"]["photos"]
+        return stages.read_manifest(tmp_path / "data" / "images")["inputs"]["--photos"]
 
     seen = [digest()]
+    assert digest() == seen[0]
     (source / "photo-1.jpg").write_bytes(photo_bytes(50))
     seen.append(digest())
     (source / "photo-1.jpg").rename(source / "photo-7.jpg")
     seen.append(digest())
     assert len(set(seen)) == 3
+
+
+def test_a_photo_rewritten_in_place_with_its_old_size_and_time_is_noticed(tmp_path, clean):
+    source = write_folder(tmp_path / "source", good_photos())
+    clean("--photos", source)
+    path = source / "photo-1.jpg"
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    with open(path, "r+b") as file:
+        file.write(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_ino, path.stat().st_size, path.stat().st_mtime_ns) == (before.st_ino, len(data), before.st_mtime_ns)
+    code, summary, _ = clean("--photos", source)
+    assert (code, summary["cleaned"], summary["reused"]) == (0, 1, 5)
+
+
+def test_a_copied_folder_is_read_but_not_cleaned_again(tmp_path, clean):
+    source = write_folder(tmp_path / "source", good_photos() | {"broken.jpg": b"no photo"})
+    clean("--photos", source)
+    age(tmp_path / "data")
+    before = written_at(tmp_path / "data")
     shutil.copytree(source, tmp_path / "copied")
-    clean("--photos", tmp_path / "copied", data=tmp_path / "other")
-    assert stages.read_manifest(tmp_path / "other" / "images")["inputs"]["photos"] == seen[-1]
+    code, summary, _ = clean("--photos", tmp_path / "copied")
+    assert (code, summary["cleaned"], summary["reused"]) == (0, 0, 7)
+    assert written_at(tmp_path / "data") == before
+    assert clean("--photos", tmp_path / "copied")[1]["unchanged"]
+
+
+def test_full_believes_no_identity_and_reads_every_photo(tmp_path, clean):
+    """A record that claims the identity of another photo stands for a file system that hides a change."""
+    source = write_folder(tmp_path / "source", good_photos())
+    clean("--photos", source)
+    progress = tmp_path / "data" / "images" / clean_images.PROGRESS
+    records = list(map(json.loads, progress.read_text().splitlines()))
+    records[2]["content"] = "of other bytes"
+    progress.write_text("".join(json.dumps(record, sort_keys=True) + "\n" for record in records))
+    assert clean("--photos", source)[1]["unchanged"]
+    code, summary, _ = clean("--photos", source, "--full")
+    assert (code, summary["cleaned"], summary["reused"]) == (0, 1, 5)
+    assert clean("--photos", source)[1]["unchanged"]

@@ -46,8 +46,8 @@ def write_inputs(data: Path, products: list[dict], pictures: list[dict]) -> None
     atomic.write_json(data / "tabular" / "labels.json", {"depth": 1, "encoder": {}, "decoder": decoder})
     for number, row in enumerate(pictures):
         atomic.write_bytes(data / "images" / f"{row['image_id']}.jpg", colour_jpeg(number))
-    for name in ("tabular", "images"):
-        stages.Stage(data / name, {}, {}).finish({}, [])
+    stages.Stage(data, "tabular", {}, {}).finish({}, ["products.csv", "images.csv", "labels.json"])
+    stages.Stage(data, "images", {}, {}).finish({}, ["photos.csv"])
 
 
 RESULTS = ("status", "reason", "width", "height", "sha256", "phash")  # columns of photos.csv beside image_id

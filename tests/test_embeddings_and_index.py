@@ -109,7 +109,7 @@ def test_an_index_of_vectors_of_your_own_answers_for_listings_but_not_for_photos
     (tmp_path / "own.json").write_text(json.dumps(dict(zip(ids, vectors.tolist(), strict=True))))
     assert build_index.main(["--data", str(copied), "--embeddings", str(tmp_path / "own.json")]) == 0
     product_id = reading.read_csv(copied / "dataset" / "training_data.csv")["product_id"][0]
-    with TestClient(api.create_app(copied)) as client:
+    with TestClient(api.create_app(api.Settings(copied))) as client:
         assert client.get("/healthcheck").json()["dimension"] == 13
         assert len(client.get(f"/products/{product_id}/similar").json()["results"]) == 10
         photo = (copied / "images" / f"{ids[0]}.jpg").read_bytes()
@@ -133,6 +133,7 @@ def test_new_vectors_make_a_new_generation(copied, capsys):
 def test_a_table_cleaned_anew_asks_for_the_dataset_before_anything_is_made_of_it(copied, capsys, main):
     labels = copied / "tabular" / "labels.json"
     labels.write_text(labels.read_text().replace("Appliances", "Machines"))
+    stamp(copied, "tabular")
     expected = f"error: {copied / 'dataset'} was made from another tabular/labels.json: run python dataset.py again\n"
     assert fails(main, ["--data", str(copied)], capsys) == expected
 
@@ -156,7 +157,7 @@ def test_a_listing_and_a_photo_more_need_no_new_training(copied, demo_dir, tmp_p
     model_before = stages.digests(copied / "model", *photo_model.FILES)
     run_stages(copied, ["tabular", "images", "dataset", "embeddings", "index"])
     assert stages.digests(copied / "model", *photo_model.FILES) == model_before
-    with TestClient(api.create_app(copied)) as client:
+    with TestClient(api.create_app(api.Settings(copied))) as client:
         assert client.get(f"/products/{new_product}").json()["photos"] == [
             {"image_id": new_image.lower(), "photo_url": f"/images/{new_image.lower()}.jpg"}
         ]
@@ -172,7 +173,7 @@ def test_a_category_that_is_sold_out_needs_no_new_training_and_a_new_one_does(co
     products[main_categories != rarest].to_csv(path)
     run_stages(copied, ["tabular", "dataset", "embeddings", "index"])
     assert rarest not in reading.read_json(copied / "tabular" / "labels.json")["encoder"]
-    with TestClient(api.create_app(copied)) as client:
+    with TestClient(api.create_app(api.Settings(copied))) as client:
         assert rarest not in client.get("/filters").json()["categories"]
         assert client.get("/search", params={"q": products["product_name"].iloc[0]}).json()["results"]
     expected = f"error: {copied / 'model'} was made from another tabular/labels.json: run python train.py again\n"
@@ -192,6 +193,9 @@ def test_a_missing_dictionary_is_one_sentence(copied, capsys):
 def test_embeddings_of_another_model_are_refused(copied, capsys):
     with open(copied / "model" / "image_model.onnx", "ab") as file:
         file.write(b"retrained")
+    expected = f"error: {copied / 'model' / 'image_model.onnx'} has been changed: run python train.py again\n"
+    assert fails(build_index.main, ["--data", str(copied)], capsys) == expected
+    stamp(copied, "model")
     expected = (
         f"error: {copied / 'embeddings'} was made from another model/image_model.onnx: run python extract_embeddings.py again\n"
     )
@@ -215,10 +219,10 @@ def test_ids_that_do_not_fit_the_vectors_are_refused(copied, capsys):
 
 
 def test_without_the_earlier_stages_each_says_what_to_run(tmp_path, capsys):
-    expected = f"error: {tmp_path / 'dataset'} is not finished: run python dataset.py first\n"
-    assert fails(extract_embeddings.main, ["--data", str(tmp_path)], capsys) == expected
     expected = f"error: {tmp_path / 'tabular'} is not finished: run python clean_tabular_data.py first\n"
-    assert fails(build_index.main, ["--data", str(tmp_path)], capsys) == expected
+    for main in (dataset.main, extract_embeddings.main, build_index.main):
+        assert fails(main, ["--data", str(tmp_path)], capsys) == expected
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

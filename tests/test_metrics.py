@@ -159,3 +159,38 @@ def test_r2_is_of_the_logarithms_and_undefined_where_all_prices_are_the_same():
     assert metrics.log_r2(prices, guesses) == pytest.approx(1 - 2 / 5)
     assert not np.isfinite(metrics.log_r2(np.full(3, 10.0), np.array([10.0, 20, 30])))
     assert not np.isfinite(metrics.log_r2(np.full(3, 10.0), np.full(3, 10.0)))
+
+
+def test_the_report_of_each_class_is_scikit_learns_and_absent_classes_count_nothing():
+    truth, guess = np.array([0, 0, 1, 1, 1]), np.array([0, 1, 1, 1, 0])
+    report = metrics.category_report(truth, np.eye(3)[guess], ["a", "b", "never"])
+    assert report["accuracy"] == pytest.approx(0.6) and report["listings"] == 5
+    assert report["macro_f1"] == pytest.approx(f1_score(truth, guess, average="macro"))
+    assert report["calibration_error"] == pytest.approx(0.4)  # sure of each, right in three of five
+    assert report["per_class"]["b"] == pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "listings": 3})
+    assert metrics.category_report(truth[:0], np.zeros((0, 3)), ["a", "b", "never"]) == {"listings": 0}
+
+
+def test_a_row_that_is_drawn_twice_counts_twice():
+    truth, guess = np.array([0, 1, 1]), np.array([0, 1, 0])
+    statistics = metrics.category_statistics(truth, np.eye(2)[guess])
+    drawn = np.array([2, 2, 1, 0])
+    assert statistics["accuracy"](drawn) == 0.5
+    assert statistics["macro_f1"](drawn) == pytest.approx(f1_score(truth[drawn], guess[drawn], average="macro"))
+
+
+def test_the_price_is_measured_against_the_median_price_within_the_bounds():
+    price = np.array([10.0, 100.0, 1000.0, 0.0, 1e6])
+    steps = np.array([[-0.1, 0.0, 0.1], [-0.1, 0.1, 0.2], [0.1, 0.2, 0.3], [0, 0, 0], [0, 0, 0]])
+    quantiles = np.log10(np.maximum(price, 1))[:, None] + steps
+    measured = metrics.price_report(price, quantiles, median_price=100.0)
+    assert measured["listings"] == 3 and measured["interval_coverage"] == pytest.approx(2 / 3)
+    assert measured["log_r2"] == pytest.approx(1 - (0.1**2 + 0.2**2) / 2)
+    assert measured["median_error_pounds"] == pytest.approx(100 * (10**0.1 - 1))
+    assert measured["median_error_of_median_pounds"] == 90.0
+    assert measured["error_over_median_baseline"] == pytest.approx(measured["median_error_pounds"] / 90)
+
+
+def test_a_price_report_of_nothing_is_none():
+    nothing = metrics.price_report(np.array([0.0]), np.zeros((1, 3)), median_price=100.0)
+    assert nothing["listings"] == 0 and set(nothing.values()) == {0, None}

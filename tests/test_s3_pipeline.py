@@ -7,6 +7,7 @@ import pytest
 import clean_images
 import clean_tabular_data
 from demo import sample
+from marketplace.files import s3 as s3_files
 from tests import s3_server
 
 s3, s3_service = s3_server.s3, s3_server.s3_service
@@ -82,14 +83,14 @@ def test_a_photo_that_changes_on_s3_is_cleaned_again_and_only_that_one(local, up
 
 def test_a_photo_that_vanishes_from_s3_during_the_run_ends_it_with_a_sentence(local, uploaded, tmp_path, monkeypatch, capsys):
     photo = min((local / "images").glob("*.jpg")).name
-    list_objects = clean_images.storage.list_objects
+    list_objects = s3_files.list_objects
 
     def list_then_delete(uri):
         listed = list_objects(uri)
         uploaded.delete_object(Bucket="market", Key=f"raw data/images/{photo}")
         return listed
 
-    monkeypatch.setattr(clean_images.storage, "list_objects", list_then_delete)
+    monkeypatch.setattr(s3_files, "list_objects", list_then_delete)
     command = ["--data", str(tmp_path), "--photos", "s3://market/raw data/images", "--workers", "1"]
     assert clean_images.main(command) == 1
     expected = f"error: there is no object s3://market/raw data/images/{photo}: check the bucket and the key"

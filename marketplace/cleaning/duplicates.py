@@ -2,14 +2,14 @@
 
 import itertools
 import re
-import sys
 from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
-from tqdm import tqdm
+
+from marketplace.files.progress import progress
 
 NEAR_BITS = 6  # perceptual hashes (64 bits) at most this far apart show the same photo; with more, unlike photos chain together
 BANDS = 9  # of 7 or 8 bits: two hashes that differ in 6 bits are equal in at least 3 bands
@@ -37,7 +37,7 @@ def near_duplicate_groups(hashes: np.ndarray) -> np.ndarray:
     words = words[order]
     group = np.arange(len(words))
     choices = list(itertools.combinations(range(BANDS), BANDS - NEAR_BITS))
-    for chosen in tqdm(choices, desc="near duplicates", file=sys.stderr, disable=None):
+    for chosen in progress(choices, "find near duplicates", "choice of bands"):
         runs = _Runs(words, bands, chosen)
         for left, right in runs.near_pairs():
             group = _merge(group, left, right)

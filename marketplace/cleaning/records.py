@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from tqdm import tqdm
-
 from marketplace.cleaning import export_csv, listings, redaction
+from marketplace.files.progress import progress
 
 LISTING_COLUMNS = ["id", "product_name", "category", "product_description", "price", "location"]  # none may be empty
 PHOTO_COLUMNS = ["id", "product_id"]
@@ -29,8 +28,8 @@ def clean_records(
     layout = export_csv.read_layout(path, lines, required)
     extra = extra_columns(layout.columns, required, taken)
     rows, rejects, ids, number = [], [], set(), 0
-    progress = tqdm(export_csv.read_records(lines, layout), desc=source, unit=" records", disable=None)
-    for number, (fields, text) in enumerate(progress, start=1):  # noqa: B007
+    records = progress(export_csv.read_records(lines, layout), f"clean {source}", "record")
+    for number, (fields, text) in enumerate(records, start=1):  # noqa: B007
         raw = layout.named(fields) if fields else {}
         reason, row = clean(raw, extra) if raw else ("bad_record", {})
         row_id = next(iter(row.values()), "")

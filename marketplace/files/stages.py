@@ -1,198 +1,326 @@
-"""The stages of the pipeline: their folders, manifests and digests; the failures that a user can mend."""
+"""The stages of the pipeline: who reads and writes what, one run of one of them, and the failures that a user can mend."""
 
 import contextlib
 import datetime
-import functools
 import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
 
-from marketplace.files import atomic
-
-SCHEMA_VERSION = 5  # of every manifest; raised when a stage's files change their meaning
-
+from marketplace.files import atomic, locks
 
 MANIFEST = "manifest.json"
 
 
-SETTLED_NS = 20_000_000  # older than this, a file's time tells a later change apart: clocks of file systems tick every 1 to 10 ms
+class StageError(Exception):
+    """A failure whose message is one sentence for the user: what, where, and what to do or run."""
 
 
-SCRIPTS = {  # stage folder -> the script that fills it
-    "tabular": "clean_tabular_data.py",
-    "images": "clean_images.py",
-    "dataset": "dataset.py",
-    "features": "train.py",
-    "model": "train.py",
-    "embeddings": "extract_embeddings.py",
-    "index": "build_index.py",
-    "evaluation": "evaluate.py",
-}
+# The contract between the stages.
 
 
 @dataclass(frozen=True)
-class _Content:
-    """What a file holds, as far as its status tells: the same under another name."""
+class Reads:
+    """What a stage reads of another one.
 
-    path: Path = field(compare=False)
-    device: int
-    inode: int
-    size: int
-    modified_ns: int
-
-    @classmethod
-    def of(cls, path: Path) -> "_Content":
-        try:
-            status = os.stat(path)
-        except FileNotFoundError:
-            raise StageError(f"{path} is missing: {remedy(Path(path).parent)}") from None
-        return cls(Path(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-
-
-def digest(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal; computed once a process while the file stays as it is.
-
-    Not at all when the manifest beside it holds the digest and the file's inode, size and time show that nobody has written it
-    since, as git tells changed files by.
+    files: those whose content decides whether the reader has to run again. made_from: of what the other stage read, below
+    --data, the files that must be the same still; None: all of them.
     """
-    return _digest(_Content.of(path))
+
+    stage: str
+    files: tuple[str, ...]
+    made_from: tuple[str, ...] | None = None
 
 
-@functools.lru_cache(maxsize=256)
-def _digest(content: _Content) -> str:
-    manifest_path = content.path.with_name(MANIFEST)
-    known = (_whole_manifest(content.path.parent) or {"digests": {}})["digests"].get(content.path.name)
-    if known and known[1:] == [content.inode, content.size, content.modified_ns]:
-        with contextlib.suppress(FileNotFoundError):
-            if manifest_path.stat().st_mtime_ns - content.modified_ns > SETTLED_NS:
-                return known[0]
-    with open(content.path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+@dataclass(frozen=True)
+class Contract:
+    """One stage: the script that runs it, what that reads and writes, in words for the table of the docs too.
+
+    raw: flags of inputs from outside, and what they are; writes: the files of the stage's folder, "<...>" for many of a kind.
+    schema: raised when the files change their meaning: then the stage runs again, and later ones where its files differ.
+    """
+
+    script: str
+    does: str
+    raw: dict[str, str]
+    reads: tuple[Reads, ...]
+    writes: tuple[str, ...]
+    schema: int = 6
+
+
+HASHED = ("listings.csv", "listings.npy", "training_data.csv", "training_data.npy")  # tables with the hashes of their ids
+PHOTO_MODEL = ("image_model.json", "image_model.safetensors", "image_model.onnx", "image_model.int8.onnx")
+TABLE_MODELS = ("table_models.json", "table_models.safetensors", "price_model.json", "price_model.safetensors")
+EMBEDDED = ("image_ids.json", "vectors.npy", "probabilities.npy", "text_vectors.npy")
+
+STAGES = {  # folder below --data -> its stage, in the order in which they run
+    "tabular": Contract(
+        "clean_tabular_data.py",
+        "recognises the records, rejects what is incomplete, redacts, labels",
+        {"--products": "the export's Products.csv", "--images-csv": "its Images.csv"},
+        (),
+        ("products.csv", "products_records.npy", "images.csv", "labels.json", "rejected.csv", "report.json"),
+    ),
+    "images": Contract(
+        "clean_images.py",
+        "makes every photo an upright sRGB square, or says why not",
+        {"--photos": "a folder, a zip or s3://"},
+        (),
+        ("<image_id>.jpg", "photos.csv"),
+    ),
+    "dataset": Contract(
+        "dataset.py",
+        "clusters what belongs together, and splits the clusters",
+        {},
+        (Reads("tabular", ("products.csv", "images.csv", "labels.json")), Reads("images", ("photos.csv",))),
+        ("settings.json", *HASHED, "preview.png", "report.json"),
+    ),
+    "features": Contract(
+        "train.py",
+        "the untrained backbone's features of every photo, kept for the next training",
+        {"--weights": "a checkpoint of your own"},
+        (Reads("images", ("photos.csv",)),),
+        ("plain.npy", "mirrored.npy", "image_ids.json"),
+    ),
+    "model": Contract(
+        "train.py",
+        "trains the photo model and the models of the table",
+        {"--weights": "a checkpoint of your own"},
+        (
+            Reads("tabular", ("products.csv", "labels.json")),
+            Reads("images", ("photos.csv",)),
+            Reads("dataset", ("settings.json", "listings.csv", "training_data.csv")),
+        ),
+        (*PHOTO_MODEL, *TABLE_MODELS, "metrics.json", "curves.png"),
+    ),
+    "embeddings": Contract(
+        "extract_embeddings.py",
+        "turns every photo and every listing's text into a vector",
+        {},
+        (
+            Reads("tabular", ("products.csv",)),
+            Reads("images", ("photos.csv",)),
+            Reads("dataset", ("training_data.csv",)),
+            # Listings, and the last of a category, may come and go without a new training; another split asks for one.
+            Reads("model", (*PHOTO_MODEL, *TABLE_MODELS), made_from=("dataset/settings.json",)),
+        ),
+        ("image_embeddings.json", *EMBEDDED, "photos-<number>.npy", "texts-<number>.npy"),
+    ),
+    "index": Contract(
+        "build_index.py",
+        "builds or updates what the API serves, and publishes it",
+        {"--embeddings": "photo vectors of your own"},
+        (
+            Reads("tabular", ("products.csv", "products_records.npy")),
+            Reads("dataset", HASHED),
+            Reads("model", (*PHOTO_MODEL, *TABLE_MODELS), made_from=()),
+            Reads("embeddings", EMBEDDED),
+        ),
+        ("current.json", "<generation>/"),
+    ),
+    "evaluation": Contract(
+        "evaluate.py",
+        "measures the published index and its models on the test split",
+        {},
+        (
+            Reads("tabular", ("products.csv",)),
+            Reads("images", ("photos.csv",)),
+            Reads("dataset", ("listings.csv", "training_data.csv")),
+            Reads("features", ("image_ids.json", "plain.npy"), made_from=()),
+            Reads("model", (), made_from=("tabular/labels.json",)),  # the numbers of its labels are compared with the listings'
+            Reads("embeddings", ("image_ids.json", "vectors.npy", "probabilities.npy")),
+            Reads("index", ("current.json",)),
+        ),
+        ("report.md", "report.json", "gallery.png", "confusion.png", "hardest.png", "listings.csv"),
+    ),
+}
 
 
 def remedy(folder: Path) -> str:
-    script = SCRIPTS.get(folder.name) or SCRIPTS.get(folder.parent.name)  # a generation stands below its stage's folder
-    return f"run python {script} first" if script else "check the path"
+    """What to do about a missing or damaged file of a folder, as the end of a sentence."""
+    contract = STAGES.get(folder.name) or STAGES.get(folder.parent.name)  # a generation stands below its stage's folder
+    return f"run python {contract.script} first" if contract else "check the path"
+
+
+# Content
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal; StageError when there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (FileNotFoundError, IsADirectoryError):
+        raise StageError(f"{path} is missing: {remedy(Path(path).parent)}") from None
+
+
+def digests(folder: Path, *names: str) -> dict[str, str]:
+    """name -> digest of files of a folder, on all cores."""
+    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
+        return dict(zip(names, pool.map(lambda name: digest(folder / name), names), strict=True))
 
 
 # Manifests: no manifest, not finished.
 
 
-@dataclass
-class Stage:
-    """One run of one stage: its folder, and what would make another run of it the same run.
-
-    arguments: JSON values; inputs: name -> digest of what is read.
-    """
-
-    folder: Path
-    arguments: dict
-    inputs: dict[str, str]
-    started_s: float = field(default_factory=time.time)
-
-    def finished(self) -> dict | None:
-        """The summary of an earlier run with the same inputs and arguments whose files are all still there, else None."""
-        manifest = _whole_manifest(self.folder)
-        wanted = {"schema": SCHEMA_VERSION, "arguments": self.arguments, "inputs": self.inputs}
-        if not manifest or any(manifest[key] != json.loads(json.dumps(value)) for key, value in wanted.items()):
-            return None
-        for name, size in manifest["outputs"].items():
-            path = self.folder / name
-            if not path.is_file() or path.stat().st_size != size:
-                return None
-        if any(digest(self.folder / name) != known[0] for name, known in manifest["digests"].items()):
-            return None
-        return {"stage": self.folder.name, **manifest["counts"], "unchanged": True}
-
-    def begin(self) -> None:
-        """Make the folder, take its manifest away and remove what a killed run left half-written."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except (FileNotFoundError, FileExistsError, NotADirectoryError):
-            raise StageError(f"the folder {self.folder} cannot be made: give another --data") from None
-        (self.folder / MANIFEST).unlink(missing_ok=True)
-        atomic.remove_leftovers(self.folder)
-
-    def finish(self, counts: dict, outputs: Iterable[str], digested: Iterable[str] = ()) -> dict:
-        """Write the manifest, which makes the stage finished, and return its summary.
-
-        counts: JSON values to record and print; outputs: names of the files that a reader relies on; digested: of those, the
-        ones whose digests are recorded, so that no later stage reads them for that.
-        """
-        contents = {name: _Content.of(self.folder / name) for name in digested}
-        digests = {name: [_digest(of), of.inode, of.size, of.modified_ns] for name, of in contents.items()}
-        seconds = round(time.time() - self.started_s, 2)
-        atomic.write_json(
-            self.folder / MANIFEST,
-            {
-                "stage": self.folder.name,
-                "schema": SCHEMA_VERSION,
-                "arguments": self.arguments,
-                "inputs": self.inputs,
-                "outputs": {name: (self.folder / name).stat().st_size for name in outputs},
-                "digests": digests,
-                "counts": counts,
-                "started": datetime.datetime.fromtimestamp(self.started_s, datetime.UTC).isoformat(),
-                "seconds": seconds,
-            },
-        )
-        return {"stage": self.folder.name, **counts, "seconds": seconds}
+def read_manifest(folder: Path) -> dict:
+    """The manifest of a finished stage; StageError names the command to run when there is none, or one of another version."""
+    folder = Path(folder)
+    manifest = _whole_manifest(folder)
+    if not manifest:
+        raise StageError(f"{folder} is not finished: {remedy(folder)}")
+    contract = STAGES[folder.name]
+    if manifest["schema"] != contract.schema:
+        raise StageError(f"{folder} was written by another version of this program: run python {contract.script} again")
+    return manifest
 
 
 def _whole_manifest(folder: Path) -> dict | None:
     """The folder's manifest, None when it is missing, damaged or lacks what finish() writes."""
     try:
-        manifest = orjson.loads((folder / MANIFEST).read_bytes())  # that of a million photos names each of them
+        manifest = orjson.loads((folder / MANIFEST).read_bytes())
     except (FileNotFoundError, ValueError):
         return None
-    kinds = {"schema": int, "arguments": dict, "inputs": dict, "outputs": dict, "digests": dict, "counts": dict}
+    kinds = {"schema": int, "arguments": dict, "inputs": dict, "outputs": dict, "counts": dict}
     is_whole = isinstance(manifest, dict) and all(isinstance(manifest.get(key), kind) for key, kind in kinds.items())
     return manifest if is_whole else None
 
 
-def read_manifest(folder: Path) -> dict:
-    """The manifest of a finished stage; StageError names the command to run when there is none."""
-    folder = Path(folder)
-    manifest = _whole_manifest(folder)
-    if not manifest:
-        raise StageError(f"{folder} is not finished: {remedy(folder)}")
-    if manifest["schema"] != SCHEMA_VERSION:
-        raise StageError(f"{folder} was written by another version of this program: run python {SCRIPTS[folder.name]} again")
-    return manifest
+# Runs
 
 
-def check_inputs(data_dir: Path, stage: str, names: Iterable[str] | None = None) -> dict:
-    """The manifest of a finished stage whose inputs below `data_dir` (all, or those of `names`) are still what it read.
+@contextlib.contextmanager
+def open_stage(data_dir: Path, name: str, arguments: Mapping, raw: Mapping[str, str] | None = None) -> Iterator["Stage"]:
+    """One run of a stage, from its checks to its end; nobody else writes its folder, or one that it reads, meanwhile.
 
-    StageError names the command to run when one of them has changed since. Inputs from elsewhere are named --<flag>.
+    arguments: JSON values that decide what is written. raw: flag -> digest of an input from outside.
+    Raises StageError when a stage that this one reads is unfinished, damaged or out of date, or another run is at work.
+    Under torchrun the process of rank 0 holds the locks for all.
     """
-    manifest = read_manifest(data_dir / stage)
-    for name, recorded in manifest["inputs"].items():
-        if (name in names if names is not None else not name.startswith("--")) and digest(data_dir / name) != recorded:
-            raise StageError(f"{data_dir / stage} was made from another {name}: run python {SCRIPTS[stage]} again")
+    data_dir, contract = Path(data_dir), STAGES[name]
+    for reads in contract.reads:
+        read_manifest(data_dir / reads.stage)  # before a folder is made below a mistyped --data
+    with contextlib.ExitStack() as stack:
+        if os.environ.get("RANK", "0") == "0":
+            _lock(stack, data_dir, name)
+        stage = Stage(data_dir, name, dict(arguments), dict(raw or {}))
+        for reads in contract.reads:
+            stage.take(reads)
+        yield stage
+
+
+def _lock(stack: contextlib.ExitStack, data_dir: Path, name: str) -> None:
+    contract, folder = STAGES[name], data_dir / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileNotFoundError, FileExistsError, NotADirectoryError):
+        raise StageError(f"the folder {folder} cannot be made: give another --data") from None
+    again = f"wait for its end, then run python {contract.script} again"
+    try:
+        stack.enter_context(locks.hold(folder, exclusive=True))
+    except locks.Locked:
+        raise StageError(f"another run is at work in {folder}: {again}") from None
+    for reads in contract.reads:
+        try:
+            stack.enter_context(locks.hold(data_dir / reads.stage, exclusive=False))
+        except locks.Locked:
+            raise StageError(f"python {STAGES[reads.stage].script} is writing {data_dir / reads.stage}: {again}") from None
+
+
+def check(data_dir: Path, name: str, made_from: Iterable[str] | None = None, digest_of: Callable[[Path], str] = digest) -> dict:
+    """The manifest of a finished stage whose inputs below `data_dir` (all, or those of `made_from`) are still what it read.
+
+    StageError names the command to run when one of them has changed since.
+    """
+    manifest = read_manifest(data_dir / name)
+    for path, recorded in manifest["inputs"].items():
+        must_be_same = path in made_from if made_from is not None else not path.startswith("--")
+        if must_be_same and digest_of(data_dir / path) != recorded:
+            raise StageError(f"{data_dir / name} was made from another {path}: run python {STAGES[name].script} again")
     return manifest
 
 
-def check_outputs(data_dir: Path, stage: str, *names: str) -> None:
-    """StageError when a file of a finished stage is not what the stage wrote; its digest must have been recorded."""
-    recorded = read_manifest(data_dir / stage)["digests"]
-    for name in names:
-        if digest(data_dir / stage / name) != recorded[name][0]:
-            raise StageError(f"{data_dir / stage / name} has been changed: run python {SCRIPTS[stage]} again")
+@dataclass
+class Stage:
+    """One run of one stage, from open_stage(): what would make another run of it the same run.
 
+    inputs: path below --data, or flag, -> digest of what is read.
+    """
 
-def digests(data_dir: Path, *names: str) -> dict[str, str]:
-    """Inputs for a Stage: path below `data_dir` -> digest."""
-    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
-        return dict(zip(names, pool.map(lambda name: digest(data_dir / name), names), strict=True))
+    data_dir: Path
+    name: str
+    arguments: dict
+    inputs: dict[str, str]
+    started_s: float = field(default_factory=time.time)
+    _digests: dict[Path, str] = field(default_factory=dict, repr=False)
 
+    @property
+    def folder(self) -> Path:
+        return self.data_dir / self.name
 
-class StageError(Exception):
-    """A failure whose message is one sentence for the user: what, where, and what to do or run."""
+    def digest(self, path: Path) -> str:
+        """digest(), once a run: what is read stays as it is meanwhile, which the locks see to."""
+        if path not in self._digests:
+            self._digests[path] = digest(path)
+        return self._digests[path]
+
+    def take(self, reads: Reads) -> None:
+        """Check what another stage wrote, and count it among the inputs."""
+        wrote = check(self.data_dir, reads.stage, reads.made_from, self.digest)["outputs"]
+        for name in reads.files:
+            path = self.data_dir / reads.stage / name
+            if self.digest(path) != wrote.get(name):
+                raise StageError(f"{path} has been changed: run python {STAGES[reads.stage].script} again")
+            self.inputs[f"{reads.stage}/{name}"] = wrote[name]
+
+    def is_done(self) -> bool:
+        """Whether an earlier run with the same inputs and arguments ended, and its files are what it wrote, to the byte."""
+        manifest = _whole_manifest(self.folder)
+        wanted = {"schema": STAGES[self.name].schema, "arguments": self.arguments, "inputs": self.inputs}
+        if not manifest or any(manifest[key] != json.loads(json.dumps(value)) for key, value in wanted.items()):
+            return False
+        try:
+            return digests(self.folder, *manifest["outputs"]) == manifest["outputs"]
+        except StageError:
+            return False
+
+    def summary(self) -> dict:
+        """Of the earlier run, when is_done()."""
+        return {"stage": self.name, **read_manifest(self.folder)["counts"], "unchanged": True}
+
+    def begin(self) -> None:
+        """Take the manifest away, and what a killed run left half-written."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.unfinish()
+        atomic.remove_leftovers(self.folder)
+
+    def unfinish(self) -> None:
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+
+    def finish(self, counts: Mapping, outputs: Iterable[str] | None = None, digested: Mapping[str, str] | None = None) -> dict:
+        """Write the manifest, which makes the stage finished, and return its summary.
+
+        counts: JSON values to record and print; outputs: the files that this run wrote, or found to be right (default: all that
+        the table of stages names one by one); digested: more of them, with digests that this run has taken already.
+        """
+        if outputs is None:
+            outputs = [name for name in STAGES[self.name].writes if "<" not in name]
+        seconds = round(time.time() - self.started_s, 2)
+        manifest = {
+            "stage": self.name,
+            "schema": STAGES[self.name].schema,
+            "arguments": self.arguments,
+            "inputs": self.inputs,
+            "outputs": digests(self.folder, *outputs) | dict(digested or {}),
+            "counts": dict(counts),
+            "started": datetime.datetime.fromtimestamp(self.started_s, datetime.UTC).isoformat(),
+            "seconds": seconds,
+        }
+        atomic.write_json(self.folder / MANIFEST, manifest)
+        return {"stage": self.name, **counts, "seconds": seconds}

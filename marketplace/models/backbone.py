@@ -1,4 +1,4 @@
-"""The photo network in torch: pretrained trunk, new head, files of weights, ONNX export. Training and CUDA serving import it."""
+"""The photo network in torch: pretrained backbone, new head, weights, ONNX export. Training and CUDA serving import it."""
 
 import struct
 import tempfile
@@ -25,17 +25,21 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LITE0 = "efficientnet_lite0"
 COMPILED_BATCHES = (1, 8, 64)  # photos; each compiles once, which takes longer than running thousands of them
 
+SOFTENING = 1e-3  # keeps the slope of signed_root() finite at 0
 RESIDUAL_START = 0.2  # from scratch: the scale that each residual block's last normalisation starts with
+
+
+def signed_root(features: torch.Tensor) -> torch.Tensor:
+    """The square root of each feature's size, with its sign."""
+    return features.sign() * ((features.abs() + SOFTENING).sqrt() - SOFTENING**0.5)
 
 
 class Projection(nn.Module):
     """Pooled features (N, D) -> (N, E), linear; first their signed square root when `power`.
 
     The root evens out features that fire seldom and strongly (power normalisation: Perronnin et al., "Improving the Fisher
-    kernel", ECCV 2010, section 3.2); SOFTENING keeps its slope finite at 0.
+    kernel", ECCV 2010, section 3.2).
     """
-
-    SOFTENING = 1e-3
 
     def __init__(self, dimension: int, size: int, power: bool):
         super().__init__()
@@ -43,37 +47,24 @@ class Projection(nn.Module):
         self.linear = nn.Linear(dimension, size)
 
     def root(self, features: torch.Tensor) -> torch.Tensor:
-        if not self.power:
-            return features
-        return features.sign() * ((features.abs() + self.SOFTENING).sqrt() - self.SOFTENING**0.5)
+        return signed_root(features) if self.power else features
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.linear(self.root(features))
 
 
-class GeM(nn.Module):
-    """Generalised-mean pooling, (N, D, H, W) -> (N, D, 1, 1), its exponent trained (Radenovic et al., TPAMI 2018, equation 4)."""
-
-    def __init__(self):
-        super().__init__()
-        self.exponent = nn.Parameter(torch.tensor(3.0))
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        return maps.clamp(min=1e-6).pow(self.exponent).mean((2, 3), keepdim=True).pow(1 / self.exponent)
-
-
 class PhotoNetwork(nn.Module):
-    """A trunk; on its pooled features a linear head of category logits, and an embedder: none, or a Projection."""
+    """A backbone; on its pooled features a linear head of category logits, and an embedder: none, or a Projection."""
 
-    def __init__(self, trunk: nn.Module, dimension: int, n_classes: int):
+    def __init__(self, backbone: nn.Module, dimension: int, n_classes: int):
         super().__init__()
-        self.trunk = trunk
+        self.backbone = backbone
         self.head = nn.Linear(dimension, n_classes)
         self.embedder: nn.Module = nn.Identity()
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, 3, S, S) normalised pixels -> (N, E) unit vectors, (N, C) logits."""
-        return self.of_features(self.trunk(pixels))
+        return self.of_features(self.backbone(pixels))
 
     def of_features(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, D) pooled features -> the same."""
@@ -179,7 +170,7 @@ def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
 
 
 def build(backbone: str, weights: str, n_classes: int, input_size: int) -> PhotoNetwork:
-    """A network for `n_classes`, its trunk started from `weights`: "imagenet", "none" or a checkpoint's path.
+    """A network for `n_classes`, its backbone started from `weights`: "imagenet", "none" or a checkpoint's path.
 
     A checkpoint uses torchvision's names and is loaded strictly, its classifier head aside. Raises StageError.
     """
@@ -193,9 +184,9 @@ def build(backbone: str, weights: str, n_classes: int, input_size: int) -> Photo
     if weights != "none":
         state = _imagenet_state(backbone) if weights == "imagenet" else _read_checkpoint(Path(weights))
         head = {key: value for key, value in classifier.state_dict().items() if key.startswith(f"{head_name}.")}
-        trunk_state = {key: value for key, value in state.items() if not key.startswith(f"{head_name}.")}
+        backbone_state = {key: value for key, value in state.items() if not key.startswith(f"{head_name}.")}
         try:
-            classifier.load_state_dict(trunk_state | head)
+            classifier.load_state_dict(backbone_state | head)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
             raise StageError(f"--weights {weights} do not fit --backbone {backbone}: {reason}") from None
@@ -209,33 +200,23 @@ def prepare_for_scratch(network: PhotoNetwork) -> None:
 
     Not at the shortcut itself: a block that short training has hardly moved from 0 has no range that can be quantised.
     """
-    for block in network.trunk.modules():
+    for block in network.backbone.modules():
         if isinstance(block, Bottleneck | BasicBlock):
             nn.init.constant_((block.bn3 if isinstance(block, Bottleneck) else block.bn2).weight, RESIDUAL_START)
     nn.init.zeros_(network.head.weight)
     nn.init.zeros_(network.head.bias)
 
 
-def use_gem(network: PhotoNetwork) -> None:
-    """Replace the trunk's average pooling by GeM; StageError when it has none."""
-    pooling = [name for name, module in network.trunk.named_modules() if isinstance(module, nn.AdaptiveAvgPool2d)]
-    if not pooling:
-        raise StageError(f"--pooling gem needs a backbone with average pooling: use resnet50, {LITE0} or --pooling average")
-    network.trunk.set_submodule(pooling[-1], GeM())
-
-
 def of_description(description) -> PhotoNetwork:
     """The network that a model.Description tells of, its weights still random."""
     network = build(description.backbone, "none", len(description.classes), description.input_size)
-    if description.pooling == "gem":
-        use_gem(network)
     if description.projection != "none":
         network.embedder = Projection(network.head.in_features, description.dimension, description.projection == "power")
     return network
 
 
 def export_onnx(module: nn.Module, input_size: int, path: Path, outputs: tuple[str, ...] = ("features", "logits")) -> None:
-    """Write a network, or its trunk alone, in evaluation mode as one ONNX file: pixels -> outputs; any batch size."""
+    """Write a network, or its backbone alone, in evaluation mode as one ONNX file: pixels -> outputs; any batch size."""
     import onnx
 
     module = module.eval().cpu().to(memory_format=torch.contiguous_format)
@@ -258,28 +239,28 @@ def export_onnx(module: nn.Module, input_size: int, path: Path, outputs: tuple[s
     onnx.save(model, path)
 
 
-def frozen_trunk(network: PhotoNetwork, input_size: int, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The trunk as a function: (N, 3, S, S) pixels -> (N, D) pooled features; on a CPU through ONNX Runtime."""
-    trunk = network.trunk.eval()
+def frozen_backbone(network: PhotoNetwork, input_size: int, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The backbone as a function: (N, 3, S, S) pixels -> (N, D) pooled features; on a CPU through ONNX Runtime."""
+    backbone = network.backbone.eval()
     if device != "cpu":
-        return torch.inference_mode()(lambda pixels: trunk(pixels.to(device, memory_format=torch.channels_last)).cpu())
+        return torch.inference_mode()(lambda pixels: backbone(pixels.to(device, memory_format=torch.channels_last)).cpu())
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as folder:
-        export_onnx(trunk, input_size, Path(folder) / "trunk.onnx", ("pooled",))
-        session = onnxruntime.InferenceSession(str(Path(folder) / "trunk.onnx"), providers=["CPUExecutionProvider"])
+        export_onnx(backbone, input_size, Path(folder) / "backbone.onnx", ("pooled",))
+        session = onnxruntime.InferenceSession(str(Path(folder) / "backbone.onnx"), providers=["CPUExecutionProvider"])
     return lambda pixels: torch.from_numpy(session.run(None, {"pixels": pixels.numpy()})[0])
 
 
 def as_function(network: PhotoNetwork, device: str):
     """The network as a function of NumPy arrays: (N, 3, S, S) float32 -> (N, D) unit features, (N, C) logits.
 
-    On CUDA the trunk runs in bfloat16, compiled for batches of COMPILED_BATCHES photos only: smaller ones are padded, larger
+    On CUDA the backbone runs in bfloat16, compiled for batches of COMPILED_BATCHES photos only: smaller ones are padded, larger
     ones cut. One call runs at a time.
     """
     fast = device != "cpu"
     network = network.eval().to(device, memory_format=torch.channels_last)
-    trunk = torch.compile(network.trunk, dynamic=False) if fast else network.trunk
+    backbone = torch.compile(network.backbone, dynamic=False) if fast else network.backbone
     lock = threading.Lock()
 
     def forward(pixels: np.ndarray, size: int) -> list[np.ndarray]:
@@ -287,7 +268,7 @@ def as_function(network: PhotoNetwork, device: str):
         batch = torch.cat([batch, batch.new_zeros(size - len(batch), *batch.shape[1:])])
         batch = batch.to(device, memory_format=torch.channels_last)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=fast):
-            features = trunk(batch)
+            features = backbone(batch)
         return [values[: len(pixels)].cpu().numpy() for values in network.of_features(features.float())]
 
     @torch.inference_mode()

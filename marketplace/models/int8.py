@@ -55,14 +55,14 @@ def export(model_dir: Path, images_dir: Path, train: pd.DataFrame, validation: p
     The report: used (bool), reason (a sentence where it is not used, else None), mean_cosine, neighbours_kept, accuracy,
     fp32_accuracy, photos (number checked), float_convolutions.
     """
-    known = photo_model.PhotoModel(model_dir, "onnx")
+    served = photo_model.PhotoModel(model_dir, "onnx")
     calibration, held_out = (
         table.sample(min(len(table), most), random_state=seed)
         for table, most in ((train, CALIBRATION_PHOTOS), (validation, CHECKED_PHOTOS))
     )
 
     def read(image_ids: list[str]) -> np.ndarray:
-        return np.stack([photos.load(images_dir, image_id, known.input) for image_id in image_ids])
+        return np.stack([photos.load(images_dir, image_id, served.input) for image_id in image_ids])
 
     def outputs(path: Path) -> list[np.ndarray]:
         """The vectors, and the logits, of the held-out photos and after them the calibration photos."""
@@ -109,7 +109,7 @@ def export(model_dir: Path, images_dir: Path, train: pd.DataFrame, validation: p
             if report["used"]:
                 break
         probe = photos.load(images_dir, calibration["image_id"].iloc[0], bytes)
-        vectors, _ = photo_model.open_onnx(quantised)[0](known.input(probe)[None])
+        vectors, _ = photo_model.open_onnx(quantised)[0](served.input(probe)[None])
         made = onnx.load(quantised)
     metadata = {photo_model.PROBE_PHOTO: probe, photo_model.PROBE_VECTOR: vectors[0].astype("<f4").tobytes()}
     onnx.helper.set_model_props(made, {name: base64.b64encode(value).decode() for name, value in metadata.items()})

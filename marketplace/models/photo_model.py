@@ -34,14 +34,13 @@ class Description:
     """What a reader of the weights must know; image_model.json."""
 
     backbone: str
-    weights: str  # what the trunk started from
+    weights: str  # what the backbone started from
     classes: list[str]  # main categories, by label
     input_size: int  # pixels
     mean: list[float]
     std: list[float]
     dimension: int  # of the embedding
     embedding: str  # how it is made
-    pooling: str  # of the trunk's last maps: average or gem
     projection: str  # of the pooled features: none, linear, or power (linear after a signed square root)
     photo: dict  # photos.CleanSettings of the training photos: an upload is cleaned the same way
     int8: dict | None = None  # what quantise.export() found of the 8-bit model: whether it is used, figures, a reason if not
@@ -51,7 +50,12 @@ class Description:
 
     @classmethod
     def load(cls, model_dir: Path) -> "Description":
-        return cls(**reading.read_json(model_dir / DESCRIPTION))
+        """Raises StageError when it is missing, damaged, or has other fields than this version's."""
+        path = model_dir / DESCRIPTION
+        try:
+            return cls(**reading.read_json(path))
+        except TypeError:
+            raise StageError(f"{path} was written by another version of this program: run python train.py again") from None
 
 
 class Gathered:

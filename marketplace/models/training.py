@@ -1,29 +1,32 @@
 """How the photo network is trained: a head and an embedding on cached features, or the whole network end to end."""
 
 import copy
+import dataclasses
 import math
 import os
 import struct
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from pytorch_metric_learning import losses
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from sklearn.decomposition import PCA
 from torch import distributed, nn
-from torch.optim import swa_utils
+from torch.optim import lr_scheduler, swa_utils
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from marketplace import metrics
 from marketplace.files import atomic
+from marketplace.files.progress import progress
 from marketplace.files.stages import StageError
 from marketplace.models import backbone
 
 WEIGHT_DECAY = 1e-4
+BACKBONE_SHARE = 0.3  # of the learning rate, for a backbone that starts from weights
+PATIENCE = 5  # epochs without a better validation
 HEAD_BATCH = 256  # cached feature vectors a step
 LABEL_SMOOTHING = 0.1
 LARGEST_GRADIENT = 5.0  # its norm is clipped there
@@ -33,26 +36,56 @@ CATEGORY_WEIGHT, LISTING_WEIGHT = 0.5, 0.5  # of the embedding's two losses besi
 CATEGORY_WEIGHTS = (0.03, 0.3, 3.0)  # beside a listing loss of 1, on cached features; the best on validation is taken
 TEMPERATURE = 0.1  # of the same-listing loss (Khosla et al. 2020, table 4)
 PROJECTION_STEPS, PROJECTION_RATE, PROJECTION_BATCH = 200, 1e-3, 512  # listings a step
+FLAT_VARIANCE = 1e-6  # of the first principal component's: below it a direction is rounding, not whitened
 FEATURE_DROPOUT = 0.3  # of the cached features: there is no other augmentation of them
 
 
 @dataclass(frozen=True)
+class TrainingConfig:
+    """How the photo network is trained.
+
+    finetune: "head", on the features of a backbone that stays as it is; "last", the last quarter of the backbone too; "all".
+    pretrained: whether the backbone starts from weights.
+    """
+
+    finetune: str
+    pretrained: bool
+    image_size: int  # pixels
+    embedding_size: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    workers: int  # processes that decode photos
+    device: str
+
+    @property
+    def backbone_learning_rate(self) -> float:
+        return self.learning_rate * (BACKBONE_SHARE if self.pretrained else 1)
+
+    @property
+    def patience(self) -> int:
+        """Epochs without a better validation before training ends; from scratch it goes through all epochs."""
+        return PATIENCE if self.pretrained else self.epochs
+
+
+@dataclass(frozen=True)
 class Photos:
-    """Photos by row: features (N, D) float32 of the trunk; mirrored, the same from right to left, or None; codes (N,) of each."""
+    """Photos by row: features (N, D) float32 of the backbone; mirrored, those from right to left, or None; codes (N,) of each."""
 
     features: np.ndarray
     labels: np.ndarray
-    products: np.ndarray
+    listings: np.ndarray
     clusters: np.ndarray
     pixels: np.ndarray
     mirrored: np.ndarray | None = None
 
 
-def accuracy_by_listing(probabilities: np.ndarray, labels: np.ndarray, products: np.ndarray) -> float:
+def accuracy_by_listing(probabilities: np.ndarray, labels: np.ndarray, listings: np.ndarray) -> float:
     """The share of listings whose photos' mean probabilities (N, C) are largest for the listing's label."""
-    _, first, of = np.unique(products, return_index=True, return_inverse=True)
+    _, first, listing_of = np.unique(listings, return_index=True, return_inverse=True)
     sums = np.zeros((len(first), probabilities.shape[1]))
-    np.add.at(sums, of, probabilities)
+    np.add.at(sums, listing_of, probabilities)
     return float((sums.argmax(axis=1) == labels[first]).mean())
 
 
@@ -67,17 +100,38 @@ def class_weights(labels: np.ndarray, n_classes: int) -> torch.Tensor:
     return torch.tensor(weights * len(labels) / (weights * counts).sum(), dtype=torch.float32)
 
 
-def train_head(head: nn.Linear, train: Photos, validation: Photos, args, record: Callable[..., None]) -> None:
-    """Train the linear head on the frozen trunk's features of both views; its best epoch by validation is kept."""
-    features = torch.from_numpy(np.concatenate([train.features, train.mirrored])).to(args.device)
-    labels = torch.tensor(train.labels).repeat(2).to(args.device)
-    held_out = torch.from_numpy(validation.features).to(args.device)
-    head.to(args.device)
-    optimiser = torch.optim.AdamW(head.parameters(), lr=args.learning_rate, weight_decay=WEIGHT_DECAY)
-    best, best_state = None, None
-    for _ in range(args.epochs):
+@dataclass
+class History:
+    """How far training has come; best: accuracy and minus cross-entropy of the best epoch, best_state: its weights."""
+
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    best: list[float] | None = None
+    best_state: dict[str, torch.Tensor] | None = None
+    waited: int = 0  # epochs since the best one
+
+    def add(self, values: dict[str, float], module: nn.Module) -> None:
+        self.epochs.append(values)
+        measured = [values["validation_accuracy"], -values["validation_loss"]]
+        self.waited += 1
+        if self.best is None or measured > self.best:
+            self.best, self.waited = measured, 0
+            self.best_state = copy.deepcopy(module.state_dict())
+
+    def goes_on(self, config: TrainingConfig) -> bool:
+        return len(self.epochs) < config.epochs and self.waited < config.patience
+
+
+def train_head(head: nn.Linear, train: Photos, validation: Photos, config: TrainingConfig, record: Callable[..., None]) -> None:
+    """Train the linear head on the frozen backbone's features of both views; its best epoch by validation is kept."""
+    features = torch.from_numpy(np.concatenate([train.features, train.mirrored])).to(config.device)
+    labels = torch.tensor(train.labels).repeat(2).to(config.device)
+    held_out = torch.from_numpy(validation.features).to(config.device)
+    head.to(config.device)
+    optimiser = torch.optim.AdamW(head.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY)
+    history = History()
+    while history.goes_on(config):
         total = 0.0
-        for rows in torch.randperm(len(features)).to(args.device).split(HEAD_BATCH):
+        for rows in torch.randperm(len(features)).to(config.device).split(HEAD_BATCH):
             loss = nn.functional.cross_entropy(head(features[rows]), labels[rows])
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -86,14 +140,14 @@ def train_head(head: nn.Linear, train: Photos, validation: Photos, args, record:
         check_finite(total)
         with torch.inference_mode():
             probabilities = head(held_out).softmax(1).cpu().numpy()
-        measured = (
-            accuracy_by_listing(probabilities, validation.labels, validation.products),
-            -cross_entropy(probabilities, validation.labels),
-        )
-        record(train_loss=total / len(features), validation_loss=-measured[1], validation_accuracy=measured[0])
-        if best is None or measured > best:
-            best, best_state = measured, copy.deepcopy(head.state_dict())
-    head.load_state_dict(best_state)
+        values = {
+            "train_loss": total / len(features),
+            "validation_loss": cross_entropy(probabilities, validation.labels),
+            "validation_accuracy": accuracy_by_listing(probabilities, validation.labels, validation.listings),
+        }
+        record(**values)
+        history.add(values, head)
+    head.load_state_dict(history.best_state)
 
 
 def check_finite(loss: float) -> None:
@@ -105,12 +159,18 @@ def check_finite(loss: float) -> None:
 
 
 def whitening(features: np.ndarray, size: int, power: bool) -> backbone.Projection:
-    """PCA whitening of (N, D) features to at most `size` dimensions, as a Projection."""
-    projection = backbone.Projection(features.shape[1], min(size, *features.shape), power)
-    rooted = projection.root(torch.from_numpy(features)).numpy()
-    pca = PCA(projection.linear.out_features, whiten=True, random_state=0).fit(rooted)
-    scale = 1 / np.sqrt(np.maximum(pca.explained_variance_, 1e-9))
-    weight = pca.components_ * scale[:, None]
+    """PCA whitening of (N, D) features as a Projection, to at most `size` dimensions and the features' rank.
+
+    Source: Jegou and Chum, "Negative evidences and co-occurrences in image retrieval: the benefit of PCA and whitening",
+    ECCV 2012, section 3.
+    """
+    rooted = backbone.signed_root(torch.from_numpy(features)).numpy() if power else features
+    pca = PCA(min(size, *features.shape), whiten=True, random_state=0).fit(rooted)
+    variances = pca.explained_variance_  # descending
+    rank = max(1, np.count_nonzero(variances > FLAT_VARIANCE * variances[0]))
+    scale = 1 / np.sqrt(np.maximum(variances[:rank], 1e-9))
+    weight = pca.components_[:rank] * scale[:, None]
+    projection = backbone.Projection(features.shape[1], len(weight), power)
     with torch.no_grad():
         projection.linear.weight.copy_(torch.from_numpy(weight))
         projection.linear.bias.copy_(torch.from_numpy(-weight @ pca.mean_))
@@ -131,24 +191,24 @@ def train_projection(train: Photos, size: int, category_weight: float, n_classes
         centre = features.mean(0)
         projection.linear.bias.copy_(-projection.linear.weight @ centre)
     features -= centre  # dropout then puts the mean in an absent feature's place
-    labels, products = (torch.tensor(codes) for codes in (train.labels, train.products))
+    labels, listings = (torch.tensor(codes) for codes in (train.labels, train.listings))
     by_category = losses.NormalizedSoftmaxLoss(n_classes, projection.linear.out_features)
     by_listing = losses.SupConLoss(TEMPERATURE)
     # The bias only centres: it stays, and training sees centred features.
     weight = projection.linear.weight
     groups = [{"params": [weight], "lr": PROJECTION_RATE}, {"params": by_category.parameters(), "lr": 10 * PROJECTION_RATE}]
     optimiser = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
-    order = np.argsort(train.products, kind="stable")
-    rows_of = np.split(order, np.flatnonzero(np.diff(train.products[order])) + 1)
+    order = np.argsort(train.listings, kind="stable")
+    rows_of = np.split(order, np.flatnonzero(np.diff(train.listings[order])) + 1)
     epochs = math.ceil(PROJECTION_STEPS / math.ceil(len(rows_of) / PROJECTION_BATCH))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs)
+    schedule = lr_scheduler.CosineAnnealingLR(optimiser, epochs)
     for _ in range(epochs):
         shuffled = generator.permutation(len(rows_of))
         for start in range(0, len(shuffled), PROJECTION_BATCH):
             rows = np.concatenate([rows_of[listing] for listing in shuffled[start : start + PROJECTION_BATCH]])
             inputs = nn.functional.dropout(features[np.concatenate([rows, rows + len(labels)])], FEATURE_DROPOUT)
             vectors = nn.functional.normalize(inputs @ weight.T, dim=1)
-            loss = by_listing(vectors, products[rows].repeat(2)) + category_weight * by_category(vectors, labels[rows].repeat(2))
+            loss = by_listing(vectors, listings[rows].repeat(2)) + category_weight * by_category(vectors, labels[rows].repeat(2))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -163,8 +223,8 @@ def retrieval_figures(embedder: nn.Module, photos: Photos, queries: np.ndarray) 
     """metrics.retrieval of the rows `queries` among `photos` by an embedder, the mean over listings; None where undefined."""
     with torch.inference_mode():
         vectors = nn.functional.normalize(embedder.cpu()(torch.from_numpy(photos.features)), dim=1).numpy()
-    found = metrics.retrieval(vectors, queries, photos.labels, photos.products, photos.clusters, photos.pixels)
-    means = {name: float(metrics.by_listing(values, photos.products[queries]).mean()) for name, values in found.items()}
+    found = metrics.retrieval(vectors, queries, photos.labels, photos.listings, photos.clusters, photos.pixels)
+    means = {name: float(metrics.by_listing(values, photos.listings[queries]).mean()) for name, values in found.items()}
     return {name: None if math.isnan(mean) else mean for name, mean in means.items()}
 
 
@@ -202,21 +262,12 @@ class Ranks:
             distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
 
     def share(self, value):
-        """Rank 0's value, on every rank."""
-        if self.world == 1:
+        """Rank 0's value, on every rank; this rank's own where start() was not called."""
+        if not distributed.is_initialized():
             return value
         box = [value]
         distributed.broadcast_object_list(box)
         return box[0]
-
-    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The rows of all ranks, in the same order everywhere; gradients flow back to this rank's own."""
-        if self.world == 1:
-            return tensor
-        rows = [torch.empty_like(tensor) for _ in range(self.world)]
-        distributed.all_gather(rows, tensor.detach().contiguous())
-        rows[self.rank] = tensor
-        return torch.cat(rows)
 
 
 class ListingBatches:
@@ -226,12 +277,12 @@ class ListingBatches:
     epoch, when it is not full, is left out unless it is the only one.
     """
 
-    def __init__(self, products: np.ndarray, batch_size: int, seed: int, ranks: Ranks):
-        order = np.argsort(products, kind="stable")
-        self._rows_of = np.split(order, np.flatnonzero(np.diff(products[order])) + 1)
-        self.batch_size = min(batch_size, len(products) // ranks.world * ranks.world)
+    def __init__(self, listings: np.ndarray, batch_size: int, seed: int, ranks: Ranks):
+        order = np.argsort(listings, kind="stable")
+        self._rows_of = np.split(order, np.flatnonzero(np.diff(listings[order])) + 1)
+        self.batch_size = min(batch_size, len(listings) // ranks.world * ranks.world)
         self.seed, self.ranks, self.epoch = seed, ranks, 0
-        self._batches = len(products) // self.batch_size
+        self._batches = len(listings) // self.batch_size
 
     def __len__(self) -> int:
         return self._batches
@@ -261,143 +312,198 @@ class SeededPhotos(Dataset):
 class _Trained(nn.Module):
     """The network and the classes' directions in its embedding: all that end-to-end training moves.
 
-    trunk_embeds: whether the embedding's losses move the trunk too, or only the embedder.
+    embedding_moves_backbone: whether the embedding's losses move the backbone too, or only the embedder.
     """
 
-    def __init__(self, photo_network: backbone.PhotoNetwork, size: int, trunk_embeds: bool):
+    def __init__(self, photo_network: backbone.PhotoNetwork, size: int, embedding_moves_backbone: bool):
         super().__init__()
-        self.network, self.trunk_embeds = photo_network, trunk_embeds
+        self.network, self.embedding_moves_backbone = photo_network, embedding_moves_backbone
         self.by_category = losses.NormalizedSoftmaxLoss(photo_network.head.out_features, size)
 
     def forward(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        features = self.network.trunk(pixels)
-        vectors = self.network.embed(features if self.trunk_embeds else features.detach())
+        features = self.network.backbone(pixels)
+        vectors = self.network.embed(features if self.embedding_moves_backbone else features.detach())
         return vectors, self.network.head(features), self.by_category(vectors.float(), labels)
+
+
+@dataclass(frozen=True)
+class TrainingPhotos:
+    """photos: items (pixels, label, row), changed at random anew each time; listings, labels: (N,) codes of its rows."""
+
+    photos: Dataset
+    listings: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Moving:
+    """What moves in training, and goes into checkpoints; averaged: the exponential moving average of trained."""
+
+    trained: _Trained
+    averaged: swa_utils.AveragedModel
+    optimiser: torch.optim.Optimizer
+    schedule: lr_scheduler.LRScheduler
+
+    @classmethod
+    def begin(cls, photo_network: backbone.PhotoNetwork, config: TrainingConfig, steps: int) -> "Moving":
+        size = photo_network.embedder.linear.out_features
+        trained = _Trained(photo_network, size, embedding_moves_backbone=config.pretrained)
+        trained = trained.to(config.device, memory_format=torch.channels_last)
+        if config.finetune == "last":
+            parameters = list(photo_network.backbone.parameters())
+            for parameter in parameters[: len(parameters) * 3 // 4]:  # in the order of the layers: the last quarter is trained
+                parameter.requires_grad_(False)
+        optimiser = _optimiser(trained, config)
+        schedule = make_schedule(optimiser, steps)
+        decay = 1 - 1 / max(EMA_SHARE * steps, 1)
+        averaged = swa_utils.AveragedModel(trained, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(decay), use_buffers=True)
+        return cls(trained, averaged, optimiser, schedule)
+
+    def parts(self) -> dict[str, object]:
+        """name -> what has a state_dict."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+class BatchLoss:
+    """The loss of one batch, from what _Trained gives for it: cross-entropy, and the embedding's two losses."""
+
+    def __init__(self, train: TrainingPhotos, n_classes: int, ranks: Ranks, device: str):
+        self._balance = class_weights(train.labels, n_classes).to(device)
+        self._paired = len(np.unique(train.listings)) < len(train.listings)  # else no listing has a second photo to attract
+        self._listings, self._world, self._device = torch.tensor(train.listings), ranks.world, device
+        self._attraction: nn.Module = losses.SupConLoss(TEMPERATURE)
+        if ranks.world > 1:
+            self._attraction = DistributedLossWrapper(self._attraction)
+
+    def __call__(
+        self, outputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor], targets: torch.Tensor, rows: torch.Tensor
+    ) -> tuple[torch.Tensor, float]:
+        """To be minimised, and its value for reports.
+
+        The attraction is over the rows of all ranks. Each rank has the gradient of its own rows only, and the mean over ranks
+        is taken, so the wrapper multiplies it by their number, which the value goes without.
+        """
+        vectors, logits, category_loss = outputs
+        each = nn.functional.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=LABEL_SMOOTHING)
+        loss = (each * self._balance[targets]).mean() + CATEGORY_WEIGHT * category_loss
+        if not self._paired:
+            return loss, loss.item()
+        attraction = LISTING_WEIGHT * self._attraction(vectors.float(), self._listings[rows].to(self._device))
+        loss = loss + attraction
+        return loss, loss.item() - (1 - 1 / self._world) * attraction.item()
 
 
 def fine_tune(
     photo_network: backbone.PhotoNetwork,
-    train: Dataset,
-    products: np.ndarray,
-    labels: np.ndarray,
+    train: TrainingPhotos,
     validate: Callable[[backbone.PhotoNetwork], tuple[float, float]],
-    args,
+    config: TrainingConfig,
+    checkpoint: "Checkpoint",
     ranks: Ranks,
-    checkpoint_path: Path,
-    key: str,
     record: Callable[..., None],
 ) -> None:
-    """Train the network end to end, and keep its best epoch by validation.
+    """Train the network end to end, and keep its best epoch by validation. Writes a checkpoint after each epoch.
 
-    train: items (pixels, label, row); products, labels: (N,) codes of its rows; validate: accuracy by listing, cross-entropy;
-    key: names the run, so that --resume goes on with no other's checkpoint. Writes a checkpoint after each epoch.
+    validate: accuracy by listing, cross-entropy; record: gets each epoch's figures.
     """
-    pretrained = args.weights != "none"
-    size = photo_network.embedder.linear.out_features
-    trained = _Trained(photo_network, size, trunk_embeds=pretrained).to(args.device, memory_format=torch.channels_last)
-    if args.finetune == "last":
-        parameters = list(photo_network.trunk.parameters())
-        for parameter in parameters[: len(parameters) * 3 // 4]:  # in the order of the layers: the last quarter is trained
-            parameter.requires_grad_(False)
-    in_trunk = {id(parameter) for parameter in photo_network.trunk.parameters()}
-    groups: dict[bool, list] = {True: [], False: []}
-    for parameter in trained.parameters():
-        if parameter.requires_grad:
-            groups[id(parameter) in in_trunk].append(parameter)
-    rates = {True: args.trunk_learning_rate, False: args.learning_rate}
-    by_part = [{"params": groups[part], "lr": rates[part]} for part in (True, False)]
-    optimiser = _optimiser(args.optimizer, by_part, fused=not pretrained)
-    batches = ListingBatches(products, args.batch_size, args.seed, ranks)
-    steps = args.epochs * len(batches)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _warm_up_and_cosine(step, steps))
-    decay = 1 - 1 / max(EMA_SHARE * steps, 1)
-    averaged = swa_utils.AveragedModel(trained, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(decay), use_buffers=True)
-    balance = class_weights(labels, photo_network.head.out_features).to(args.device)
-    by_listing = losses.SupConLoss(TEMPERATURE)
-    paired = len(np.unique(products)) < len(products)  # else no listing has a second photo to attract
-    codes = torch.tensor(products)
-    parallel = nn.parallel.DistributedDataParallel(trained) if ranks.world > 1 else trained
-    seeded = SeededPhotos(train, args.seed)
-    loader = DataLoader(seeded, batch_sampler=batches, num_workers=args.workers)
-    cuda = args.device.startswith("cuda")
-    state = {"epoch": 0, "best": None, "best_state": None, "waited": 0, "epochs": []}
-    parts = {"trained": trained, "averaged": averaged, "optimiser": optimiser, "schedule": schedule}
-    if args.resume:
-        state = _load_checkpoint(checkpoint_path, key, parts, args.device)
-        for values in state["epochs"]:
-            record(**values)
-    while state["epoch"] < args.epochs and state["waited"] < args.patience:
-        seeded.epoch = batches.epoch = state["epoch"]
-        torch.manual_seed(hash((args.seed, state["epoch"], ranks.rank)) % 2**63)  # dropout in the trunk, where it has some
-        parallel.train()
-        if pretrained:  # small batches would spoil the statistics that came with the weights
-            for module in photo_network.trunk.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-        total = 0.0
-        for pixels, targets, rows in tqdm(loader, desc="train", unit="batch", file=sys.stderr, disable=None):
-            pixels = pixels.to(args.device, memory_format=torch.channels_last, non_blocking=True)
-            targets = targets.to(args.device)
-            with torch.autocast("cuda", torch.bfloat16, enabled=cuda):
-                vectors, logits, category_loss = parallel(pixels, targets)
-            each = nn.functional.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=LABEL_SMOOTHING)
-            loss = (each * balance[targets]).mean() + CATEGORY_WEIGHT * category_loss
-            if paired:
-                everywhere = ranks.gather(vectors.float()), ranks.gather(codes[rows].to(args.device))
-                # Every rank has the gradient of its own rows only, and the mean over ranks is taken: hence the factor.
-                attraction = LISTING_WEIGHT * by_listing(*everywhere)
-                loss = loss + ranks.world * attraction
-                total -= (ranks.world - 1) * attraction.item()
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(trained.parameters(), LARGEST_GRADIENT)
-            optimiser.step()
-            schedule.step()
-            averaged.update_parameters(trained)
-            total += loss.item()
-        check_finite(total)
-        measured = ranks.share([float(value) for value in validate(averaged.module.network)] if ranks.rank == 0 else None)
-        values = {"train_loss": total / len(batches), "validation_loss": measured[1], "validation_accuracy": measured[0]}
+    batches = ListingBatches(train.listings, config.batch_size, config.seed, ranks)
+    moving = Moving.begin(photo_network, config, config.epochs * len(batches))
+    batch_loss = BatchLoss(train, photo_network.head.out_features, ranks, config.device)
+    parallel = nn.parallel.DistributedDataParallel(moving.trained) if ranks.world > 1 else moving.trained
+    seeded = SeededPhotos(train.photos, config.seed)
+    loader = DataLoader(seeded, batch_sampler=batches, num_workers=config.workers)
+    history = load_checkpoint(checkpoint, moving, config.device) if checkpoint.resume else History()
+    for values in history.epochs:
         record(**values)
-        better = state["best"] is None or (measured[0], -measured[1]) > tuple(state["best"])
-        if better:
-            state["best"] = [measured[0], -measured[1]]
-            state["best_state"] = copy.deepcopy(averaged.module.network.state_dict())
-        state["waited"] = 0 if better else state["waited"] + 1
-        state["epochs"].append(values)
-        state["epoch"] += 1
+    while history.goes_on(config):
+        epoch = seeded.epoch = batches.epoch = len(history.epochs)
+        torch.manual_seed(hash((config.seed, epoch, ranks.rank)) % 2**63)  # dropout in the backbone, where it has some
+        train_loss = train_epoch(moving, parallel, loader, batch_loss, config)
+        measured = validate(moving.averaged.module.network) if ranks.rank == 0 else None
+        accuracy, loss = ranks.share(measured and [float(value) for value in measured])
+        values = {"train_loss": train_loss, "validation_loss": loss, "validation_accuracy": accuracy}
+        record(**values)
+        history.add(values, moving.averaged.module.network)
         if ranks.rank == 0:
-            with atomic.atomic_path(checkpoint_path) as path:
-                saved = {name: part.state_dict() for name, part in parts.items()}
-                torch.save({"key": key, "state": state, "parts": saved}, path)
-    photo_network.load_state_dict(state["best_state"])
+            save_checkpoint(checkpoint, moving, history)
+    photo_network.load_state_dict(history.best_state)
 
 
-def _optimiser(name: str, groups: list[dict], fused: bool) -> torch.optim.Optimizer:
-    """fused: in one pass over the weights, which takes a sixth of the time on a CPU and rounds in another way."""
-    if name == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY, fused=fused)
-    return torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=fused)
+def train_epoch(moving: Moving, parallel: nn.Module, loader: DataLoader, batch_loss: BatchLoss, config: TrainingConfig) -> float:
+    """One pass over the loader's batches; the mean of their losses. parallel: moving.trained, or what shares its gradients."""
+    parallel.train()
+    if config.pretrained:  # small batches would spoil the statistics that came with the weights
+        for module in moving.trained.network.backbone.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+    total = 0.0
+    for pixels, targets, rows in progress(loader, "train", "batch"):
+        pixels = pixels.to(config.device, memory_format=torch.channels_last, non_blocking=True)
+        targets = targets.to(config.device)
+        with torch.autocast("cuda", torch.bfloat16, enabled=config.device.startswith("cuda")):
+            outputs = parallel(pixels, targets)
+        loss, value = batch_loss(outputs, targets, rows)
+        moving.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(moving.trained.parameters(), LARGEST_GRADIENT)
+        moving.optimiser.step()
+        moving.schedule.step()
+        moving.averaged.update_parameters(moving.trained)
+        total += value
+    check_finite(total)
+    return total / len(loader)
 
 
-def _warm_up_and_cosine(step: int, steps: int) -> float:
+def _optimiser(trained: _Trained, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Of what is trained, the backbone at a rate of its own.
+
+    From scratch fused: in one pass over the weights, which takes a sixth of the time on a CPU and rounds in another way.
+    """
+    in_backbone = {id(parameter) for parameter in trained.network.backbone.parameters()}
+    moved = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [each for each in moved if id(each) in in_backbone], "lr": config.backbone_learning_rate},
+        {"params": [each for each in moved if id(each) not in in_backbone], "lr": config.learning_rate},
+    ]
+    return torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=not config.pretrained)
+
+
+def make_schedule(optimiser: torch.optim.Optimizer, steps: int) -> lr_scheduler.LRScheduler:
+    """A linear warm-up to the full rate, then a cosine to nothing at the last of `steps` batches; stepped after each."""
     warm_up = max(1, round(WARM_UP_SHARE * steps))
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+    rising = lr_scheduler.LinearLR(optimiser, start_factor=1 / warm_up, total_iters=warm_up - 1)
+    falling = lr_scheduler.CosineAnnealingLR(optimiser, T_max=max(1, steps - warm_up))
+    return lr_scheduler.SequentialLR(optimiser, [rising, falling], milestones=[warm_up])
 
 
-def _load_checkpoint(path: Path, key: str, parts: dict, device: str) -> dict:
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where the last whole epoch is kept; run_key: names the run, so that `resume` goes on with no other's."""
+
+    path: Path
+    run_key: str
+    resume: bool
+
+
+def save_checkpoint(checkpoint: Checkpoint, moving: Moving, history: History) -> None:
+    states = {name: part.state_dict() for name, part in moving.parts().items()}
+    with atomic.atomic_path(checkpoint.path) as path:
+        torch.save({"key": checkpoint.run_key, "history": vars(history), "parts": states}, path)
+
+
+def load_checkpoint(checkpoint: Checkpoint, moving: Moving, device: str) -> History:
+    """Put `moving` back to where it was saved; StageError when the file is missing, damaged or of another run."""
+    path = checkpoint.path
     if not path.is_file():
         raise StageError(f"{path} is missing, so there is nothing to resume: run python train.py without --resume")
     try:
         saved = torch.load(path, map_location=device, weights_only=True)
-        if saved["key"] != key:
+        if saved["key"] != checkpoint.run_key:
             raise StageError(
                 f"{path} is of a run with other flags or inputs: give the same, or run python train.py without --resume"
             )
-        for name, part in parts.items():
+        for name, part in moving.parts().items():
             part.load_state_dict(saved["parts"][name])
-        return saved["state"]
+        return History(**saved["history"])
     except (backbone.UnpicklingError, struct.error, RuntimeError, EOFError, KeyError, IndexError, TypeError, ValueError):
         raise StageError(f"{path} is damaged: run python train.py without --resume") from None

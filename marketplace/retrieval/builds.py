@@ -61,7 +61,7 @@ class Published:
             report = reading.read_json(folder / REPORT)
         except StageError:
             return cls(index_dir, {})
-        return cls(folder, report if report.get("schema") == stages.SCHEMA_VERSION else {})
+        return cls(folder, report if report.get("schema") == stages.STAGES["index"].schema else {})
 
     def is_whole(self, *names: str) -> bool:
         """Whether files, or all of them, are those it was published with."""

@@ -9,14 +9,13 @@ import orjson
 import pandas as pd
 
 from marketplace.cleaning import listings
-from marketplace.files import changes, reading, stages
+from marketplace.files import changes, reading
 from marketplace.files.stages import StageError
 from marketplace.retrieval import catalogue
 
 LISTINGS_AT_A_TIME = 16_384  # read, counted and written to the catalogue
 RECORDS = "products_records.npy"  # in data/tabular/: where each record of products.csv begins and ends, and a hash of it
 HASHED = ("listings", "training_data")  # tables in data/dataset/, each with a .npy of its columns' hashes beside it
-EMBEDDINGS = ("vectors.npy", "probabilities.npy", "image_ids.json", "text_vectors.npy", "product_ids.json")
 SPLITS = ("train", "validation")
 
 
@@ -49,7 +48,6 @@ class Entries:
 
         Raises StageError when what the stages wrote does not fit together, or holds no photo.
         """
-        _check_stages(data_dir)
         folder, table = data_dir / "embeddings", data_dir / "tabular" / "products.csv"
         records = reading.read_array(data_dir / "tabular" / RECORDS)
         listed, photos = (reading.read_array(data_dir / "dataset" / f"{name}.npy") for name in HASHED)
@@ -128,8 +126,6 @@ def read_dictionary(path: Path) -> tuple[list[str], np.ndarray]:
 
     Raises StageError for anything else.
     """
-    if not path.is_file():
-        raise StageError(f"--embeddings {path} does not exist: give a JSON file of the form {{image id: [floats]}}")
     try:
         dictionary = orjson.loads(path.read_bytes())
     except orjson.JSONDecodeError as error:
@@ -149,15 +145,6 @@ def read_dictionary(path: Path) -> tuple[list[str], np.ndarray]:
     if len(set(image_ids)) < len(image_ids):
         raise StageError(f"--embeddings {path} holds an id twice, in capitals and not: leave one of them out")
     return image_ids, vectors / lengths
-
-
-def _check_stages(data_dir: Path) -> None:
-    """StageError when what is read is not what its stage wrote, or was made from something else."""
-    stages.check_outputs(data_dir, "tabular", "products.csv", RECORDS)
-    stages.check_inputs(data_dir, "dataset")
-    stages.check_inputs(data_dir, "embeddings")
-    stages.check_outputs(data_dir, "dataset", *(f"{name}.{kind}" for name in HASHED for kind in ("csv", "npy")))
-    stages.check_outputs(data_dir, "embeddings", *EMBEDDINGS)
 
 
 def _read_vectors(folder: Path, photos: int, listed: int) -> tuple[np.ndarray, np.ndarray]:

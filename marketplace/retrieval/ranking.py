@@ -1,6 +1,5 @@
 """Evidence -> one ranked, explained list; and the fit of how much each kind of evidence counts."""
 
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
-from tqdm import tqdm
 
 from marketplace import metrics
 from marketplace.cleaning import listings
 from marketplace.files import atomic, reading
+from marketplace.files.progress import progress
 
 if TYPE_CHECKING:
     from marketplace.models.text_model import TableModels
@@ -112,7 +111,7 @@ def judge(
     asked = np.flatnonzero(splits == "validation")
     asked = np.random.default_rng(seed).permutation(asked)[:JUDGED_LISTINGS]
     judged = []
-    for row in tqdm(asked.tolist(), desc="ranker", file=sys.stderr, disable=None):
+    for row in progress(asked.tolist(), "ask for the ranker", "listing"):
         questions = _questions(index, models, row, probabilities)
         category_by_words = {words: query.category for words, query in questions if query.photos is None}
         for words, query in questions:

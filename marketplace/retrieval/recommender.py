@@ -17,6 +17,8 @@ class Recommender(OpenIndex):
     def __init__(self, generation_dir: Path, runtime: str = "auto", device: str | None = None):
         """Raises StageError when files are missing or do not belong together."""
         self.report = reading.read_json(generation_dir / "report.json")
+        if self.report.get("schema") != stages.STAGES["index"].schema:
+            raise StageError(f"{generation_dir} was built by another version of this program: run python build_index.py")
         recorded = self.report["files"]
         if stages.digests(generation_dir, *recorded) != recorded:
             raise StageError(

@@ -41,17 +41,17 @@ def test_resnet50_loads_a_torchvision_file_and_gives_torchvisions_features(tmp_p
     ours = network.build("resnet50", str(path), n_classes=13, input_size=64).eval()
     pixels = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
-        assert (ours.trunk(pixels) - torchvision_features(classifier, pixels)).abs().max() < 1e-5
+        assert (ours.backbone(pixels) - torchvision_features(classifier, pixels)).abs().max() < 1e-5
         features, logits = ours(pixels)
     assert features.shape == (2, 2048) and logits.shape == (2, 13)
     torch.testing.assert_close(features.norm(dim=1), torch.ones(2))
 
 
-def test_a_checkpoint_with_another_head_loads_its_trunk(tmp_path, resnet18):
+def test_a_checkpoint_with_another_head_loads_its_backbone(tmp_path, resnet18):
     other = torchvision.models.resnet18(weights=None, num_classes=7)
     torch.save({"state_dict": other.state_dict()}, tmp_path / "w.pth")
     ours = network.build("resnet18", str(tmp_path / "w.pth"), n_classes=3, input_size=64)
-    torch.testing.assert_close(ours.trunk.conv1.weight, other.conv1.weight)
+    torch.testing.assert_close(ours.backbone.conv1.weight, other.conv1.weight)
     assert ours.head.out_features == 3
 
 
@@ -121,9 +121,9 @@ def test_cached_and_packaged_weights_are_available_without_a_network(tmp_path, m
 
 
 def test_lite0_starts_from_its_packages_weights():
-    first, second = (network.build("efficientnet_lite0", "imagenet", 4, 96).trunk.state_dict() for _ in range(2))
+    first, second = (network.build("efficientnet_lite0", "imagenet", 4, 96).backbone.state_dict() for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
-    random = network.build("efficientnet_lite0", "none", 4, 96).trunk.state_dict()
+    random = network.build("efficientnet_lite0", "none", 4, 96).backbone.state_dict()
     assert not torch.equal(first["_conv_stem.weight"], random["_conv_stem.weight"])
 
 
@@ -135,7 +135,7 @@ def test_from_scratch_residual_blocks_start_close_to_their_shortcuts_and_logits_
     ours = network.build(backbone, "none", 4, 32)
     network.prepare_for_scratch(ours)
     changed = {name for name, values in drawn.state_dict().items() if not torch.equal(ours.state_dict()[name], values)}
-    norms = {name for name in changed if name.startswith("trunk.layer") and name.endswith(f".{last}.weight")}
+    norms = {name for name in changed if name.startswith("backbone.layer") and name.endswith(f".{last}.weight")}
     assert len(norms) == blocks and changed == norms | {"head.weight", "head.bias"}
     assert all((ours.state_dict()[name] == 0.2).all() for name in norms)
     assert (ours(torch.rand(2, 3, 32, 32))[1] == 0).all()
@@ -157,7 +157,7 @@ def test_onnx_gives_what_torch_gives_for_any_batch_size(tmp_path, backbone):
 
 def test_equal_networks_are_exported_to_equal_bytes_by_two_processes(tmp_path):
     code = (
-        "import sys, torch; from pathlib import Path; from marketplace import network\n"
+        "import sys, torch; from pathlib import Path; from marketplace.models import backbone as network\n"
         "torch.manual_seed(0); network.export_onnx(network.build('resnet18', 'none', 3, 64), 64, Path(sys.argv[1]))"
     )
     for name in ("a.onnx", "b.onnx"):
@@ -171,9 +171,9 @@ def test_the_way_of_a_gpu_pads_and_cuts_batches_and_stays_near_fp32(monkeypatch)
     expected_run = network.as_function(ours, "cpu")
     seen = []
 
-    def compiled(trunk, dynamic):
+    def compiled(backbone, dynamic):
         assert dynamic is False
-        return lambda batch: seen.append(len(batch)) or trunk(batch)
+        return lambda batch: seen.append(len(batch)) or backbone(batch)
 
     monkeypatch.setattr(torch, "compile", compiled)
     monkeypatch.setattr(network, "COMPILED_BATCHES", (1, 4, 6))

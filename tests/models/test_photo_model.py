@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from marketplace.files import reading
+from marketplace.files import atomic, reading
 from marketplace.files.stages import StageError
 from marketplace.models import int8, photo_model
 
@@ -78,6 +78,14 @@ def test_eight_bits_that_failed_their_check_or_were_never_checked_do_not_run(mod
     dataclasses.replace(photo_model.Description.load(model_dir), int8=found).save(model_dir)
     (model_dir / photo_model.INT8).unlink()
     assert photo_model.PhotoModel(model_dir, device="cpu").precision == "fp32" and not caplog.messages
+
+
+def test_a_description_of_another_version_says_what_to_run(model_dir):
+    path = model_dir / photo_model.DESCRIPTION
+    atomic.write_json(path, reading.read_json(path) | {"pooling": "average"})
+    with pytest.raises(StageError) as caught:
+        photo_model.Description.load(model_dir)
+    assert str(caught.value) == f"{path} was written by another version of this program: run python train.py again"
 
 
 @pytest.mark.parametrize(("runtime", "name"), [("auto", photo_model.INT8), ("onnx", photo_model.ONNX)])

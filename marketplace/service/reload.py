@@ -1,0 +1,147 @@
+"""Hot reload: the published generation is opened, warmed, and takes the place of the one being served."""
+
+import contextlib
+import ctypes
+import gc
+import io
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Protocol
+
+import anyio
+import threadpoolctl
+from fastapi import FastAPI
+from PIL import Image
+
+from marketplace.files import generations as generation_files
+from marketplace.files.stages import StageError
+from marketplace.retrieval.recommender import Recommender
+from marketplace.service.meters import Meters
+
+POLL_S = 1  # between two looks at current.json
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of glibc's mallopt
+LARGE_BYTES = 4 * 2**20
+# What opening a generation of another version, or one that goes meanwhile, may raise beside StageError.
+REFUSALS = (OSError, LookupError, TypeError, ValueError)
+
+log = logging.getLogger("marketplace")
+
+
+def open_generation(folder: Path, runtime: str, device: str | None) -> Recommender:
+    """A generation that has answered once to each kind of query, so that no client waits for what is loaded late."""
+    recommender = Recommender(folder, runtime, device)
+    photo = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(photo, "PNG")
+    recommender.embed(recommender.clean(photo.getvalue()))
+    first = recommender.catalogue.first_product
+    recommender.recommend(recommender.query(text=recommender.catalogue.product(first)["name"]), 1)
+    recommender.recommend(recommender.query_of(first), 1)
+    return recommender
+
+
+class Opened(Protocol):
+    """What Generations serves."""
+
+    generation: str
+
+
+class Generations:
+    """The generation being served; a newly published one takes its place once it is open and warm."""
+
+    def __init__(self, index_dir: Path, open_generation: Callable[[Path], Opened], meters: Meters):
+        self.current: Opened | None = None
+        self._index_dir, self._open, self._meters = index_dir, open_generation, meters
+        self._lock = threading.Lock()
+        self._seen: tuple[int, int] | None = None
+
+    def open_first(self) -> None:
+        """Open the published generation, unless one is open, in a process set up for serving it; raises StageError."""
+        if self.current is None:
+            keep_memory_compact()
+            # A query's matrices are small: BLAS threads that wait for each other double what a title query costs.
+            threadpoolctl.threadpool_limits(1, user_api="blas")
+            self.reload()
+
+    def reload(self) -> bool:
+        """Switch to the published generation; whether it is another than before.
+
+        A request that holds the old one keeps it to its end. Raises StageError, and the old one goes on being served,
+        when there is no published generation or it cannot be served.
+        """
+        with self._lock:
+            self._seen = self._signature()
+            folder = self._index_dir
+            try:
+                folder = generation_files.current_generation(self._index_dir)
+                if self.current is not None and folder.name == self.current.generation:
+                    return False
+                fresh = self._open(folder)
+                self._meters.generation.set(folder.stat().st_mtime)
+            except StageError:
+                self._meters.reloads.labels("refused").inc()
+                raise
+            except REFUSALS as error:
+                self._meters.reloads.labels("refused").inc()
+                raise StageError(f"{folder} cannot be served ({error!r}): run python build_index.py again") from error
+            self._meters.reloads.labels("switched").inc()
+            self.current = fresh
+            _give_memory_back()
+            return True
+
+    def poll(self) -> None:
+        """Reload if current.json was written since it was last looked at; a refusal is logged in one sentence."""
+        if self._signature() == self._seen:
+            return
+        try:
+            if self.reload():
+                log.info("serving generation %s", self.current.generation)
+        except StageError as error:
+            log.error("%s; generation %s goes on being served", error, self.current.generation)
+
+    async def watch(self) -> None:
+        """Poll for ever."""
+        thread = anyio.CapacityLimiter(1)  # its own: uploads may hold all of the others
+        while True:
+            await anyio.sleep(POLL_S)
+            await anyio.to_thread.run_sync(self.poll, limiter=thread)
+
+    def _signature(self) -> tuple[int, int] | None:
+        """Changes whenever current.json is renamed into its place."""
+        try:
+            status = (self._index_dir / "current.json").stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_ino
+
+
+@contextlib.asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Opens the published generation when the application starts, and follows what is published until it ends."""
+    generations: Generations = app.state.generations
+    await anyio.to_thread.run_sync(generations.open_first)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(generations.watch)
+        yield
+        tasks.cancel_scope.cancel()
+    generations.current = None
+
+
+def keep_memory_compact() -> None:
+    """Have glibc, where it is the C library, give large arrays back at once and not spread small ones over an arena a thread.
+
+    Else memory grows with every generation that is opened: python benchmarks/api.py --minutes 10 shows it.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_ARENA_MAX, 2)
+        mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+
+
+def _give_memory_back() -> None:
+    """Return what the old generation held to the system: glibc would keep it, and take more for the next one."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+    if trim is not None:
+        trim(0)

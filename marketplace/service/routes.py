@@ -1,0 +1,273 @@
+"""The routes of the API, its page, and its description."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import anyio
+from fastapi import APIRouter, Depends, FastAPI, File, HTTPException, Query, Request, UploadFile
+from fastapi import Path as PathParameter
+from fastapi.exception_handlers import http_exception_handler
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from marketplace.files.stages import StageError
+from marketplace.retrieval.recommender import Query as Evidence
+from marketplace.retrieval.recommender import Recommender
+from marketplace.service import schemas
+from marketplace.service.dependencies import (
+    CurrentGeneration,
+    CurrentSettings,
+    Filters,
+    FormFilters,
+    FormPage,
+    Page,
+    Photos,
+    ProductId,
+    QueryFilters,
+    QueryPage,
+    ServiceGenerations,
+    ServiceMeters,
+    Upload,
+    Words,
+    check_key,
+)  # fmt: skip
+from marketplace.service.meters import Meters
+from marketplace.service.schemas import ErrorMessage
+
+WEB_DIR = Path(__file__).parents[2] / "web"
+PHOTO_CACHE_S = 3600
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+)
+DOCS_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+
+NOT_AN_IMAGE = {400: {"model": ErrorMessage, "description": "Not a usable image, or not a multipart form"}}
+TOO_LARGE = {413: {"model": ErrorMessage, "description": "Too large"}}
+UNKNOWN = {404: {"model": ErrorMessage, "description": "Unknown id"}}
+BAD_VALUE = {422: {"model": ErrorMessage, "description": "A bad value"}}
+BUSY = {503: {"model": ErrorMessage, "description": "Busy, or not ready: try again after the seconds in Retry-After"}}
+NO_KEY = {401: {"model": ErrorMessage, "description": "The key is missing or wrong"}}
+UPLOAD_ERRORS = NOT_AN_IMAGE | TOO_LARGE | BAD_VALUE
+PHOTO_ANSWERS = {
+    200: {"content": {"image/jpeg": {}}},
+    206: {"description": "The bytes of the Range asked for"},
+    304: {"description": "The photo of If-None-Match, unchanged"},
+    416: {"description": "No such Range"},
+}
+ADMIN_ERRORS = NO_KEY | {
+    403: {"model": ErrorMessage, "description": "The service has no key"},
+    409: {"model": ErrorMessage, "description": "What is published cannot be served; the old generation goes on"},
+}
+
+router = APIRouter()
+
+
+@router.get("/healthcheck", response_model=schemas.Health)
+async def healthcheck(recommender: CurrentGeneration):
+    """Whether the service answers, and what it serves."""
+    return {
+        "message": "API is up and running!",
+        "model": recommender.photo_model.description.backbone,
+        "rows": recommender.catalogue.n_photos,
+        "listings": recommender.catalogue.n_products,
+        "dimension": recommender.dimension,
+        "generation": recommender.generation,
+    }
+
+
+@router.get("/readyz", response_model=schemas.Ready)
+async def readyz(recommender: CurrentGeneration):
+    """Whether the models are loaded and warm: 503 until then."""
+    return {"generation": recommender.generation}
+
+
+@router.post("/predict/feature_embedding", response_model=schemas.FeatureEmbedding, responses=UPLOAD_ERRORS)
+async def feature_embedding(recommender: CurrentGeneration, photos: Photos, image: Upload):
+    """The vector of a photo."""
+    vector, _ = await photos.embed(recommender, image)
+    return {
+        "features": vector.tolist(),
+        "dimension": len(vector),
+        "model": recommender.photo_model.description.backbone,
+    }
+
+
+@router.post("/predict/similar_images", response_model=schemas.SimilarImages, responses=UPLOAD_ERRORS)
+async def similar_images(
+    recommender: CurrentGeneration,
+    photos: Photos,
+    meters: ServiceMeters,
+    image: Upload,
+    filters: FormFilters,
+    page: FormPage,
+    text: Words = None,
+):
+    """The listings most like a photo, and the words beside it."""
+    if not recommender.takes_photos:
+        raise HTTPException(503, "the index holds vectors that no photo can be compared with: search by words or by listing")
+    vector, probabilities = await photos.embed(recommender, image)
+
+    def rank() -> list[dict]:
+        return recommend(recommender, recommender.query(vector, text, probabilities), page, filters, meters)
+
+    results = await anyio.to_thread.run_sync(rank)
+    return {"similar_index": [result["image_id"] for result in results if result["image_id"]], "results": results}
+
+
+@router.post("/predict/listing", response_model=schemas.ListingPrediction, responses=UPLOAD_ERRORS)
+async def predict_listing(
+    recommender: CurrentGeneration,
+    photos: Photos,
+    image: Annotated[UploadFile | None, File(description="A photo of the thing.")] = None,
+    text: Words = None,
+):
+    """The likely categories of a new listing, and a price range."""
+    vector, probabilities = (None, None) if image is None else await photos.embed(recommender, image)
+    try:
+        return await anyio.to_thread.run_sync(recommender.predict, vector, probabilities, text)
+    except ValueError:
+        raise HTTPException(422, "give a photo as `image`, words as `text`, or both") from None
+
+
+@router.get("/search", response_model=schemas.Recommendations, responses=BAD_VALUE)
+def search(
+    recommender: CurrentGeneration,
+    meters: ServiceMeters,
+    filters: QueryFilters,
+    page: QueryPage,
+    q: Annotated[str, Query(min_length=1, max_length=500, description="Words to look for.", examples=["classical guitar"])],
+):
+    """The listings that words describe. A word that no listing holds finds those that begin so, or are spelt much alike."""
+    if not q.strip():
+        raise HTTPException(422, "q: give at least one word")
+    return {"results": recommend(recommender, recommender.query(text=q), page, filters, meters)}
+
+
+@router.get("/products/{product_id}", response_model=schemas.Product, responses=UNKNOWN | BAD_VALUE)
+def product(recommender: CurrentGeneration, product_id: ProductId):
+    """One listing and its photos."""
+    row = row_of(recommender, product_id)
+    image_ids = recommender.catalogue.image_ids(recommender.catalogue.photos_of(row))
+    shown = [{"image_id": image_id, "photo_url": f"/images/{image_id}.jpg"} for image_id in image_ids]
+    return recommender.catalogue.product(row) | {"photos": shown}
+
+
+@router.get("/products/{product_id}/similar", response_model=schemas.Recommendations, responses=UNKNOWN | BAD_VALUE)
+def similar_products(
+    recommender: CurrentGeneration, meters: ServiceMeters, product_id: ProductId, filters: QueryFilters, page: QueryPage
+):
+    """The listings most like one of the catalogue's, itself left out."""
+    query = recommender.query_of(row_of(recommender, product_id))
+    return {"results": recommend(recommender, query, page, filters, meters)}
+
+
+@router.get("/filters", response_model=schemas.Choices)
+def filters(recommender: CurrentGeneration):
+    """What the filters can be set to."""
+    return recommender.catalogue.choices()
+
+
+@router.get("/images/{image_id}.jpg", response_class=FileResponse, responses=UNKNOWN | BAD_VALUE | PHOTO_ANSWERS)
+def photo(
+    request: Request,
+    recommender: CurrentGeneration,
+    settings: CurrentSettings,
+    image_id: Annotated[str, PathParameter(description="A photo's id.")],
+):
+    """A photo, cleaned."""
+    path = settings.images_dir / f"{image_id}.jpg"
+    # An id never holds a separator: nothing outside the folder can be named.
+    if not re.fullmatch(r"[\w-]{1,64}", image_id) or not recommender.catalogue.has_photo(image_id) or not path.is_file():
+        raise HTTPException(404, f"no photo has the id {image_id[:64]}")
+    response = request.app.state.photo_files.file_response(path, path.stat(), request.scope)
+    response.headers["Cache-Control"] = f"{'private' if settings.private else 'public'}, max-age={PHOTO_CACHE_S}"
+    return response
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+def metrics(meters: ServiceMeters):
+    """Figures for Prometheus."""
+    return Response(meters.text(), media_type=meters.media_type)
+
+
+@router.post("/admin/reload", response_model=schemas.Reloaded, responses=ADMIN_ERRORS, dependencies=[Depends(check_key)])
+def reload(generations: ServiceGenerations):
+    """Switch to what is published now, without waiting for the next look at it; other workers follow in a second."""
+    try:
+        switched = generations.reload()
+    except StageError as error:
+        raise HTTPException(409, str(error)) from None
+    return {"generation": generations.current.generation, "switched": switched}
+
+
+@router.get("/", include_in_schema=False)
+async def page():
+    return FileResponse(WEB_DIR / "index.html", headers={"Content-Security-Policy": PAGE_POLICY})
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs():
+    return FileResponse(WEB_DIR / "docs.html", headers={"Content-Security-Policy": DOCS_POLICY})
+
+
+def recommend(recommender: Recommender, query: Evidence, page: Page, filters: Filters, meters: Meters) -> list[dict]:
+    return recommender.recommend(query, k=page.k, offset=page.offset, min_score=page.min_score, filters=filters, step=meters.step)
+
+
+def row_of(recommender: Recommender, product_id: str) -> int:
+    """The row of a listing; raises HTTPException where there is none."""
+    row = recommender.catalogue.product_row(product_id)
+    if row is None:
+        raise HTTPException(404, f"no listing has the id {product_id[:64]}")
+    return row
+
+
+async def answer_bad_value(request: Request, error: RequestValidationError) -> Response:
+    """422, with the first thing wrong with the request: where, and what."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part not in ("query", "body", "path"))
+    message = "send it as a file" if "UploadFile" in first["msg"] else first["msg"]
+    return JSONResponse({"detail": f"{where}: {message}" if where else message}, 422)
+
+
+async def answer_refusal(request: Request, error: StarletteHTTPException) -> Response:
+    if error.status_code == 400 and "exceeded maximum size" in error.detail:  # starlette's, of a part that is no file
+        error = HTTPException(413, "a text field is larger than 1 MB: shorten it")
+    return await http_exception_handler(request, error)
+
+
+async def answer_bug(request: Request, error: Exception) -> Response:
+    """500; the exception is raised again behind it, for the log."""
+    return JSONResponse({"detail": "the service failed: try again, or tell who runs it"}, 500)
+
+
+EXCEPTION_HANDLERS = {
+    RequestValidationError: answer_bad_value,
+    StarletteHTTPException: answer_refusal,
+    Exception: answer_bug,
+}
+
+
+def describe(app: FastAPI) -> dict:
+    """FastAPI's OpenAPI description, with ids that exist as the examples of ids."""
+    description = FastAPI.openapi(app)
+    generation = app.state.generations.current
+    if generation is None:
+        return description
+    catalogue = generation.catalogue
+    examples = {
+        "product_id": catalogue.product(catalogue.first_product)["product_id"],
+        "image_id": catalogue.image_ids([catalogue.first_photo])[0],
+    }
+    for path in description["paths"].values():
+        for operation in path.values():
+            for parameter in operation.get("parameters", []):
+                if parameter["name"] in examples:
+                    parameter["example"] = examples[parameter["name"]]
+    return description

@@ -1,0 +1,387 @@
+import io
+import json
+import math
+import re
+import threading
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from PIL import Image
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+from starlette.testclient import TestClient
+
+import api
+from marketplace.cleaning import listings
+from marketplace.files import reading
+from marketplace.retrieval.recommender import Recommender
+from marketplace.service import schemas
+from marketplace.service.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def client(demo_dir):
+    with TestClient(api.create_app(Settings(demo_dir))) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def photos_table(demo_dir):
+    return reading.read_csv(demo_dir / "dataset" / "training_data.csv")
+
+
+@pytest.fixture(scope="module")
+def products(demo_dir):
+    return listings.read_products(demo_dir / "tabular").set_index("product_id")
+
+
+def raw_photo(demo_dir: Path, image_id: str) -> bytes:
+    return (demo_dir / "raw" / "images" / f"{image_id}.jpg").read_bytes()
+
+
+def png(width: int = 40, height: int = 30) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), (200, 30, 60)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_healthcheck_says_the_agreed_words_and_what_is_served(client, demo_dir, photos_table):
+    answer = client.get("/healthcheck").json()
+    assert answer["message"] == "API is up and running!"
+    assert answer["model"] == "efficientnet_lite0" and answer["dimension"] == 1280
+    assert answer["rows"] == len(photos_table)
+
+
+def test_a_raw_photo_gets_the_vector_that_the_batch_gave_it(client, demo_dir, photos_table):
+    saved = json.loads((demo_dir / "embeddings" / "image_embeddings.json").read_text())
+    for image_id in photos_table["image_id"]:
+        response = client.post("/predict/feature_embedding", files={"image": raw_photo(demo_dir, image_id)})
+        features = np.array(response.json()["features"])
+        assert features @ np.array(saved[image_id]) > 0.9999
+        assert abs(np.linalg.norm(features) - 1) < 1e-5
+
+
+def test_a_catalogue_photo_finds_itself_first_and_says_why(client, demo_dir, photos_table, products):
+    photo = photos_table.iloc[7]
+    answer = client.post("/predict/similar_images", files={"image": raw_photo(demo_dir, photo["image_id"])}, data={"k": 5}).json()
+    first = answer["results"][0]
+    assert first["parts"]["photo"] == max(result["parts"]["photo"] for result in answer["results"])
+    assert answer["similar_index"] == [result["image_id"] for result in answer["results"]]
+    twins = photos_table.loc[photos_table["cluster"] == photo["cluster"], "product_id"]
+    assert first["product_id"] in set(twins)
+    listing = products.loc[first["product_id"]]
+    assert (first["name"], first["price"], first["category"]) == (listing["name"], listing["price"], listing["category"])
+
+
+def test_results_are_ranked_distinct_listings_whose_parts_add_up(client, demo_dir, photos_table):
+    image = raw_photo(demo_dir, photos_table["image_id"][0])
+    answer = client.post("/predict/similar_images", files={"image": image}, data={"k": 20, "text": "red guitar"}).json()
+    scores = [result["score"] for result in answer["results"]]
+    assert len(scores) == 20 and scores == sorted(scores, reverse=True)
+    assert len({result["product_id"] for result in answer["results"]}) == 20
+    for result in answer["results"]:
+        assert {"photo", "text", "words"} <= set(result["parts"]) <= set(get_args(schemas.Kind))
+        assert math.isclose(sum(result["parts"].values()), result["score"], abs_tol=1e-5)
+
+
+def test_words_beside_a_photo_move_its_ranking_towards_them(client, demo_dir, photos_table, products):
+    image = raw_photo(demo_dir, photos_table["image_id"][0])
+    name = products["name"].iloc[40]
+    plain = client.post("/predict/similar_images", files={"image": image}, data={"k": 60}).json()["results"]
+    words = client.post("/predict/similar_images", files={"image": image}, data={"k": 60, "text": name}).json()["results"]
+
+    def place(results):
+        return [result["product_id"] for result in results].index(products.index[40])
+
+    assert place(words) < place(plain)
+
+
+def test_filters_hold_for_every_result_and_give_all_that_match(client, demo_dir, photos_table, products):
+    category = products["main_category"].mode()[0]
+    expected = products[(products["main_category"] == category) & products["price"].between(1, 500)]
+    form = {"k": 100, "category": category.upper(), "min_price": 1, "max_price": 500}
+    image = raw_photo(demo_dir, photos_table["image_id"][0])
+    results = client.post("/predict/similar_images", files={"image": image}, data=form).json()["results"]
+    assert {result["product_id"] for result in results} <= set(expected.index)
+    assert sum(1 + result["duplicates"] for result in results) == len(expected)
+    town = products["town"].iloc[3]
+    found = client.get("/search", params={"q": products["name"].iloc[3], "location": town, "k": 100}).json()["results"]
+    assert found and all(result["town"] == town for result in found)
+
+
+def test_pages_follow_each_other_without_gaps_or_repeats(client, demo_dir, photos_table):
+    image = raw_photo(demo_dir, photos_table["image_id"][0])
+    form = {"text": "red guitar", "k": 40}
+    whole = client.post("/predict/similar_images", files={"image": image}, data=form).json()["results"]
+    pages = [
+        client.post("/predict/similar_images", files={"image": image}, data=form | {"k": k, "offset": offset}).json()["results"]
+        for offset, k in ((0, 7), (7, 20), (27, 13))
+    ]
+    assert [result["product_id"] for page in pages for result in page] == [result["product_id"] for result in whole]
+    similar = f"/products/{photos_table['product_id'][3]}/similar"
+    for path, params in (("/search", {"q": "good condition"}), (similar, {})):
+        whole = client.get(path, params=params | {"k": 20}).json()["results"]
+        assert client.get(path, params=params | {"k": 8, "offset": 5}).json()["results"] == whole[5:13]
+        assert client.get(path, params=params | {"offset": 1000}).json() == {"results": []}
+
+
+def test_listings_below_the_score_asked_for_are_left_out(client, demo_dir, photos_table):
+    image = raw_photo(demo_dir, photos_table["image_id"][0])
+    whole = client.post("/predict/similar_images", files={"image": image}, data={"k": 50}).json()["results"]
+    least = whole[4]["score"] - 1e-6
+    form = {"k": 50, "min_score": least}
+    above = client.post("/predict/similar_images", files={"image": image}, data=form).json()["results"]
+    assert 5 <= len(above) < len(whole)
+    assert above == [result for result in whole if result["score"] >= least]
+
+
+def test_every_listing_is_an_answer_to_a_photo_at_last_or_folded_into_one(client, demo_dir, photos_table, products):
+    assert (products["photos"] == 0).any()
+    image = raw_photo(demo_dir, photos_table["image_id"][0])
+    results = client.post("/predict/similar_images", files={"image": image}, data={"k": 60}).json()["results"]
+    assert sum(1 + result["duplicates"] for result in results) == len(products) == 60 > len(results)
+    for result in results:
+        assert (result["image_id"] is None) == (result["photo_url"] is None) == (products["photos"][result["product_id"]] == 0)
+
+
+def test_a_title_finds_its_listing(client, products):
+    for product_id in products.index[:20]:
+        results = client.get("/search", params={"q": products["name"][product_id], "k": 5}).json()["results"]
+        same_name = set(products.index[products["name"] == products["name"][product_id]])
+        assert same_name & {result["product_id"] for result in results}
+
+
+def test_blanks_and_punctuation_beside_a_photo_are_no_evidence(client, demo_dir, photos_table):
+    image = raw_photo(demo_dir, photos_table["image_id"][0])
+    plain = client.post("/predict/similar_images", files={"image": image}).json()
+    for text in ("  ", "_", "!!!", "\u2028", "\0"):
+        assert client.post("/predict/similar_images", files={"image": image}, data={"text": text}).json() == plain
+
+
+@pytest.mark.parametrize("q", ['"', "a* OR NEAR(b)", "name:x AND", "'; DROP TABLE products; --", "é" * 500, "zzzzqqqq", "!!!"])
+def test_hostile_search_words_are_words(client, q):
+    assert client.get("/search", params={"q": q}).status_code == 200
+
+
+def test_words_that_nothing_knows_find_nothing(client):
+    assert client.get("/search", params={"q": "♞♞♞"}).json() == {"results": []}
+
+
+def test_listings_like_one_leave_it_out(client, products):
+    product_id = products.index[5]
+    results = client.get(f"/products/{product_id}/similar", params={"k": 30}).json()["results"]
+    assert len(results) == 30 and product_id not in {result["product_id"] for result in results}
+
+
+def test_a_listing_is_shown_with_its_photos(client, products, photos_table):
+    product_id = photos_table["product_id"].value_counts().index[0]
+    answer = client.get(f"/products/{product_id}").json()
+    assert answer["name"] == products["name"][product_id] and answer["description"] == products["description"][product_id]
+    own = set(photos_table.loc[photos_table["product_id"] == product_id, "image_id"])
+    assert {photo["image_id"] for photo in answer["photos"]} == own
+    for photo in answer["photos"]:
+        assert client.get(photo["photo_url"]).headers["content-type"] == "image/jpeg"
+
+
+def test_an_id_in_capitals_is_the_same_id(client, products):
+    product_id = products.index[5]
+    assert client.get(f"/products/{product_id.upper()}").json() == client.get(f"/products/{product_id}").json()
+    similar = client.get(f"/products/{product_id.upper()}/similar").json()["results"]
+    assert similar and product_id not in {result["product_id"] for result in similar}
+
+
+def test_a_photo_that_the_client_has_is_not_sent_again(client, photos_table):
+    url = f"/images/{photos_table['image_id'][0]}.jpg"
+    first = client.get(url)
+    assert first.headers["Cache-Control"] == "public, max-age=3600"
+    again = client.get(url, headers={"If-None-Match": first.headers["ETag"]})
+    assert (again.status_code, again.content, again.headers["ETag"]) == (304, b"", first.headers["ETag"])
+    assert again.headers["Cache-Control"] == "public, max-age=3600"
+    assert client.get(url, headers={"If-None-Match": '"another"'}).content == first.content
+
+
+def test_a_new_listing_gets_categories_and_a_price_range(client, demo_dir, photos_table, products):
+    image = raw_photo(demo_dir, photos_table["image_id"][0])
+    for request in (
+        {"files": {"image": image}},
+        {"data": {"text": "acoustic guitar"}},
+        {"files": {"image": image}, "data": {"text": "bed"}},
+    ):
+        answer = client.post("/predict/listing", **request).json()
+        probabilities = [entry["probability"] for entry in answer["categories"]]
+        assert {entry["category"] for entry in answer["categories"]} == set(products["main_category"])
+        assert probabilities == sorted(probabilities, reverse=True) and abs(sum(probabilities) - 1) < 1e-4
+        assert 0 < answer["price"]["low"] <= answer["price"]["median"] <= answer["price"]["high"]
+
+
+def test_filters_can_be_listed(client, products):
+    assert set(client.get("/filters").json()["towns"]) == set(products["town"])
+
+
+def test_the_page_and_the_description_are_served(client):
+    assert client.get("/").headers["content-type"].startswith("text/html")
+    assert client.get("/docs").headers["content-type"].startswith("text/html")
+    for path in re.findall(r'(?:src|href)="([^"]+)"', client.get("/").text + client.get("/docs").text):
+        assert path.startswith("#") or client.get(path).status_code == 200, path
+    assert "/predict/similar_images" in client.get("/openapi.json").json()["paths"]
+
+
+OPERATIONS = [
+    (path, method)
+    for path, operations in api.create_app(Settings(Path("data"))).openapi()["paths"].items()
+    for method in operations
+]
+
+
+@pytest.fixture(scope="module")
+def described(served):
+    return schemathesis.openapi.from_url(f"{served.url}/openapi.json")
+
+
+@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+def test_whatever_is_sent_is_answered_as_described(described, path, method):
+    @given(described[path][method].as_strategy())
+    @settings(max_examples=12, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    def send(case):
+        # No schema can say that bytes are a photo, or that one price is not above another.
+        case.call_and_validate(excluded_checks=[positive_data_acceptance])
+
+    send()
+
+
+def test_the_examples_of_the_description_work(client):
+    tried = 0
+    for path, operations in client.get("/openapi.json").json()["paths"].items():
+        parameters = operations.get("get", {}).get("parameters", [])
+        examples = {p["name"]: p.get("example", next(iter(p["schema"].get("examples", [])), None)) for p in parameters}
+        if path == "/metrics" or None in (examples[p["name"]] for p in parameters if p["required"]):
+            continue
+        query = {p["name"]: examples[p["name"]] for p in parameters if p["in"] == "query" and examples[p["name"]] is not None}
+        answer = client.get(path.format(**examples), params=query)
+        assert answer.status_code == (405 if "get" not in operations else 200), path
+        tried += "get" in operations
+    assert tried == 7
+
+
+def test_every_field_parameter_and_error_is_described(client):
+    description = client.get("/openapi.json").json()
+    for name, schema in description["components"]["schemas"].items():
+        if name.startswith("Body_"):
+            continue
+        assert schema["description"], name
+        assert [field for field, content in schema["properties"].items() if not content.get("description")] == [], name
+    for path, operations in description["paths"].items():
+        for operation in operations.values():
+            assert operation["description"] and all(p["description"] for p in operation.get("parameters", [])), path
+            for status, answer in operation["responses"].items():
+                if status >= "400" and status != "416":
+                    reference = answer["content"]["application/json"]["schema"]["$ref"]
+                    assert reference.endswith("/ErrorMessage"), (path, status)
+
+
+def test_metrics_count_requests_by_path_and_status(client):
+    client.get("/products/nobody")
+    text = client.get("/metrics").text
+    assert 'marketplace_requests_total{path="/products/{product_id}",status="404"}' in text
+    for step in ("decode", "embed", "search", "rank"):
+        assert f'marketplace_step_seconds_count{{step="{step}"}}' in text
+    assert "marketplace_photos_pending 0.0" in text and 'marketplace_reloads_total{result="switched"} 1.0' in text
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"), [(b"", "empty"), (b"<html>no photo</html>", "not_an_image"), (png()[:-30], "truncated")]
+)
+def test_a_photo_that_the_pipeline_would_reject_is_400_with_the_same_reason(client, data, reason):
+    for path in ("feature_embedding", "similar_images", "listing"):
+        response = client.post(f"/predict/{path}", files={"image": ("x.jpg", data)})
+        assert response.status_code == 400
+        assert response.json()["detail"].startswith(f"not a usable image ({reason}): ")
+
+
+def test_the_name_of_an_upload_is_never_used(client):
+    for name in ("../../etc/passwd", "a" * 3000, "x.exe", "\u202e.jpg"):
+        assert client.post("/predict/feature_embedding", files={"image": (name, png())}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/products/nobody", "/products/nobody/similar", "/images/nobody.jpg", "/images/..%2f..%2fraw.jpg"]
+)
+def test_unknown_ids_are_404(client, path):
+    response = client.get(path)
+    assert response.status_code == 404 and isinstance(response.json()["detail"], str)
+
+
+@pytest.mark.parametrize(
+    ("params", "detail"),
+    [
+        ({"q": "bed", "k": 0}, "k: Input should be greater than or equal to 1"),
+        ({"q": "bed", "k": 101}, "k: Input should be less than or equal to 100"),
+        ({"q": "bed", "offset": -1}, "offset: Input should be greater than or equal to 0"),
+        ({"q": "bed", "offset": 1001}, "offset: Input should be less than or equal to 1000"),
+        ({"q": "bed", "min_score": 1.5}, "min_score: Input should be less than or equal to 1"),
+        ({"q": "bed", "min_score": "nan"}, "min_score: Input should be a finite number"),
+        ({"q": "bed", "min_price": -1}, "min_price: Input should be greater than or equal to 0"),
+        ({"q": "bed", "min_price": "nan"}, "min_price: Input should be a finite number"),
+        ({"q": "bed", "min_price": 9, "max_price": 3}, "min_price 9 is above max_price 3: swap them"),
+        ({"q": ""}, "q: String should have at least 1 character"),
+        ({"q": "  "}, "q: give at least one word"),
+        ({}, "q: Field required"),
+    ],
+)
+def test_bad_values_are_422_with_one_sentence(client, params, detail):
+    response = client.get("/search", params=params)
+    assert response.status_code == 422 and response.json() == {"detail": detail}
+
+
+def test_an_empty_field_is_a_field_not_given(client, demo_dir, photos_table):
+    empty = {"min_price": "", "max_price": "", "category": "", "location": ""}
+    plain = client.get("/search", params={"q": "guitar"}).json()
+    assert client.get("/search", params={"q": "guitar"} | empty).json() == plain
+    image = raw_photo(demo_dir, photos_table["image_id"][0])
+    plain = client.post("/predict/similar_images", files={"image": image}).json()
+    assert client.post("/predict/similar_images", files={"image": image}, data=empty).json() == plain
+
+
+def test_a_form_without_a_photo_is_422(client):
+    assert client.post("/predict/similar_images", data={"k": 3}).json() == {"detail": "image: Field required"}
+    assert client.post("/predict/similar_images", data={"image": "a.jpg"}).json() == {"detail": "image: send it as a file"}
+    for text in ("  ", "\0"):
+        response = client.post("/predict/listing", data={"text": text})
+        assert (response.status_code, response.json()["detail"]) == (422, "give a photo as `image`, words as `text`, or both")
+
+
+def test_a_text_field_over_a_megabyte_is_413_and_a_broken_form_400(client):
+    answer = client.post("/predict/listing", files={"image": png()}, data={"text": "x" * (2**20 + 1)})
+    assert (answer.status_code, answer.json()) == (413, {"detail": "a text field is larger than 1 MB: shorten it"})
+    answer = client.post("/predict/listing", data={"text": "x" * (2**20 + 1)})
+    assert (answer.status_code, answer.json()) == (413, {"detail": "a text field is larger than 1 MB: shorten it"})
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    answer = client.post("/predict/listing", content=b"--c\r\nno form", headers=headers)
+    assert answer.status_code == 400 and isinstance(answer.json()["detail"], str)
+
+
+def test_more_photos_than_may_wait_are_told_to_come_back(demo_dir, monkeypatch):
+    inside, release = threading.Event(), threading.Event()
+    clean = Recommender.clean
+
+    def slow_clean(self, data):
+        inside.set()
+        assert release.wait(timeout=30)
+        return clean(self, data)
+
+    with TestClient(api.create_app(Settings(demo_dir, max_pending=1))) as client:
+        monkeypatch.setattr(Recommender, "clean", slow_clean)  # now that it is warm
+        statuses = []
+        post = lambda: client.post("/predict/feature_embedding", files={"image": png()})  # noqa: E731
+        first = threading.Thread(target=lambda: statuses.append(post().status_code))
+        first.start()
+        assert inside.wait(timeout=30)
+        refused = post()
+        release.set()
+        first.join()
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert refused.json() == {"detail": "too many photos are being looked at: try again in a second"}
+    assert statuses == [200]
