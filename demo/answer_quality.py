@@ -31,10 +31,8 @@ def read_photos(data_dir: Path) -> pd.DataFrame:
 
 def answer_is_right(client: httpx2.Client, photo_path: Path, photo: pd.Series, own_cluster: set[str], text: str) -> bool:
     """Whether the best listing outside the photo's own cluster (its listing and its duplicates) is of the photo's category."""
-    files = {"image": photo_path.read_bytes()}
-    response = client.post(
-        "/predict/similar_images", files=files, data={"k": str(min(len(own_cluster) + 1, MAX_K)), "text": text}
-    )
+    form = {"k": str(min(len(own_cluster) + 1, MAX_K)), "text": text}
+    response = client.post("/predict/similar_images", files={"image": photo_path.read_bytes()}, data=form)
     response.raise_for_status()
     best = next((result for result in response.json()["results"] if result["product_id"] not in own_cluster), None)
     if best is None:
@@ -88,16 +86,10 @@ def main() -> int:
     shares = {}
     with httpx2.Client(base_url=args.url, timeout=60) as client:
         for name, with_title in (("photo alone", False), ("photo and title", True)):
-            right = [
-                answer_is_right(
-                    client,
-                    raw_path[photo["image_id"]],
-                    photo,
-                    listings_of[photo["cluster"]],
-                    photo["title"] if with_title else "",
-                )
-                for _, photo in tests.iterrows()
-            ]
+            right = []
+            for _, photo in tests.iterrows():
+                own_cluster, text = listings_of[photo["cluster"]], photo["title"] if with_title else ""
+                right.append(answer_is_right(client, raw_path[photo["image_id"]], photo, own_cluster, text))
             shares[name] = float(np.mean(right))
     shares["nearest by colour histogram"] = histogram_accuracy(table, args.data / "images")
     print(f"Of {len(tests)} test photos, those whose best answer is of their own category, their own listing left out:")
