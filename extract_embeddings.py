@@ -9,6 +9,7 @@ Run     python extract_embeddings.py
 
 import argparse
 import hashlib
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -124,7 +125,7 @@ def embed_texts(stage: stages.Stage, data_dir: Path) -> dict:
     products = listings.read_products(data_dir / "tabular")
     texts = listings.texts(products)
     keys = np.array([hashlib.sha256(text.encode()).hexdigest() for text in texts], KEY)
-    made_by = stages.digests(data_dir / "model", *text_model.FILES)
+    made_by = stages.digests(data_dir / "model", *text_model.FILES) | {"schema": stages.STAGES["embeddings"].schema}
     dtype = np.dtype([("key", KEY), ("vector", np.float32, models.encode([""]).shape[1:])])
     shards = Shards(stage.folder, "texts", made_by, dtype)
 
@@ -165,8 +166,12 @@ def write_dictionary(path: Path, image_ids: list[str], chunks: Iterator[np.ndarr
         file.write(b"\n}\n")
 
 
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
 class Shards:
-    """Rows kept from run to run in files of at most SHARD rows, each whole or not there; found by what they were made of.
+    """Rows kept from run to run in files of at most SHARD rows, named by their content; found by what they were made of.
 
     dtype: of a row, with a field "key", the digest of what it is made of. Files made by anything else are removed.
     """
@@ -193,7 +198,7 @@ class Shards:
 
     def _make(self, keys: np.ndarray, missing: np.ndarray, compute: Callable) -> Iterator[None]:
         """Compute and write the rows at positions `missing`, yielding once for each."""
-        first_number = int(self.paths[-1].stem.rpartition("-")[2]) + 1 if self.paths else 0
+        first_number = int(self.paths[-1].stem.split("-")[2]) + 1 if self.paths else 0
         for number, start in enumerate(range(0, len(missing), SHARD), start=first_number):
             positions = missing[start : start + SHARD]
             rows, made = np.empty(len(positions), self.dtype), 0
@@ -204,17 +209,21 @@ class Shards:
                     rows[field][made : made + size] = values
                 made += size
                 yield from [None] * size
-            atomic.write_array(self.folder / f"{self.prefix}{number:06d}.npy", rows)
+            buffer = io.BytesIO()
+            np.save(buffer, rows, allow_pickle=False)
+            atomic.write_bytes(self.folder / f"{self.prefix}{number:06d}-{_digest(buffer.getvalue())}.npy", buffer.getvalue())
 
     def _open(self, keys: np.ndarray) -> None:
-        """Find out which key is where. A file most of whose rows nobody wants is removed: its others are made again."""
+        """Find out which key is where. A file that is damaged, or most of whose rows nobody wants, is removed: its rows, or the
+        others of them, are made again."""
         kept = {}
         for path in sorted(self.folder.glob(f"{self.prefix}*.npy")):
-            stored = np.array(reading.read_array(path)["key"])
-            if np.isin(stored, keys).mean() < 0.5:
-                path.unlink()
-            else:
+            is_whole = path.stem.endswith(f"-{_digest(path.read_bytes())}")
+            stored = np.array(reading.read_array(path)["key"]) if is_whole else np.empty(0, self.dtype["key"])
+            if is_whole and np.isin(stored, keys).mean() >= 0.5:
                 kept[path] = stored
+            else:
+                path.unlink()
         self.paths = list(kept)
         self.starts = np.cumsum([0, *map(len, kept.values())])  # the first row of each file, counted through all of them
         self.keys = np.concatenate([np.empty(0, self.dtype["key"]), *kept.values()])

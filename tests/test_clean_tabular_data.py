@@ -8,7 +8,7 @@ import pytest
 
 import clean_tabular_data
 from marketplace.cleaning import listings, records
-from marketplace.files import reading
+from marketplace.files import reading, stages
 from tests.cleaning.raw_exports import (
     HEADER,
     PHOTO_HEADER,
@@ -148,7 +148,7 @@ def test_personal_data_is_marked_in_every_file_the_stage_writes(stage):
         listing(3, id=secrets),
     ]
     stage(rows, [photo(1, secrets)])
-    names = [*clean_tabular_data.OUTPUTS, "manifest.json"]
+    names = [*stages.STAGES["tabular"].writes, "manifest.json"]
     written = "".join((stage.folder / name).read_text(errors="replace") for name in names)
     assert written.count("[phone]") >= 7
     assert not re.search("900999|joe@|BS4|Zebedee", written)
@@ -252,10 +252,10 @@ def test_the_report_counts_reasons_prices_and_categories_and_a_summary_goes_to_s
 def test_a_rerun_with_the_same_inputs_is_unchanged_and_with_others_is_not(stage):
     rows, photos = [listing(1), listing(2, price="")], [photo(1, 1)]
     first = json.loads(stage(rows, photos)[1])
-    files = {name: (stage.folder / name).stat().st_mtime_ns for name in clean_tabular_data.OUTPUTS}
+    files = {name: (stage.folder / name).stat().st_mtime_ns for name in stages.STAGES["tabular"].writes}
     again = json.loads(stage(rows, photos)[1])
     assert again == {name: value for name, value in first.items() if name != "seconds"} | {"unchanged": True}
-    assert {name: (stage.folder / name).stat().st_mtime_ns for name in clean_tabular_data.OUTPUTS} == files
+    assert {name: (stage.folder / name).stat().st_mtime_ns for name in stages.STAGES["tabular"].writes} == files
     assert "unchanged" not in json.loads(stage(rows, photos, "--category-depth", "2")[1])
     (stage.folder / "images.csv").unlink()
     assert "unchanged" not in json.loads(stage(rows, photos, "--category-depth", "2")[1])
@@ -267,7 +267,7 @@ def test_two_runs_write_the_same_bytes(stage):
     written = []
     for _ in range(2):
         stage(rows, photos)
-        written.append({name: (stage.folder / name).read_bytes() for name in clean_tabular_data.OUTPUTS})
+        written.append({name: (stage.folder / name).read_bytes() for name in stages.STAGES["tabular"].writes})
         (stage.folder / "manifest.json").unlink()
     assert written[0] == written[1]
 

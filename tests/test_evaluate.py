@@ -15,6 +15,7 @@ from marketplace.files import atomic, reading, stages
 from marketplace.files.stages import StageError
 from marketplace.models import text_model
 from marketplace.retrieval.ranking import KINDS
+from tests.conftest import stamp
 
 KEYS = {
     *("photo_accuracy", "text_accuracy", "text_macro_f1", "fused_accuracy"),
@@ -278,7 +279,7 @@ def test_the_gallery_shows_queries_and_answers(measured, catalogue):
 
 
 def test_earlier_stages_that_are_missing_are_named(copied, tmp_path, capsys):
-    expected = f"error: {tmp_path / 'none' / 'dataset'} is not finished: run python dataset.py first\n"
+    expected = f"error: {tmp_path / 'none' / 'tabular'} is not finished: run python clean_tabular_data.py first\n"
     assert fails(["--data", str(tmp_path / "none")], capsys) == expected
     shutil.rmtree(copied / "index")
     expected = f"error: {copied / 'index'} is not finished: run python build_index.py first\n"
@@ -288,6 +289,7 @@ def test_earlier_stages_that_are_missing_are_named(copied, tmp_path, capsys):
 def test_an_index_of_other_vectors_is_stale(copied, capsys):
     path = copied / "embeddings" / "vectors.npy"
     atomic.write_array(path, np.load(path)[:, ::-1])
+    stamp(copied, "embeddings")
     expected = f"error: {copied / 'index'} was made from another embeddings/vectors.npy: run python build_index.py again\n"
     assert fails(["--data", str(copied)], capsys) == expected
 
@@ -295,6 +297,7 @@ def test_an_index_of_other_vectors_is_stale(copied, capsys):
 def test_features_of_other_photos_are_refused(copied, capsys):
     path = copied / "features" / "image_ids.json"
     atomic.write_json(path, reading.read_json(path)[::-1])
+    stamp(copied, "features")
     plain = copied / "features" / "plain.npy"
     expected = f"error: {plain} holds other photos than the dataset: run python train.py again\n"
     assert fails(["--data", str(copied)], capsys) == expected

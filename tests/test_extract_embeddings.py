@@ -71,16 +71,16 @@ def test_a_killed_run_loses_no_whole_shard_and_ends_with_the_bytes_of_an_undistu
     distinct = embed(copied, capsys)["photos_embedded"]
     undisturbed = outputs(copied)
     shutil.rmtree(copied / "embeddings")
-    write, written = atomic.write_array, []
+    write, written = atomic.write_bytes, []
 
-    def killed(path, array):
+    def killed(path, data):
         if written:
             raise KeyboardInterrupt
         written.append(path)
-        write(path, array)
+        write(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(atomic, "write_array", killed)
+        patch.setattr(atomic, "write_bytes", killed)
         with pytest.raises(KeyboardInterrupt):
             extract_embeddings.main(["--data", str(copied), "--device", "cpu"])
     assert not (copied / "embeddings" / "manifest.json").exists()
@@ -117,12 +117,23 @@ def test_only_new_and_changed_photos_are_embedded_and_removed_ones_drop_out(copi
 
 
 def test_a_shard_that_hardly_anyone_wants_goes_and_its_rows_are_made_again(copied, capsys):
-    shard = next((copied / "embeddings").glob("photos-*.npy"))
     vectors = np.load(copied / "embeddings" / "vectors.npy")
     change_photos(copied, [0, 1, 2])
     summary = embed(copied, capsys)
+    (shard,) = (copied / "embeddings").glob("photos-*.npy")
     assert len(np.load(shard)) == summary["photos_embedded"] <= 3
     np.testing.assert_allclose(np.load(copied / "embeddings" / "vectors.npy"), vectors[:3], atol=1e-6)
+
+
+def test_a_kept_row_that_was_damaged_in_place_is_made_again(copied, capsys):
+    vectors = np.load(copied / "embeddings" / "vectors.npy")
+    (shard,) = (copied / "embeddings").glob("photos-*.npy")
+    with open(shard, "r+b") as file:
+        file.seek(-200, 2)
+        file.write(b"damaged.")
+    change_photos(copied, range(1, len(vectors)))
+    assert embed(copied, capsys)["photos_reused"] < len(vectors) / 2
+    np.testing.assert_allclose(np.load(copied / "embeddings" / "vectors.npy"), vectors[1:], atol=1e-6)
 
 
 def test_another_model_or_precision_embeds_every_photo_again(copied, capsys):

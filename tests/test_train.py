@@ -13,7 +13,7 @@ from demo import sample
 from marketplace.cleaning import photos
 from marketplace.files import atomic, reading
 from marketplace.models import photo_model, training
-from tests.conftest import run_stages
+from tests.conftest import run_stages, stamp
 
 FAST = ["--backbone", "resnet18", "--weights", "none", "--image-size", "32", "--epochs", "2", "--workers", "0", "--device", "cpu"]
 
@@ -113,6 +113,7 @@ def test_garbage_in_test_listings_changes_no_fitted_file(prepared, tmp_path):
             assert rows.any()
             products.loc[rows, ["name", "description", "price"]] = ["garbage", "zzz " * 50, "9999"]
             atomic.write_csv(data_dir / "tabular" / "products.csv", products)
+            stamp(data_dir, "tabular")
             assert dataset.main(["--data", str(data_dir)]) == 0  # the splits stay
             table = dataset.ListingPhotos(data_dir, "test").table
             for image_id in table["image_id"]:

@@ -138,8 +138,9 @@ def local_file(uri: str | Path, cache_dir: Path) -> Path:
         head = _client().head_object(Bucket=bucket, Key=key)
         if copy.is_file() and etag_path.is_file() and etag_path.read_text() == head["ETag"]:
             return copy
-        etag_path.unlink(missing_ok=True)
-        atomic.remove_leftovers(copy.parent)  # of a killed download
+        for path in copy.parent.iterdir():  # the old copy, and what a killed download left
+            if path.name != locks.LOCK:
+                path.unlink()
         with atomic.atomic_path(copy) as temporary:
             _client().download_file(bucket, key, str(temporary))
             if temporary.stat().st_size != head["ContentLength"]:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from marketplace.files import locks
 from marketplace.files.stages import StageError
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
-    """Name -> content of every file, hidden ones too."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Name -> content of every file, hidden ones too; locks, which are empty, left out."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != locks.LOCK]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def sentence_of(function, *arguments) -> str:

@@ -181,7 +181,7 @@ def test_begin_takes_the_manifest_and_the_leftovers_of_a_kill_away_and_nothing_e
     (folder / "notes.tmp").write_bytes(b"a user's")
     with stages.open_stage(tmp_path, "first", ARGUMENTS, RAW) as stage:
         stage.begin()
-    kept = {"a.bin": b"a.bin256", "b.bin": b"b.bin256", ".progress.jsonl": b"{}\n", "notes.tmp": b"a user's", ".lock": b""}
+    kept = {"a.bin": b"a.bin256", "b.bin": b"b.bin256", ".progress.jsonl": b"{}\n", "notes.tmp": b"a user's"}
     assert files_below(folder) == kept
     assert not (folder / ".0a1b.tmp").exists()
 
@@ -196,7 +196,7 @@ def test_a_stage_killed_at_any_moment_is_unfinished_or_whole_and_ends_the_same_w
         assert stages.read_manifest(tmp_path / "first")["arguments"] == {"size": 256, "sides": [1, 2]}
         files = files_below(tmp_path / "first")
         del files["manifest.json"]
-        assert files == {"a.bin": b"a.bin256", "b.bin": b"b.bin256", ".lock": b""}
+        assert files == {"a.bin": b"a.bin256", "b.bin": b"b.bin256"}
         if not killed:
             break
     assert number > 5
