@@ -18,8 +18,10 @@ def draw_curves(epochs: list[dict[str, float]]) -> bytes:
     return _png(figure)
 
 
-def draw_confusion(confusion: np.ndarray, classes: list[str], title: str) -> bytes:
-    """confusion: (C, C) number of listings, true category by predicted one; the colour is the share of the true category."""
+def draw_confusion(labels: np.ndarray, probabilities: np.ndarray, classes: list[str]) -> bytes:
+    """How many test listings (of labels (L,), probabilities (L, C)) of each category are called each; colour: the share of it."""
+    confusion = np.zeros((len(classes), len(classes)), int)
+    np.add.at(confusion, (labels, probabilities.argmax(axis=1)), 1)
     size_inches = 3.5 + 0.38 * len(classes)
     figure, axes = _figure(1, 1, (size_inches + 1.5, size_inches))
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
@@ -29,7 +31,7 @@ def draw_confusion(confusion: np.ndarray, classes: list[str], title: str) -> byt
         axes.text(column, row, confusion[row, column], ha="center", va="center", fontsize=7, color=colour)
     axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right", fontsize=8)
     axes.set_yticks(range(len(classes)), classes, fontsize=8)
-    axes.set(xlabel="predicted", ylabel="true", title=title)
+    axes.set(xlabel="predicted", ylabel="true", title="Test listings, photo model")
     return _png(figure)
 
 

@@ -81,6 +81,22 @@ class Photos:
     mirrored: np.ndarray | None = None
 
 
+def forward(run: Callable[[torch.Tensor], torch.Tensor], loader: DataLoader, desc: str) -> torch.Tensor:
+    """What `run` makes of a loader's photos, in order: (N, ...); desc: what progress says."""
+    with torch.inference_mode():
+        return torch.cat([run(pixels) for pixels, _, _ in progress(loader, desc, "batch")])
+
+
+def loader_of(split: Dataset, config: TrainingConfig) -> DataLoader:
+    return DataLoader(split, config.batch_size, num_workers=config.workers)
+
+
+def backbone_features(photo_network: backbone.PhotoNetwork, views: list, config: TrainingConfig) -> list[np.ndarray]:
+    """(N, D) pooled features of each of `views` (datasets of photos) by the network's backbone as it is."""
+    run = backbone.frozen_backbone(photo_network, config.image_size, config.device)
+    return [forward(run, loader_of(view, config), "features of the backbone").numpy() for view in views]
+
+
 def accuracy_by_listing(probabilities: np.ndarray, labels: np.ndarray, listings: np.ndarray) -> float:
     """The share of listings whose photos' mean probabilities (N, C) are largest for the listing's label."""
     _, first, listing_of = np.unique(listings, return_index=True, return_inverse=True)
@@ -219,10 +235,20 @@ def train_projection(train: Photos, size: int, category_weight: float, n_classes
     return projection
 
 
+def frozen_embedders(features: np.ndarray, size: int) -> dict[str, nn.Module]:
+    """What embeds the frozen backbone's features without training, to be compared with; features: the training photos'."""
+    return {"frozen backbone": nn.Identity(), "frozen backbone, whitened": whitening(features, size, power=False)}
+
+
+def embed(embedder: nn.Module, features: np.ndarray) -> np.ndarray:
+    """(N, D) float32 features -> (N, E) unit rows."""
+    with torch.inference_mode():
+        return nn.functional.normalize(embedder.cpu()(torch.from_numpy(features)), dim=1).numpy()
+
+
 def retrieval_figures(embedder: nn.Module, photos: Photos, queries: np.ndarray) -> dict[str, float | None]:
     """metrics.retrieval of the rows `queries` among `photos` by an embedder, the mean over listings; None where undefined."""
-    with torch.inference_mode():
-        vectors = nn.functional.normalize(embedder.cpu()(torch.from_numpy(photos.features)), dim=1).numpy()
+    vectors = embed(embedder, photos.features)
     found = metrics.retrieval(vectors, queries, photos.labels, photos.listings, photos.clusters, photos.pixels)
     means = {name: float(metrics.by_listing(values, photos.listings[queries]).mean()) for name, values in found.items()}
     return {name: None if math.isnan(mean) else mean for name, mean in means.items()}
