@@ -26,7 +26,7 @@ from marketplace.files import atomic, cli, generations, reading, stages
 from marketplace.files.progress import begin, progress
 from marketplace.files.stages import StageError
 from marketplace.models import charts, training
-from marketplace.models.price_model import PriceModel
+from marketplace.models.price_model import Evidence, PriceModel
 from marketplace.models.text_model import TableModels
 from marketplace.retrieval import ranking
 from marketplace.retrieval.recommender import Recommender
@@ -233,7 +233,7 @@ def guess_prices(catalogue: Catalogue, price_model: PriceModel) -> pd.DataFrame:
     listings = catalogue.listings.iloc[catalogue.measured]
     vectors = catalogue.mean_of_photos(catalogue.vectors[catalogue.queries])
     paths, counties = listings["category"].tolist(), listings["county"].tolist()
-    low, median, high = 10 ** price_model.quantiles(texts(listings), paths, counties, vectors).T
+    low, median, high = 10 ** price_model.quantiles(Evidence(texts(listings), paths, counties, vectors)).T
     prices = {"price": listings["price"].to_numpy(), "price_low": low, "price_median": median, "price_high": high}
     return pd.DataFrame(prices).assign(training_median_price=train["price"].median())
 

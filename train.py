@@ -460,10 +460,9 @@ def fit_table_models(data: Photos, vectors: np.ndarray, by_photo: pd.DataFrame, 
     vectors_of = pd.DataFrame(vectors).groupby(data.every.table["product_id"].to_numpy()).mean()
     train, validation = (table[table["split"] == name] for name in data.rows)
 
-    def evidence(part: pd.DataFrame) -> dict[str, list | np.ndarray]:
+    def evidence(part: pd.DataFrame) -> price_model.Evidence:
         found = vectors_of.reindex(part["product_id"]).to_numpy(np.float32)  # NaN: no photo
-        columns = {"texts": part["text"], "paths": part["category"], "counties": part["county"]}
-        return {name: column.tolist() for name, column in columns.items()} | {"vectors": found}
+        return price_model.Evidence(part["text"].tolist(), part["category"].tolist(), part["county"].tolist(), found)
 
     classes, seed = data.every.classes, data.config.seed
     models = text_model.fit(
@@ -476,16 +475,17 @@ def fit_table_models(data: Photos, vectors: np.ndarray, by_photo: pd.DataFrame, 
     models.fit_fusion(photo, text, labels)
     models.save(model_dir)
     usable, clusters = train["price_plausible"].to_numpy(), train["cluster"].to_numpy()
-    prices = price_model.fit(models, **evidence(train), prices=train["price"], plausible=usable, clusters=clusters, seed=seed)
-    prices.calibrate(**evidence(validation), prices=validation["price"], plausible=validation["price_plausible"])
+    prices = price_model.fit(models, evidence(train), train["price"].to_numpy(), usable, clusters, seed)
+    held_out_prices = validation["price"].to_numpy()
+    prices.calibrate(evidence(validation), held_out_prices, validation["price_plausible"].to_numpy())
     prices.save(model_dir)
     has_photo = ~np.isnan(photo).any(axis=1)
-    quantiles, median = prices.quantiles(**evidence(validation)), train.loc[usable, "price"].median()
+    quantiles, median = prices.quantiles(evidence(validation)), train.loc[usable, "price"].median()
     return {
         "photo": metrics.category_report(labels[has_photo], photo[has_photo], classes),
         "text": metrics.category_report(labels, text, classes),
         "fused": metrics.category_report(labels, models.fuse(photo, text), classes),
-        "price": metrics.price_report(validation["price"].to_numpy(), quantiles, median),
+        "price": metrics.price_report(held_out_prices, quantiles, median),
     }
 
 
