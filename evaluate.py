@@ -25,7 +25,7 @@ from marketplace.cleaning.listings import category_levels, texts
 from marketplace.files import atomic, cli, generations, reading, stages
 from marketplace.files.progress import begin, progress
 from marketplace.files.stages import StageError
-from marketplace.models import charts, training
+from marketplace.models import charts, embedding, report
 from marketplace.models.price_model import Evidence, PriceModel
 from marketplace.models.text_model import TableModels
 from marketplace.retrieval import ranking
@@ -34,26 +34,6 @@ from marketplace.retrieval.recommender import Recommender
 WHITENED_DIMENSION = 256  # at most
 FITTED_PHOTOS = 10_000  # at most, drawn by seed: to whiten, and for the linear heads of the two ways to split
 HEAD_C = 1e-3  # of the linear head: strong, as features are many and photos few
-CATEGORY_TITLES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "calibration_error": "expected calibration error"}
-RETRIEVAL = {
-    "category_p_at_1": "category P@1",
-    "category_p_at_10": "category P@10",
-    "map_at_r": "MAP@R",
-    "same_listing_hit_at_1": "same listing hit@1",
-    "same_listing_hit_at_10": "same listing hit@10",
-}
-PRICE_TITLES = {
-    "price_log_r2": "R2 of the logarithm",
-    "price_median_error_pounds": "median absolute error, pounds",
-    "price_median_error_of_median_pounds": "the same for the training listings' median price",
-    "price_error_over_median_baseline": "ratio of the two",
-    "price_interval_coverage": "share of prices inside the 80% range",
-}
-SPLIT_TITLES = {
-    "accuracy_by_photo_our_split": "by cluster, as everywhere in this report",
-    "accuracy_by_photo_leaky_split": "by photo: siblings of test photos are trained on",
-}
-SPACES = {"": "ours", "_frozen_trunk": "frozen backbone", "_whitened_trunk": "whitened backbone"}  # suffix -> name
 EVIDENCE = {  # asked with -> whether the photo and the words are given, and the kinds of evidence that count
     "photo": (True, False, ranking.KINDS),
     "text": (False, True, ranking.KINDS),
@@ -99,29 +79,14 @@ def run(args: argparse.Namespace) -> dict:
         figures = category_figures(guesses, catalogue.truth, args.seed) | price_figures(prices, args.seed)
         figures |= {name: metrics.mean(values, args.seed) for name, values in retrieved.items()}
         figures |= rank_figures(ranked, args.seed) | split_figures
-        table = catalogue.listings.iloc[catalogue.measured][["product_id", "cluster", "label"]].reset_index(drop=True)
-        table = table.assign(
-            photo_right=is_right(guesses["photo"], catalogue.truth),
-            photo_right_same_head=head_right,
-            **{f"{name}_guess": guesses[name].argmax(axis=1) for name in ("text", "fused")},
-            **prices,
-            **retrieved,
-            **{f"ndcg_at_10_{name}": values for name, values in ranked.items()},
-        )
-        counts = count(catalogue, table)
-        images_dir = args.data / "images"
-        pictures_drawn = {
-            "gallery.png": draw_gallery(catalogue, answers, images_dir, args.seed),
-            "confusion.png": charts.draw_confusion(*guessed(guesses["photo"], catalogue.truth), catalogue.classes),
-            "hardest.png": draw_hardest(catalogue, images_dir),
-        }
-        for name, png in pictures_drawn.items():
-            atomic.write_bytes(stage.folder / name, png)
+        table = tabulate(catalogue, guesses, head_right, prices, retrieved, ranked)
         atomic.write_csv(stage.folder / "listings.csv", table)
-        class_scores = {
-            name: metrics.class_scores(*guessed(each, catalogue.truth), catalogue.classes) for name, each in guesses.items()
-        }
-        atomic.write_bytes(stage.folder / "report.md", write_report(figures, counts, class_scores).encode())
+        images_dir, by_photo = args.data / "images", guessed(guesses["photo"], catalogue.truth)
+        atomic.write_bytes(stage.folder / "gallery.png", draw_gallery(catalogue, answers, images_dir, args.seed))
+        atomic.write_bytes(stage.folder / "confusion.png", charts.draw_confusion(*by_photo, catalogue.classes))
+        atomic.write_bytes(stage.folder / "hardest.png", draw_hardest(catalogue, images_dir))
+        counts = count(catalogue, table)
+        atomic.write_bytes(stage.folder / "report.md", write_report(figures, counts, guesses, catalogue).encode())
         atomic.write_json(stage.folder / "report.json", figures | {"counts": counts})
         return stage.finish(counts | {name: figures[name] and figures[name]["value"] for name in MAIN})
 
@@ -250,14 +215,16 @@ def training_photos(catalogue: Catalogue, seed: int) -> np.ndarray:
 
 
 def retrieve(catalogue: Catalogue, seed: int) -> dict[str, np.ndarray]:
-    """Each of RETRIEVAL for each of SPACES by measured listing (L,), NaN for listings without such evidence."""
+    """metrics.retrieval() in each of report.SPACES by measured listing (L,), NaN for listings without such evidence."""
     codes = [pd.factorize(catalogue.photos[column])[0] for column in ("label", "product_id", "cluster", "pixels")]
     features = np.array(catalogue.features, np.float32)
     dimension = min(WHITENED_DIMENSION, catalogue.vectors.shape[1])
-    embedders = training.frozen_embedders(features[training_photos(catalogue, seed)], dimension)
+    embedders = embedding.frozen_embedders(features[training_photos(catalogue, seed)], dimension)
     found = {}
-    for suffix, embedder in progress(zip(SPACES, (None, *embedders.values()), strict=True), "find the nearest photos", "space"):
-        vectors = np.asarray(catalogue.vectors) if embedder is None else training.embed(embedder, features)
+    for suffix, embedder in progress(
+        zip(report.SPACES, (None, *embedders.values()), strict=True), "find the nearest photos", "space"
+    ):
+        vectors = np.asarray(catalogue.vectors) if embedder is None else embedding.embed(embedder, features)
         for name, values in metrics.retrieval(vectors, catalogue.queries, *codes).items():
             found[name + suffix] = catalogue.mean_of_photos(values)
     return found
@@ -369,6 +336,35 @@ def count(catalogue: Catalogue, table: pd.DataFrame) -> dict[str, int]:
     }
 
 
+def tabulate(
+    catalogue: Catalogue,
+    guesses: dict[str, np.ndarray],
+    head_right: np.ndarray,
+    prices: pd.DataFrame,
+    retrieved: dict[str, np.ndarray],
+    ranked: dict[str, np.ndarray],
+) -> pd.DataFrame:
+    """listings.csv: what was found for each measured listing."""
+    listings = catalogue.listings.iloc[catalogue.measured].reset_index(drop=True)
+    return listings[["product_id", "cluster", "label"]].assign(
+        photo_right=is_right(guesses["photo"], catalogue.truth),
+        photo_right_same_head=head_right,
+        **{f"{name}_guess": guesses[name].argmax(axis=1) for name in ("text", "fused")},
+        **prices,
+        **retrieved,
+        **{f"ndcg_at_10_{name}": values for name, values in ranked.items()},
+    )
+
+
+def write_report(figures: dict, counts: dict[str, int], guesses: dict[str, np.ndarray], catalogue: Catalogue) -> str:
+    """report.md."""
+    class_scores = {
+        name: metrics.class_scores(*guessed(each, catalogue.truth), catalogue.classes) for name, each in guesses.items()
+    }
+    settings = {"fitted_photos": FITTED_PHOTOS, "whitened_dimension": WHITENED_DIMENSION, "head_c": HEAD_C}
+    return report.write(figures, counts, class_scores, list(EVIDENCE), settings)
+
+
 def draw_gallery(catalogue: Catalogue, answers: list[Answered], images_dir: Path, seed: int) -> bytes:
     """Queries and their best answers, a row each: as far as there are, half of them begin with a right answer."""
     right = [answer for answer in answers if answer.grades[:1].any()]
@@ -404,115 +400,6 @@ def draw_hardest(catalogue: Catalogue, images_dir: Path) -> bytes:
         jpeg = photos.load(images_dir, table["image_id"].iloc[row], bytes)
         tiles.append((jpeg, f"{short[labels[row]]}, not {short[guess[row]]}", FRAMES[0]))
     return pictures.contact_sheet(tiles, HARDEST_COLUMNS, HARDEST_TILE_PX)
-
-
-def markdown_table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
-
-
-def cell(value: dict[str, float] | None) -> str:
-    return "-" if value is None else f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
-
-
-def write_report(figures: dict[str, dict | None], counts: dict[str, int], class_scores: dict[str, dict]) -> str:
-    """report.md; class_scores: of each model."""
-
-    def table(head: list[str], rows: list[tuple[str, list[str]]]) -> str:
-        return markdown_table(["", *head], [[title, *(cell(figures[name]) for name in names)] for title, names in rows])
-
-    ranked = [(name.replace("_", " "), [f"ndcg_at_10_{name}"]) for name in EVIDENCE]
-    ranked.append(("p of both being no better than the better of photo and text", ["ndcg_both_over_best_single_p"]))
-    formats = {"precision": ".2f", "recall": ".2f", "f1": ".2f", "listings": ".0f"}
-    per_class = [
-        [category, *(format(scores[category][key], form) for scores in class_scores.values() for key, form in formats.items())]
-        for category in class_scores["text"]
-    ]
-    columns = [f"{name} {key}".replace("f1", "F1") for name in class_scores for key in formats]
-    return REPORT.format(
-        categories=table(
-            [*class_scores], [(title, [f"{name}_{key}" for name in class_scores]) for key, title in CATEGORY_TITLES.items()]
-        ),
-        prices=table(["model"], [(title, [name]) for name, title in PRICE_TITLES.items()]),
-        retrieved=table([*SPACES.values()], [(title, [name + suffix for suffix in SPACES]) for name, title in RETRIEVAL.items()]),
-        ranked=table(["nDCG@10"], ranked),
-        splits=table(["accuracy by photo"], [(title, [name]) for name, title in SPLIT_TITLES.items()]),
-        per_class=markdown_table(["", *columns], per_class),
-        counts=counts,
-        resamples=metrics.RESAMPLES,
-        permutations=metrics.PERMUTATIONS,
-        bins=metrics.CALIBRATION_BINS,
-        price_bounds=metrics.PRICE_BOUNDS,
-        fitted_photos=FITTED_PHOTOS,
-        whitened_dimension=WHITENED_DIMENSION,
-        head_c=HEAD_C,
-    )
-
-
-REPORT = """# Quality on the test split
-
-{counts[measured]:,} of the {counts[test_listings]:,} test listings, {counts[measured_photos]:,} photos of
-{counts[measured_with_photo]:,} of them; the catalogue has {counts[listings]:,} listings and {counts[photos]:,} photos.
-Every figure is by listing: a listing's value is the mean over its photos. In brackets: the 95% interval of the bootstrap over
-listings (percentile, {resamples:,} resamples). "-": the data has no such evidence.
-
-## Category models
-
-{categories}
-
-Of a listing's photos the mean probabilities count, alone for the photo model, with its words for the fused one. Macro-F1 is over
-the classes among the test listings and the answers. Calibration error: {bins} equal bins of confidence.
-
-## Price
-
-{prices}
-
-On {counts[measured_priced]:,} listings from £{price_bounds[0]:,.0f} to £{price_bounds[1]:,.0f}.
-
-## Photos to photos
-
-{retrieved}
-
-Nearest by cosine. Category: against the catalogue without the query's cluster (its listing, its duplicates, what was grouped
-with it); MAP@R as in "A metric learning reality check" (2020). Same listing: against all other photos, those equal to the query
-pixel by pixel left out, for the {counts[measured_with_sibling]:,} listings with another photo; ties count against the answer.
-Frozen backbone: its pooled features before training. Whitened backbone: the same, PCA-whitened on at most {fitted_photos:,}
-training photos to the embedding's dimension (at most {whitened_dimension} and the rank).
-
-## Ranked listings
-
-{ranked}
-
-The published ranker, as the API calls it, on the {counts[compared]:,} listings with photo and words: a listing's title and
-description, its photos one by one, its own category hidden, against the catalogue without its cluster. Grades: same category
-path 2, same main category 1; gains 2^grade - 1. p: paired permutation test, one-sided, {permutations:,} sign flips (all where
-they are fewer); its bracket is the precision of those draws.
-
-## Why figures elsewhere are higher
-
-{splits}
-
-One and the same head on both: logistic regression (C = {head_c:g}) on the frozen backbone's standardised features, trained on at
-most {fitted_photos:,} photos.
-
-## Every category
-
-{per_class}
-
-## Mistakes
-
-![confusion](confusion.png)
-
-![hardest photos](hardest.png)
-
-The photos that the model is surest about, and wrong, one by one.
-
-## Gallery
-
-![queries and answers](gallery.png)
-
-In each row a query (blue) with its photo and words, and the best answers: same category path (green), same main category
-(orange), another (red). Half of the queries shown begin with a wrong answer, where there are as many: these are no shares.
-"""
 
 
 def main(argv=None) -> int:

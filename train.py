@@ -20,7 +20,6 @@ import functools
 import hashlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ from marketplace.files import atomic, cli, reading, stages
 from marketplace.files.progress import begin
 from marketplace.files.stages import StageError
 from marketplace.models import backbone as network
-from marketplace.models import charts, int8, photo_model, price_model, text_model, training
+from marketplace.models import charts, embedding, int8, photo_model, price_model, text_model, training
 
 EPOCHS = {"head": 30, "last": 6, "all": 6}
 LEARNING_RATE, BATCH_SIZE = 1e-3, 32
@@ -54,51 +53,40 @@ CHECKPOINT = "checkpoint.pt"  # of the last whole epoch, while --finetune all or
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="data", type=Path, help="folder of all stages (default: %(default)s)")
-    parser.add_argument(
-        "--backbone", default="resnet50", help=f"torchvision classifier, or {network.LITE0} (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--weights", default="imagenet", help="imagenet, none, or a .pth or .safetensors file (default: %(default)s)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--data", default="data", type=Path, help="folder of all stages (default: %(default)s)")
+    add("--backbone", default="resnet50", help=f"torchvision classifier, or {network.LITE0} (default: %(default)s)")
+    add("--weights", default="imagenet", help="imagenet, none, or a .pth or .safetensors file (default: %(default)s)")
+    add(
         "--finetune",
         choices=["head", "last", "all"],
         help="what is trained: a head on the frozen backbone, its last quarter too, or all (default: all with a GPU or without "
         "weights, else head)",
     )
-    parser.add_argument(
-        "--embedding-size", default=256, type=cli.positive, help="numbers in a photo's vector (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--image-size", default=224, type=cli.positive, help="pixels a side of the model's input (default: %(default)s)"
-    )
-    parser.add_argument(
+    add("--embedding-size", default=256, type=cli.positive, help="numbers in a photo's vector (default: %(default)s)")
+    add("--image-size", default=224, type=cli.positive, help="pixels a side of the model's input (default: %(default)s)")
+    add(
         "--epochs",
         type=cli.positive,
         help=f"passes over the photos (default: head {EPOCHS['head']}, else {EPOCHS['all']}; without weights {SCRATCH_EPOCHS})",
     )
-    parser.add_argument(
-        "--batch-size",
-        type=cli.positive,
-        help=f"photos a step (default: {BATCH_SIZE}; without weights {SCRATCH_BATCH_SIZE})",
-    )
-    parser.add_argument(
+    add("--batch-size", type=cli.positive, help=f"photos a step (default: {BATCH_SIZE}; without weights {SCRATCH_BATCH_SIZE})")
+    add(
         "--learning-rate",
         type=float,
         help=f"of the head; a backbone that starts from weights takes {training.BACKBONE_SHARE:g} of it "
         f"(default: {LEARNING_RATE:g}; without weights {SCRATCH_LEARNING_RATE:g})",
     )
-    parser.add_argument("--resume", action="store_true", help="go on after the last whole epoch of a killed run (last, all)")
-    parser.add_argument("--seed", default=0, type=cli.not_negative, help="of everything random (default: %(default)s)")
-    parser.add_argument(
+    add("--resume", action="store_true", help="go on after the last whole epoch of a killed run (last, all)")
+    add("--seed", default=0, type=cli.not_negative, help="of everything random (default: %(default)s)")
+    add(
         "--workers",
         default=min(os.cpu_count() or 1, 8),
         type=cli.not_negative,
         help="decoding processes (default: one a core, at most 8)",
     )
-    parser.add_argument("--device", type=cli.device, help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument(
+    add("--device", type=cli.device, help="cpu or cuda (default: cuda where there is one)")
+    add(
         "--check-weights", action="store_true", help="only tell whether the backbone's ImageNet weights can be had; exit 1 if not"
     )
     return parser
@@ -174,76 +162,35 @@ def train(
     checkpoint: training.Checkpoint,
 ) -> dict:
     """Train, measure on validation and save the photo model, then the models of the table; on rank 0."""
-    curves = Curves(args.data / "tensorboard")
+    curves = charts.Curves(args.data / "tensorboard")
     started = starting_features(photo_network, data, args)
     if data.config.finetune == "head":
-        embedding = train_on_features(photo_network, data, *started, curves.add)
+        chosen = train_on_features(photo_network, data, *started, curves.add)
     else:
         train_end_to_end(photo_network, data, checkpoint, training.Ranks(), curves.add)
-        embedding = choose_tuned_embedding(photo_network, data, *started)
+        chosen = choose_tuned_embedding(photo_network, data, *started)
     curves.close()
     begin("export the network, and quantise it to 8 bits")
-    description = save_photo_model(photo_network, describe(photo_network, data, args, embedding.name), data, stage.folder)
+    description = save_photo_model(photo_network, describe(photo_network, data, args, chosen.name), data, stage.folder)
     with torch.inference_mode():
-        vectors = photo_network.of_features(torch.from_numpy(embedding.features))[0].numpy()
+        vectors = photo_network.of_features(torch.from_numpy(chosen.features))[0].numpy()
     by_photo = validation_probabilities(data, stage.folder)
     begin("fit the models of words and prices")
     figures = fit_table_models(data, vectors, by_photo, stage.folder)
-    report = {"chosen": embedding.name, "validation": embedding.figures}
+    report = {"chosen": chosen.name, "validation": chosen.figures}
     report = {"validation": figures, "embedding": report, "epochs": curves.epochs}
     atomic.write_json(stage.folder / "metrics.json", report)
     atomic.write_bytes(stage.folder / "curves.png", charts.draw_curves(curves.epochs))
     checkpoint.path.unlink(missing_ok=True)
-    tell(figures, embedding, description, stage.folder)
+    tell(figures, chosen, description, stage.folder)
     accuracies = {f"{name}_accuracy": figures[name].get("accuracy") for name in ("photo", "text", "fused")}
     summary = accuracies | {f"price_{name}": value for name, value in figures["price"].items()}
-    return stage.finish({"validation": summary, "embedding": embedding.name})
-
-
-def training_transform(
-    input_size: int, mean: list[float], std: list[float], scratch: bool = False
-) -> Callable[[bytes], torch.Tensor]:
-    """JPEG bytes -> a randomly cropped, mirrored, tinted and partly erased (3, S, S) tensor; only training sees it.
-
-    From scratch it is cropped less, and neither tinted nor erased: so few steps have the plain photos to learn first.
-    """
-    return v2.Compose(
-        [
-            photo_tensor,
-            v2.RandomResizedCrop(input_size, scale=(0.8 if scratch else 0.4, 1.0), antialias=True),
-            v2.RandomHorizontalFlip(),
-            *([] if scratch else [v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05)]),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(mean, std),
-            *([] if scratch else [v2.RandomErasing(p=0.25)]),
-        ]
-    )
+    return stage.finish({"validation": summary, "embedding": chosen.name})
 
 
 def evaluation_transform(input_size: int, mean: list[float], std: list[float]) -> Callable[[bytes], torch.Tensor]:
     """JPEG bytes -> (3, S, S) tensor, as the batch and the API see it."""
     return v2.Compose([functools.partial(photos.model_input, size=input_size, mean=mean, std=std), torch.from_numpy])
-
-
-class Curves:
-    """What each epoch measured, kept for metrics.json and curves.png, printed, and shown in TensorBoard."""
-
-    def __init__(self, folder: Path):
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.epochs: list[dict[str, float]] = []
-        shutil.rmtree(folder, ignore_errors=True)
-        self._writer = SummaryWriter(folder)
-
-    def add(self, **values: float) -> None:
-        self.epochs.append({"epoch": len(self.epochs) + 1} | {name: round(value, 6) for name, value in values.items()})
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, len(self.epochs))
-        measured = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-        print(f"epoch {len(self.epochs)}  {measured}", file=sys.stderr)
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 def weights_digest(weights: str) -> dict[str, str]:
@@ -282,17 +229,21 @@ class Photos:
         pixels = photos.pixel_digests(data_dir / "images", table["image_id"])
         self._codes = [pd.factorize(column)[0] for column in (table["product_id"], table["cluster"], pixels)]
 
-    def changed_at_random(self) -> training.TrainingPhotos:
+    def changed_at_random(self) -> training.LabelledPhotos:
         """The training photos for training end to end."""
-        transform = training_transform(self.config.image_size, self.mean, self.std, not self.config.pretrained)
-        split = ListingPhotos(self.data_dir, "train", transform)
-        return training.TrainingPhotos(split, pd.factorize(split.table["product_id"])[0], split.table["label"].to_numpy())
+        changes = training.random_changes(self.config.image_size, self.mean, self.std, scratch=not self.config.pretrained)
+        split = ListingPhotos(self.data_dir, "train", v2.Compose([photo_tensor, changes]))
+        return labelled(split)
 
     def coded(self, rows: np.ndarray, features: np.ndarray, mirrored: np.ndarray | None = None) -> training.Photos:
         """Some rows of (N, D) features of every photo, and of the mirrored ones, with their codes."""
         codes = (codes[rows] for codes in self._codes)
         labels = self.every.table["label"].to_numpy()[rows]
         return training.Photos(features[rows], labels, *codes, None if mirrored is None else mirrored[rows])
+
+
+def labelled(split: ListingPhotos) -> training.LabelledPhotos:
+    return training.LabelledPhotos(split, pd.factorize(split.table["product_id"])[0], split.table["label"].to_numpy())
 
 
 def starting_features(photo_network: network.PhotoNetwork, data: Photos, args: argparse.Namespace) -> list[np.ndarray]:
@@ -339,7 +290,7 @@ def choose_embedding(
     """Give the network what finds validation photos best among these and the training photos: test photos choose nothing."""
     rows = np.sort(np.concatenate(list(data.rows.values())))
     queries = np.flatnonzero(np.isin(rows, data.rows["validation"]))
-    name, figures = training.choose_embedder(candidates, data.coded(rows, features), queries)
+    name, figures = embedding.choose_embedder(candidates, data.coded(rows, features), queries)
     photo_network.embedder = candidates[name]
     return Embedding(name, figures, features)
 
@@ -348,16 +299,11 @@ def train_on_features(
     photo_network: network.PhotoNetwork, data: Photos, features: np.ndarray, mirrored: np.ndarray, record: Callable[..., None]
 ) -> Embedding:
     """Train the head in place, and embeddings, on the frozen backbone's features of every photo and every mirrored one."""
-    config = data.config
     train = data.coded(data.rows["train"], features, mirrored)
-    candidates = training.frozen_embedders(train.features, config.embedding_size)
-    torch.manual_seed(config.seed)  # whether the features were there already must not matter
-    training.train_head(photo_network.head, train, data.coded(data.rows["validation"], features), config, record)
+    torch.manual_seed(data.config.seed)  # whether the features were there already must not matter
+    training.train_head(photo_network.head, train, data.coded(data.rows["validation"], features), data.config, record)
     begin("train and compare embeddings")
-    for weight in training.CATEGORY_WEIGHTS:
-        candidates[f"projection, category weight {weight:g}"] = training.train_projection(
-            train, config.embedding_size, weight, len(data.every.classes), config.seed
-        )
+    candidates = embedding.train_candidates(train, data.config, len(data.every.classes))
     return choose_embedding(photo_network, data, candidates, features)
 
 
@@ -373,31 +319,16 @@ def train_end_to_end(
     torch.manual_seed(config.seed)
     projection = network.Projection(photo_network.head.in_features, config.embedding_size, power=True)
     photo_network.embedder = projection.to(config.device)
-    validate = functools.partial(validate_network, split=data.validation, config=config)
+    validate = functools.partial(training.validate, held_out=labelled(data.validation), config=config)
     training.fine_tune(photo_network, data.changed_at_random(), validate, config, checkpoint, ranks, record)
-
-
-def validate_network(
-    photo_network: network.PhotoNetwork, split: ListingPhotos, config: training.TrainingConfig
-) -> tuple[float, float]:
-    """Accuracy by listing and cross-entropy by photo."""
-    photo_network.eval()
-
-    def logits_of(pixels: torch.Tensor) -> torch.Tensor:
-        return photo_network(pixels.to(config.device, memory_format=torch.channels_last))[1].float().cpu()
-
-    probabilities = training.forward(logits_of, training.loader_of(split, config), "validate").softmax(1).numpy()
-    labels = split.table["label"].to_numpy()
-    accuracy = training.accuracy_by_listing(probabilities, labels, pd.factorize(split.table["product_id"])[0])
-    return accuracy, training.cross_entropy(probabilities, labels)
 
 
 def choose_tuned_embedding(photo_network: network.PhotoNetwork, data: Photos, started: np.ndarray) -> Embedding:
     """Of the network after train_end_to_end(); started: (N, D) features of every photo before it."""
     train, size, tuned = data.rows["train"], data.config.embedding_size, photo_network.embedder
-    compared = choose_embedding(photo_network, data, training.frozen_embedders(started[train], size), started).figures
+    compared = choose_embedding(photo_network, data, embedding.frozen_embedders(started[train], size), started).figures
     (features,) = training.backbone_features(photo_network, [data.every], data.config)
-    whitened = training.whitening(features[train], size, power=False)
+    whitened = embedding.whitening(features[train], size, power=False)
     candidates = {"projection": tuned, "backbone": nn.Identity(), "backbone, whitened": whitened}
     chosen = choose_embedding(photo_network, data, candidates, features)
     return dataclasses.replace(chosen, figures=compared | chosen.figures)
@@ -489,10 +420,10 @@ def fit_table_models(data: Photos, vectors: np.ndarray, by_photo: pd.DataFrame, 
     }
 
 
-def tell(figures: dict[str, dict], embedding: Embedding, description: photo_model.Description, model_dir: Path) -> None:
+def tell(figures: dict[str, dict], chosen: Embedding, description: photo_model.Description, model_dir: Path) -> None:
     """What came of it, in five lines that a person reads."""
     photo, text, fused, price = (figures[name] for name in ("photo", "text", "fused", "price"))
-    found, int8 = embedding.figures[embedding.name], description.int8
+    found, int8 = chosen.figures[chosen.name], description.int8
     hits = found["same_listing_hit_at_1"]
     lines = [
         f"words {text['accuracy']:.0%}, photos {photo['accuracy']:.0%}, both {fused['accuracy']:.0%} of {text['listings']:,} "
@@ -503,7 +434,7 @@ def tell(figures: dict[str, dict], embedding: Embedding, description: photo_mode
         else f"price: half of {price['listings']:,} validation listings are told to within £{price['median_error_pounds']:,.2f} "
         f"(always saying the median price: £{price['median_error_of_median_pounds']:,.2f}), "
         f"{price['interval_coverage']:.0%} lie within the 80% range",
-        f"embedding: {embedding.name}, {description.dimension} numbers; "
+        f"embedding: {chosen.name}, {description.dimension} numbers; "
         + ("no listing has a second photo" if hits is None else f"the nearest photo is the listing's own for {hits:.0%}"),
         int8["reason"]
         or f"8 bits are used on CPUs: on {int8['photos']:,} held-out photos the mean cosine to fp32 is {int8['mean_cosine']:.4f}",

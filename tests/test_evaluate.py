@@ -15,7 +15,7 @@ from marketplace import metrics
 from marketplace.cleaning import listings
 from marketplace.files import atomic, reading, stages
 from marketplace.files.stages import StageError
-from marketplace.models import text_model, training
+from marketplace.models import embedding, text_model
 from marketplace.retrieval.ranking import KINDS
 
 KEYS = {
@@ -225,7 +225,7 @@ def test_whitening_is_fitted_on_the_given_rows_alone():
     features = generator.normal(size=(80, 6)).astype(np.float32) @ np.diag([9, 5, 3, 1, 0.5, 0]).astype(np.float32)
 
     def whitened(dimension: int) -> np.ndarray:
-        return training.embed(training.frozen_embedders(features[:50], dimension)["frozen backbone, whitened"], features)
+        return embedding.embed(embedding.frozen_embedders(features[:50], dimension)["frozen backbone, whitened"], features)
 
     white = whitened(256)
     assert white.shape == (80, 5)  # the rank

@@ -1,8 +1,32 @@
-"""Charts as PNG files: the curves of training, and a confusion matrix."""
+"""The curves of training, for a person at the terminal, TensorBoard and a PNG file; a confusion matrix as a PNG file."""
 
 import io
+import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
+
+
+class Curves:
+    """What each epoch measured, kept for metrics.json and curves.png, printed, and shown in TensorBoard."""
+
+    def __init__(self, folder: Path):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.epochs: list[dict[str, float]] = []
+        shutil.rmtree(folder, ignore_errors=True)
+        self._writer = SummaryWriter(folder)
+
+    def add(self, **values: float) -> None:
+        self.epochs.append({"epoch": len(self.epochs) + 1} | {name: round(value, 6) for name, value in values.items()})
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, len(self.epochs))
+        measured = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        print(f"epoch {len(self.epochs)}  {measured}", file=sys.stderr)
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def draw_curves(epochs: list[dict[str, float]]) -> bytes:

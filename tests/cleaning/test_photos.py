@@ -709,3 +709,8 @@ def test_a_contact_sheet_shows_every_photo_with_its_frame_and_a_caption_cut_to_f
 
 def test_a_contact_sheet_of_nothing_is_a_blank_page():
     assert np.asarray(Image.open(io.BytesIO(pictures.contact_sheet([])))).min() == 255
+
+
+def test_a_tile_without_a_photo_is_a_grey_square():
+    sheet = np.asarray(Image.open(io.BytesIO(pictures.contact_sheet([(None, "", None)], tile=64))))
+    assert (sheet == (238, 238, 238)).all(axis=2).sum() == 64 * 64
