@@ -69,8 +69,9 @@ def run(args: argparse.Namespace) -> dict:
             raise StageError(f"{args.data / 'index'} holds vectors of your own: run python build_index.py without --embeddings")
         catalogue = read(args.data, args.max_queries, args.seed)
         stage.begin()
-        guesses = guess_categories(catalogue, recommender.table_models)
-        prices = guess_prices(catalogue, recommender.price_model)
+        words = texts(catalogue.listings.iloc[catalogue.measured])
+        guesses = guess_categories(catalogue, words, recommender.table_models)
+        prices = guess_prices(catalogue, words, recommender.price_model)
         retrieved = retrieve(catalogue, args.seed)
         begin("train a linear head on each way to split")
         split_figures, head_right = compare_splits(catalogue, args.seed)
@@ -165,10 +166,10 @@ def draw_rows(rows: np.ndarray, size: int, seed: int) -> np.ndarray:
     return rows if len(rows) <= size else np.sort(np.random.default_rng(seed).choice(rows, size, replace=False))
 
 
-def guess_categories(catalogue: Catalogue, models: TableModels) -> dict[str, np.ndarray]:
+def guess_categories(catalogue: Catalogue, words: list[str], models: TableModels) -> dict[str, np.ndarray]:
     """(L, C) probabilities by the photo, text and fused models; of the photo model NaN for a listing without a photo."""
     by_photo = catalogue.mean_of_photos(catalogue.probabilities[catalogue.queries])
-    by_text = models.category_probabilities(texts(catalogue.listings.iloc[catalogue.measured]))
+    by_text = models.category_probabilities(words)
     return {"photo": by_photo, "text": by_text, "fused": models.fuse(by_photo, by_text)}
 
 
@@ -192,13 +193,13 @@ def category_figures(guesses: dict[str, np.ndarray], truth: np.ndarray, seed: in
     return figures
 
 
-def guess_prices(catalogue: Catalogue, price_model: PriceModel) -> pd.DataFrame:
+def guess_prices(catalogue: Catalogue, words: list[str], price_model: PriceModel) -> pd.DataFrame:
     """In pounds, of each measured listing: its price, its 10%, 50% and 90% quantiles, and the training listings' median price."""
     train = catalogue.listings[(catalogue.listings["split"] == "train") & catalogue.listings["price_plausible"]]
     listings = catalogue.listings.iloc[catalogue.measured]
     vectors = catalogue.mean_of_photos(catalogue.vectors[catalogue.queries])
     paths, counties = listings["category"].tolist(), listings["county"].tolist()
-    low, median, high = 10 ** price_model.quantiles(Evidence(texts(listings), paths, counties, vectors)).T
+    low, median, high = 10 ** price_model.quantiles(Evidence(words, paths, counties, vectors)).T
     prices = {"price": listings["price"].to_numpy(), "price_low": low, "price_median": median, "price_high": high}
     return pd.DataFrame(prices).assign(training_median_price=train["price"].median())
 

@@ -47,7 +47,7 @@ class _Batches(quantization.CalibrationDataReader):
 
 
 def export(model_dir: Path, images_dir: Path, train: pd.DataFrame, validation: pd.DataFrame, seed: int) -> dict:
-    """Write model.INT8 beside the fp32 network of `model_dir`, calibrated on train photos; return what the check found.
+    """Write photo_model.INT8 beside the fp32 network of `model_dir`, calibrated on train photos; return what the check found.
 
     train, validation: tables of ListingPhotos (image_id, label), one row or more each, of which a sample is used.
     The report: used (bool), reason (a sentence where it is not used, else None), mean_cosine, neighbours_kept, accuracy,

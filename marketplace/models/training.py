@@ -405,7 +405,7 @@ def train_epoch(moving: Moving, parallel: nn.Module, loader: DataLoader, batch_l
 def _optimiser(trained: _Trained, config: TrainingConfig) -> torch.optim.Optimizer:
     """Of what is trained, the backbone at a rate of its own.
 
-    From scratch fused: in one pass over the weights, which takes a sixth of the time on a CPU and rounds in another way.
+    From scratch fused: in one pass over the weights, which is faster on a CPU and rounds in another way.
     """
     in_backbone = {id(parameter) for parameter in trained.network.backbone.parameters()}
     moved = [parameter for parameter in trained.parameters() if parameter.requires_grad]
