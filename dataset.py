@@ -7,7 +7,6 @@ Run     python dataset.py
 """
 
 import argparse
-import io
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -218,9 +217,7 @@ def draw_preview(training: pd.DataFrame, classes: list[str], images_dir: Path, s
     drawn["turn"] = drawn.groupby("label").cumcount()
     drawn = drawn.sort_values(["turn", "label"]).head(PREVIEW_TILES).sort_values(["label", "turn"])
     tiles = [(photos.load(images_dir, row.image_id, bytes), classes[row.label], FRAMES[row.split]) for row in drawn.itertuples()]
-    sheet = io.BytesIO()
-    pictures.contact_sheet(tiles, PREVIEW_COLUMNS, PREVIEW_TILE_PX).save(sheet, "PNG")
-    return sheet.getvalue()
+    return pictures.contact_sheet(tiles, PREVIEW_COLUMNS, PREVIEW_TILE_PX)
 
 
 def previous_splits(folder: Path, settings: dict) -> pd.DataFrame | None:

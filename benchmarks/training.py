@@ -64,7 +64,7 @@ def main() -> int:
 
         views: list[torch.Tensor] = []
         loader = DataLoader(photos, 32, num_workers=2)
-        caching_s = seconds_of(lambda: views.append(train.forward(frozen, loader, "forward")))
+        caching_s = seconds_of(lambda: views.append(train.training.forward(frozen, loader, "forward")))
 
         def cached_epoch() -> None:
             for rows in torch.randperm(len(labels)).split(train.training.HEAD_BATCH):

@@ -1,13 +1,16 @@
-"""Figures of quality: retrieval by category and by listing, graded ranking, categories, calibration, prices."""
+"""Figures of quality: retrieval by category and by listing, graded ranking, categories, calibration, prices; intervals."""
 
 from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import precision_recall_fscore_support, r2_score
+from scipy.stats import binomtest, bootstrap, permutation_test
+from sklearn.metrics import r2_score
 
 PRICE_BOUNDS = (1.0, 20_000.0)  # pounds; outside them listings are gifts, jokes and houses, which no median error should hang on
 CALIBRATION_BINS = 15
+RESAMPLES = 2_000  # of the bootstrap: the ends of its intervals then vary by about a twentieth of their width
+PERMUTATIONS = 9_999
 CHUNK_SCORES = 1 << 23  # similarities held at a time: 32 MB, some 150 MB with the orders made of them
 
 
@@ -15,13 +18,13 @@ def retrieval(
     vectors: np.ndarray,
     queries: np.ndarray,
     labels: np.ndarray,
-    products: np.ndarray,
+    listings: np.ndarray,
     clusters: np.ndarray,
     pixels: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """How well the photos nearest to each query by cosine show its category, and its listing.
 
-    vectors: (N, D) float32 unit rows; queries: (Q,) rows of them; labels, products, clusters, pixels: (N,) codes of each photo's
+    vectors: (N, D) float32 unit rows; queries: (Q,) rows of them; labels, listings, clusters, pixels: (N,) codes of each photo's
     category, listing, cluster of the split, and pixels (the same code for photos that are equal pixel by pixel).
     Returns arrays (Q,) float64, NaN where undefined. Against the photos outside the query's cluster: category_p_at_1 and
     category_p_at_10, the share of the query's category in the nearest (of fewer, where fewer are left; NaN where none is), and
@@ -35,7 +38,7 @@ def retrieval(
     parts = []
     for chunk in np.array_split(queries, max(1, -(-len(queries) * len(vectors) // CHUNK_SCORES))):
         scores = vectors[chunk] @ vectors.T
-        hits = _listing_hits(scores, products[chunk, None] == products, pixels[chunk, None] == pixels)
+        hits = _listing_hits(scores, listings[chunk, None] == listings, pixels[chunk, None] == pixels)
         scores[clusters[chunk, None] == clusters] = -np.inf
         parts.append(_category_figures(scores, labels[chunk, None] == labels) | hits)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -70,9 +73,9 @@ def _listing_hits(scores: np.ndarray, same_listing: np.ndarray, same_pixels: np.
     return {f"same_listing_hit_at_{k}": np.where(undefined, np.nan, ahead < k) for k in (1, 10)}
 
 
-def by_listing(values: np.ndarray, products: np.ndarray) -> pd.Series:
-    """The mean of each listing's values (Q,), by the listing's code in products (Q,); NaNs left out, NaN where all are."""
-    return pd.Series(np.asarray(values, np.float64)).groupby(np.asarray(products)).mean()
+def by_listing(values: np.ndarray, listings: np.ndarray) -> pd.Series:
+    """The mean of each listing's values (Q,), by the listing's code in listings (Q,); NaNs left out, NaN where all are."""
+    return pd.Series(np.asarray(values, np.float64)).groupby(np.asarray(listings)).mean()
 
 
 def ndcg(found: np.ndarray, available: np.ndarray, k: int = 10) -> float:
@@ -142,18 +145,25 @@ def category_statistics(labels: np.ndarray, probabilities: np.ndarray) -> dict[s
     }
 
 
+def class_scores(labels: np.ndarray, probabilities: np.ndarray, classes: list[str]) -> dict[str, dict[str, float]]:
+    """By class: precision, recall, f1 and its listings; 0 where not defined."""
+    guesses = probabilities.argmax(axis=1)
+    counted = (labels[labels == guesses], labels, guesses)
+    hits, own, called = (np.bincount(codes, minlength=len(classes)).astype(np.float64) for codes in counted)
+    shares = (hits / np.maximum(called, 1), hits / np.maximum(own, 1), 2 * hits / np.maximum(own + called, 1))
+    rows = np.transpose([*shares, own]).tolist()
+    return {
+        name: dict(zip(("precision", "recall", "f1", "listings"), row, strict=True))
+        for name, row in zip(classes, rows, strict=True)
+    }
+
+
 def category_report(labels: np.ndarray, probabilities: np.ndarray, classes: list[str]) -> dict:
-    """category_statistics() of all rows, the number of listings, and by class: precision, recall, f1 and its listings."""
+    """category_statistics() of all rows, the number of listings, and class_scores()."""
     if not len(labels):
         return {"listings": 0}
-    rows, numbers = np.arange(len(labels)), np.arange(len(classes))
-    scores = precision_recall_fscore_support(labels, probabilities.argmax(axis=1), labels=numbers, zero_division=0)
-    names = ("precision", "recall", "f1", "listings")
-    per_class = {
-        name: dict(zip(names, map(float, row), strict=True)) for name, row in zip(classes, np.transpose(scores), strict=True)
-    }
-    figures = {name: statistic(rows) for name, statistic in category_statistics(labels, probabilities).items()}
-    return figures | {"listings": len(labels), "per_class": per_class}
+    figures = {name: each(np.arange(len(labels))) for name, each in category_statistics(labels, probabilities).items()}
+    return figures | {"listings": len(labels), "per_class": class_scores(labels, probabilities, classes)}
 
 
 def price_statistics(prices: np.ndarray, quantiles: np.ndarray, median_price: float) -> dict[str, Statistic]:
@@ -187,3 +197,51 @@ def price_report(prices: np.ndarray, quantiles: np.ndarray, median_price: float)
     statistics = price_statistics(prices, quantiles, median_price)
     figures = {name: statistic(rows) if len(rows) else np.nan for name, statistic in statistics.items()}
     return {"listings": len(rows)} | {name: value if np.isfinite(value) else None for name, value in figures.items()}
+
+
+def figure(statistic: Statistic, rows: np.ndarray, seed: int) -> dict[str, float] | None:
+    """statistic(rows) with the percentile bootstrap's 95% interval over rows; None where it is not defined.
+
+    The interval is stretched to hold the value where resampling is biased, as it is for calibration errors.
+    Source: Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapter 13.
+    """
+    if not len(rows):
+        return None
+    low = high = value = float(statistic(rows))
+    if len(rows) > 1 and np.isfinite(value):
+        settings = {"n_resamples": RESAMPLES, "vectorized": False, "method": "percentile"}
+        drawn = bootstrap((rows,), statistic, **settings, rng=np.random.default_rng(seed))
+        low, high = (float(end) for end in drawn.confidence_interval)
+    return _rounded(value, low, high) if np.isfinite([value, low, high]).all() else None
+
+
+def mean(values: np.ndarray, seed: int) -> dict[str, float] | None:
+    """The mean of values (L,) of listings as a figure(), NaNs left out."""
+    values = np.asarray(values, np.float64)
+    return figure(lambda rows: values[rows].mean(), np.flatnonzero(~np.isnan(values)), seed)
+
+
+def p_of_gain(values: np.ndarray, others: np.ndarray, seed: int) -> dict[str, float] | None:
+    """p of values (L,) being no larger than others (L,) of the same listings, by a paired permutation test; None for L < 2.
+
+    Its interval is the precision of the PERMUTATIONS draws (all where they are fewer): Wilson's.
+    """
+    if len(values) < 2:
+        return None
+    test = permutation_test(
+        (values, others),
+        lambda values, others, axis: (values - others).mean(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=PERMUTATIONS,
+        batch=500,
+        alternative="greater",
+        rng=np.random.default_rng(seed),
+    )
+    draws = len(test.null_distribution)
+    ends = binomtest(min(round(test.pvalue * draws), draws), draws).proportion_ci(method="wilson")
+    return _rounded(float(test.pvalue), ends.low, ends.high)
+
+
+def _rounded(value: float, low: float, high: float) -> dict[str, float]:
+    return {"value": round(value, 6), "low": round(float(min(low, value)), 6), "high": round(float(max(high, value)), 6)}

@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 import shutil
 from types import SimpleNamespace
@@ -10,10 +11,11 @@ from PIL import Image
 
 import build_index
 import evaluate
+from marketplace import metrics
 from marketplace.cleaning import listings
 from marketplace.files import atomic, reading, stages
 from marketplace.files.stages import StageError
-from marketplace.models import text_model
+from marketplace.models import embedding, text_model
 from marketplace.retrieval.ranking import KINDS
 from tests.conftest import stamp
 
@@ -143,28 +145,28 @@ class Oracle:
     """A recommender that knows every listing's category, and would name the query's own listing first if it were let."""
 
     def __init__(self, catalogue: evaluate.Catalogue, best_first: bool = True):
-        self.products, self.best_first, self.asked = catalogue.products, best_first, []
+        self.listings, self.best_first, self.asked = catalogue.listings, best_first, []
         self.vectors, self.photos = catalogue.vectors, catalogue.photos
-        rows = dict(zip(catalogue.products["product_id"], range(len(catalogue.products)), strict=True))
+        rows = dict(zip(catalogue.listings["product_id"], range(len(catalogue.listings)), strict=True))
         self.catalogue = SimpleNamespace(product_row=lambda product_id: len(rows) - 1 - rows[product_id])  # in another order
 
     def query(self, vector=None, text=None, probabilities=None):
-        row = self.photos["product_row"][int((self.vectors == vector).all(axis=1).argmax())] if vector is not None else None
+        row = self.photos["listing_row"][int((self.vectors == vector).all(axis=1).argmax())] if vector is not None else None
         if text is not None:
-            names = self.products["name"] + "\n" + self.products["description"]
+            names = self.listings["name"] + "\n" + self.listings["description"]
             row = int((names == text).to_numpy().argmax())
         return SimpleNamespace(row=row, text=text, words=text, with_photo=probabilities is not None)
 
     def ranked(self, query, k, excluded, kinds):
-        rows = len(self.products) - 1 - np.asarray(excluded)
+        rows = len(self.listings) - 1 - np.asarray(excluded)
         self.asked.append((query, set(rows.tolist()), tuple(kinds)))
-        asked = self.products.iloc[query.row]
-        grade = (self.products["main_category"] == asked["main_category"]).to_numpy() * 1.0
-        grade += (self.products["category"] == asked["category"]).to_numpy()
+        asked = self.listings.iloc[query.row]
+        grade = (self.listings["main_category"] == asked["main_category"]).to_numpy() * 1.0
+        grade += (self.listings["category"] == asked["category"]).to_numpy()
         grade[query.row] = 3
         grade = grade if self.best_first else -grade
         grade[rows] = -np.inf
-        return len(self.products) - 1 - np.argsort(-grade, kind="stable")[:k]
+        return len(self.listings) - 1 - np.argsort(-grade, kind="stable")[:k]
 
 
 def test_a_perfect_ranker_gets_1_and_a_perverse_one_0(catalogue):
@@ -178,10 +180,10 @@ def test_a_perfect_ranker_gets_1_and_a_perverse_one_0(catalogue):
 def test_the_cluster_of_a_query_is_never_among_what_may_be_found(catalogue):
     oracle = Oracle(catalogue)
     _, answers = evaluate.rank(catalogue, oracle)
-    clusters = catalogue.products["cluster"]
+    clusters = catalogue.listings["cluster"]
     for query, excluded, _ in oracle.asked:
         assert excluded == set(np.flatnonzero(clusters == clusters[query.row]))
-    assert len(answers) == catalogue.photos["product_row"].iloc[catalogue.queries].nunique()
+    assert len(answers) == catalogue.photos["listing_row"].iloc[catalogue.queries].nunique()
     assert {kinds for *_, kinds in oracle.asked} == {KINDS, tuple(kind for kind in KINDS if kind != "category")}
 
 
@@ -205,17 +207,18 @@ def test_p_tells_whether_both_kinds_of_evidence_beat_the_better_single_one(gain,
 
 def test_an_interval_of_a_mean_is_that_of_the_normal_approximation():
     values = np.random.default_rng(0).normal(size=400)
-    figure = evaluate.mean(values, seed=0)
+    figure = metrics.mean(values, seed=0)
     margin = 1.96 * values.std() / 20
     assert figure["value"] == pytest.approx(values.mean(), abs=1e-6)
     assert (figure["low"], figure["high"]) == pytest.approx((values.mean() - margin, values.mean() + margin), abs=0.15 * margin)
 
 
 def test_a_figure_without_evidence_is_null_and_one_of_a_single_listing_is_a_point():
-    assert evaluate.mean(np.array([np.nan, np.nan]), seed=0) is None
-    assert evaluate.mean(np.array([np.nan, 0.25]), seed=0) == {"value": 0.25, "low": 0.25, "high": 0.25}
+    assert metrics.mean(np.array([np.nan, np.nan]), seed=0) is None
+    assert metrics.mean(np.array([np.nan, 0.25]), seed=0) == {"value": 0.25, "low": 0.25, "high": 0.25}
     same_price = pd.DataFrame({"price": [10.0] * 9, "price_low": 5.0, "price_median": 9.0, "price_high": 20.0})
-    figures = evaluate.price_figures(same_price, 10.0, seed=0)
+    same_price["training_median_price"] = 10.0
+    figures = evaluate.price_figures(same_price, seed=0)
     assert figures["price_log_r2"] is figures["price_error_over_median_baseline"] is None
     assert figures["price_interval_coverage"]["value"] == 1
 
@@ -223,13 +226,16 @@ def test_a_figure_without_evidence_is_null_and_one_of_a_single_listing_is_a_poin
 def test_whitening_is_fitted_on_the_given_rows_alone():
     generator = np.random.default_rng(0)
     features = generator.normal(size=(80, 6)).astype(np.float32) @ np.diag([9, 5, 3, 1, 0.5, 0]).astype(np.float32)
-    fitted = np.arange(50)
-    white = evaluate.whitened(features, fitted, dimension=256)
+
+    def whitened(dimension: int) -> np.ndarray:
+        return embedding.embed(embedding.frozen_embedders(features[:50], dimension)["frozen backbone, whitened"], features)
+
+    white = whitened(256)
     assert white.shape == (80, 5)  # the rank
     np.testing.assert_allclose(np.linalg.norm(white, axis=1), 1, atol=1e-5)
     features[50:] = 1000
-    np.testing.assert_array_equal(evaluate.whitened(features, fitted, dimension=256)[:50], white[:50])
-    assert evaluate.whitened(features, fitted, dimension=3).shape == (80, 3)
+    np.testing.assert_array_equal(whitened(256)[:50], white[:50])
+    assert whitened(3).shape == (80, 3)
 
 
 def test_test_listings_without_photos_give_nulls_and_a_report_all_the_same(copied, catalogue, monkeypatch, capsys):
@@ -273,7 +279,7 @@ def test_the_gallery_shows_queries_and_answers(measured, catalogue):
         evaluate.draw_gallery(catalogue, answers, measured / "images", 0)
         for answers in ([right] * 20 + [wrong] * 20, [right] * 20, [wrong] * 2, [])
     ]
-    heights = [Image.open(evaluate.io.BytesIO(sheet)).height for sheet in sheets]
+    heights = [Image.open(io.BytesIO(sheet)).height for sheet in sheets]
     assert heights[0] == heights[1] > heights[2] >= heights[3]
     assert sheets[0] != sheets[1]
 
@@ -317,7 +323,7 @@ def test_columns_of_the_users_own_do_not_stand_for_the_split(copied, catalogue):
     path = copied / "tabular" / "products.csv"
     atomic.write_csv(path, reading.read_csv(path).assign(split="test", cluster="one"))
     again = evaluate.read(copied, max_queries=1000, seed=0)
-    pd.testing.assert_frame_equal(again.products, catalogue.products, check_like=True)
+    pd.testing.assert_frame_equal(again.listings, catalogue.listings, check_like=True)
     assert again.measured.tolist() == catalogue.measured.tolist()
 
 
@@ -340,7 +346,7 @@ def test_a_leaky_split_is_by_photo_and_of_the_same_size(catalogue, monkeypatch):
     monkeypatch.setattr(evaluate, "head_of_photos", head_of_photos)
     evaluate.compare_splits(catalogue, seed=0)
     (our_train, our_test), (leaky_train, leaky_test) = seen
-    rows = catalogue.photos["product_row"]
+    rows = catalogue.photos["listing_row"]
     assert not set(rows[list(our_train)]) & set(rows[list(our_test)])
     assert set(rows[list(leaky_train)]) & set(rows[list(leaky_test)])
     assert not leaky_train & leaky_test

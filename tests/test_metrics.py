@@ -14,16 +14,16 @@ def marketplace(seed: int, photos: int = 60, dimension: int = 5):
     """
     generator = np.random.default_rng(seed)
     vectors = generator.normal(size=(photos, dimension)).astype(np.float32)
-    products = generator.integers(photos // 2, size=photos)
-    clusters, labels = products // 2, products % 3
+    listings = generator.integers(photos // 2, size=photos)
+    clusters, labels = listings // 2, listings % 3
     pixels = np.arange(photos)
     copies = generator.choice(photos, 8, replace=False)
     pixels[copies[:4]] = pixels[copies[4:]]
     vectors[copies[:4]] = vectors[copies[4:]] + generator.normal(scale=1e-3, size=(4, dimension))
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), labels, products, clusters, pixels
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), labels, listings, clusters, pixels
 
 
-def naive(vectors, query, labels, products, clusters, pixels) -> dict[str, float]:
+def naive(vectors, query, labels, listings, clusters, pixels) -> dict[str, float]:
     """The figures of one query, as their definitions say them."""
     others = [row for row in range(len(vectors)) if clusters[row] != clusters[query]]
     others.sort(key=lambda row: -float(vectors[row] @ vectors[query]))
@@ -31,8 +31,8 @@ def naive(vectors, query, labels, products, clusters, pixels) -> dict[str, float
     r = sum(relevant)
     gained = sum(np.mean(relevant[: i + 1]) for i in range(r) if relevant[i])
     rivals = [row for row in range(len(vectors)) if pixels[row] != pixels[query]]
-    rivals.sort(key=lambda row: (-float(vectors[row] @ vectors[query]), products[row] == products[query]))
-    same = [products[row] == products[query] for row in rivals]
+    rivals.sort(key=lambda row: (-float(vectors[row] @ vectors[query]), listings[row] == listings[query]))
+    same = [listings[row] == listings[query] for row in rivals]
     return {
         "category_p_at_1": np.mean(relevant[:1]),
         "category_p_at_10": np.mean(relevant[:10]),
@@ -46,11 +46,11 @@ def naive(vectors, query, labels, products, clusters, pixels) -> dict[str, float
 @pytest.mark.parametrize("seed", range(3))
 def test_retrieval_is_what_a_loop_over_the_definitions_gives_whatever_the_chunks(seed, chunk_scores, monkeypatch):
     monkeypatch.setattr(metrics, "CHUNK_SCORES", chunk_scores)
-    known = marketplace(seed)
-    queries = np.random.default_rng(seed).choice(len(known[0]), 25, replace=False)
-    found = metrics.retrieval(known[0], queries, *known[1:])
+    made = marketplace(seed)
+    queries = np.random.default_rng(seed).choice(len(made[0]), 25, replace=False)
+    found = metrics.retrieval(made[0], queries, *made[1:])
     for position, query in enumerate(queries):
-        expected = naive(known[0], query, *known[1:])
+        expected = naive(made[0], query, *made[1:])
         assert set(found) == set(expected)
         for name, value in expected.items():
             np.testing.assert_allclose(found[name][position], value, atol=1e-9, err_msg=name)
@@ -66,10 +66,10 @@ def test_with_one_relevant_photo_left_map_at_r_is_precision_at_1():
 
 
 def test_map_at_r_is_average_precision_where_every_relevant_photo_comes_within_r():
-    vectors, labels, products, clusters, pixels = marketplace(1)
+    vectors, labels, listings, clusters, pixels = marketplace(1)
     vectors[:, :3] += 30 * np.eye(3, dtype=np.float32)[labels]  # photos of one category lie together: all are within R
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    found = metrics.retrieval(vectors, np.arange(20), labels, products, clusters, pixels)
+    found = metrics.retrieval(vectors, np.arange(20), labels, listings, clusters, pixels)
     for query in range(20):
         rows = clusters != clusters[query]
         expected = average_precision_score(labels[rows] == labels[query], vectors[rows] @ vectors[query])
@@ -84,8 +84,8 @@ def test_what_is_not_defined_is_nan():
 
 def test_an_embedding_that_maps_all_photos_to_one_point_finds_no_listing():
     vectors = np.ones((40, 4), np.float32) / 2
-    products = np.arange(40) // 2
-    found = metrics.retrieval(vectors, np.arange(40), products, products, products, np.arange(40))
+    listings = np.arange(40) // 2
+    found = metrics.retrieval(vectors, np.arange(40), listings, listings, listings, np.arange(40))
     assert found["same_listing_hit_at_1"].sum() == found["same_listing_hit_at_10"].sum() == 0
 
 

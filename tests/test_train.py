@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 import dataset
 import train
@@ -74,15 +75,20 @@ def test_torch_and_onnx_give_the_same_vectors_and_probabilities(demo_dir):
 def test_accuracy_is_by_listing_not_by_photo():
     # Of the two photos of listing 5, the surer one wins.
     probabilities = np.array([[0.9, 0.1], [0.1, 0.9], [0.4, 0.6]])
-    labels, products = np.array([0, 1, 0]), np.array([5, 2, 5])
-    assert training.accuracy_by_listing(probabilities, labels, products) == 1.0
+    labels, owners = np.array([0, 1, 0]), np.array([5, 2, 5])
+    assert training.accuracy_by_listing(probabilities, labels, owners) == 1.0
     assert training.cross_entropy(probabilities, labels) == pytest.approx(-np.log([0.9, 0.9, 0.4]).mean())
+
+
+def _changed(mean: list[float], std: list[float], scratch: bool = False) -> v2.Compose:
+    """What training makes of a JPEG."""
+    return v2.Compose([dataset.photo_tensor, training.random_changes(64, mean, std, scratch)])
 
 
 def test_only_training_photos_are_ever_changed_at_random(prepared):
     jpeg = next((prepared / "images").glob("*.jpg")).read_bytes()
     mean, std = [0.5] * 3, [0.25] * 3
-    plain, augmented = train.evaluation_transform(64, mean, std), train.training_transform(64, mean, std)
+    plain, augmented = train.evaluation_transform(64, mean, std), _changed(mean, std)
     torch.manual_seed(0)
     assert torch.equal(plain(jpeg), plain(jpeg)) and not torch.equal(augmented(jpeg), augmented(jpeg))
     np.testing.assert_array_equal(plain(jpeg).numpy(), photos.model_input(jpeg, 64, mean, std))
@@ -95,7 +101,7 @@ def test_training_from_scratch_neither_tints_nor_erases():
     expected = train.evaluation_transform(64, mean, std)(buffer.getvalue())
     torch.manual_seed(0)
     for scratch in (False, True):
-        augmented = train.training_transform(64, mean, std, scratch)
+        augmented = _changed(mean, std, scratch)
         same = [torch.allclose(augmented(buffer.getvalue()), expected, atol=1e-5) for _ in range(20)]
         assert all(same) if scratch else not any(same)
 
@@ -106,13 +112,13 @@ def test_garbage_in_test_listings_changes_no_fitted_file(prepared, tmp_path):
     for name in ("clean", "garbage"):
         data_dir = tmp_path / name
         shutil.copytree(prepared, data_dir, ignore=shutil.ignore_patterns("model", "features", "tensorboard", "raw"))
-        products = reading.read_csv(data_dir / "tabular" / "products.csv")
+        listings = reading.read_csv(data_dir / "tabular" / "products.csv")
         if name == "garbage":
             splits = reading.read_csv(data_dir / "dataset" / "listings.csv").set_index("product_id")["split"]
-            rows = products["product_id"].map(splits) == "test"
+            rows = listings["product_id"].map(splits) == "test"
             assert rows.any()
-            products.loc[rows, ["name", "description", "price"]] = ["garbage", "zzz " * 50, "9999"]
-            atomic.write_csv(data_dir / "tabular" / "products.csv", products)
+            listings.loc[rows, ["name", "description", "price"]] = ["garbage", "zzz " * 50, "9999"]
+            atomic.write_csv(data_dir / "tabular" / "products.csv", listings)
             stamp(data_dir, "tabular")
             assert dataset.main(["--data", str(data_dir)]) == 0  # the splits stay
             table = dataset.ListingPhotos(data_dir, "test").table

@@ -1,16 +1,20 @@
 """Contact sheets: photos in rows with captions, to be looked at."""
 
+import io
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
 from marketplace.cleaning import photos
 
+NO_PHOTO = "#eeeeee"
 
-def contact_sheet(tiles: Sequence[tuple[bytes, str, str | None]], columns: int = 8, tile: int = 128) -> Image.Image:
-    """Photos in rows, each with a caption below and a coloured frame where one is given, on white.
 
-    tiles: (cleaned JPEG, caption, colour name or "#rrggbb" or None). tile: side of a photo, pixels. Captions are cut to fit.
+def contact_sheet(tiles: Sequence[tuple[bytes | None, str, str | None]], columns: int = 8, tile: int = 128) -> bytes:
+    """A PNG of photos in rows, each with a caption below and a coloured frame where one is given, on white.
+
+    tiles: (cleaned JPEG, or None for a grey square; caption; colour name or "#rrggbb" or None). tile: side of a photo, pixels.
+    Captions are cut to fit.
     """
     font_px, gap = max(10, tile // 10), max(4, tile // 16)
     font = ImageFont.load_default(size=font_px)
@@ -21,13 +25,18 @@ def contact_sheet(tiles: Sequence[tuple[bytes, str, str | None]], columns: int =
     for position, (jpeg, caption, colour) in enumerate(tiles):
         row, column = divmod(position, columns)
         left, top = gap + column * cell_width, gap + row * cell_height
-        sheet.paste(Image.fromarray(photos.pixels(jpeg)).resize((tile, tile), photos.RESAMPLE), (left, top))
+        if jpeg is None:
+            draw.rectangle((left, top, left + tile - 1, top + tile - 1), fill=NO_PHOTO)
+        else:
+            sheet.paste(Image.fromarray(photos.pixels(jpeg)).resize((tile, tile), photos.RESAMPLE), (left, top))
         if colour:
             frame = max(2, gap // 2)
             box = (left - frame, top - frame, left + tile + frame - 1, top + tile + frame - 1)
             draw.rectangle(box, outline=colour, width=frame)
         draw.text((left, top + tile + gap // 2), _cut(" ".join(caption.split()), font, tile), fill="black", font=font)
-    return sheet
+    png = io.BytesIO()
+    sheet.save(png, "PNG")
+    return png.getvalue()
 
 
 def _cut(caption: str, font: ImageFont.FreeTypeFont, width_px: int) -> str:

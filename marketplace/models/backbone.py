@@ -208,7 +208,7 @@ def prepare_for_scratch(network: PhotoNetwork) -> None:
 
 
 def of_description(description) -> PhotoNetwork:
-    """The network that a model.Description tells of, its weights still random."""
+    """The network that a photo_model.Description tells of, its weights still random."""
     network = build(description.backbone, "none", len(description.classes), description.input_size)
     if description.projection != "none":
         network.embedder = Projection(network.head.in_features, description.dimension, description.projection == "power")

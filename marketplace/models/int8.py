@@ -20,13 +20,11 @@ from marketplace.models import photo_model
 
 CALIBRATION_PHOTOS, CHECKED_PHOTOS, BATCH = 100, 500, 4
 # How many convolutions, from the input on, stay in float: tried in turn until the check passes. An error of the first layers
-# goes through all others, most of all in a network of depthwise convolutions, which does without the first choice:
-# EfficientNet-Lite0 on photos of clothes, mean cosine to fp32 and share of ten neighbours kept, with none in float 0.9940 and
-# 0.908, with 3 0.9966 and 0.940 at equal speed, with 8 0.9978 and 0.949 at a tenth less. ResNet-50's first costs a fifth.
+# goes through all others, most of all in a network of depthwise convolutions, which does without the first choice.
+# benchmarks/extract_embeddings.py measures cosines, neighbours kept and speed.
 FLOAT_CONVOLUTIONS = (0, 3, 8, 16)
-# A convolution's Relu or Clip is told with it, or its output is rounded to the range before the clipping: 0.954 instead of
-# 0.994. Percentile ranges (99.999%) kept more neighbours than entropy (0.909 for 0.914) or all values (0.910). ResNet-50's
-# MaxPool in float costs a twentieth of its time, most of it for changing the layout of its input and back.
+# A convolution's Relu or Clip is told with it, or its output is rounded to the range before the clipping. MaxPool in float would
+# have the layout of its input changed, and back.
 QUANTISED = ["Conv", "Relu", "Clip", "MaxPool"]
 MIN_COSINE, MIN_NEIGHBOURS_KEPT, NEIGHBOURS = 0.99, 0.9, 10
 
@@ -49,7 +47,7 @@ class _Batches(quantization.CalibrationDataReader):
 
 
 def export(model_dir: Path, images_dir: Path, train: pd.DataFrame, validation: pd.DataFrame, seed: int) -> dict:
-    """Write model.INT8 beside the fp32 network of `model_dir`, calibrated on train photos; return what the check found.
+    """Write photo_model.INT8 beside the fp32 network of `model_dir`, calibrated on train photos; return what the check found.
 
     train, validation: tables of ListingPhotos (image_id, label), one row or more each, of which a sample is used.
     The report: used (bool), reason (a sentence where it is not used, else None), mean_cosine, neighbours_kept, accuracy,
@@ -71,40 +69,10 @@ def export(model_dir: Path, images_dir: Path, train: pd.DataFrame, validation: p
         return [np.concatenate(arrays) for arrays in zip(*(run(read(batch)) for batch in batches), strict=True)]
 
     exact = outputs(model_dir / photo_model.ONNX)
-    reader = _Batches(list(_batches(calibration["image_id"].tolist())), read)
     with tempfile.TemporaryDirectory() as folder, _quiet():
-        prepared, ranges, quantised = (Path(folder) / name for name in ("prepared.onnx", "ranges.json", "int8.onnx"))
-        quant_pre_process(model_dir / photo_model.ONNX, prepared, skip_symbolic_shape=True)
-        nodes = [node for node in onnx.load(prepared).graph.node if node.op_type == "Conv"]
-        convolutions = [node.name for node in nodes]
-        depthwise = any(attribute.name == "group" and attribute.i > 1 for node in nodes for attribute in node.attribute)
-
-        def quantise(in_float: list[str], ranges_by: quantization.CalibrationMethod) -> None:
-            quantization.quantize_static(
-                prepared,
-                quantised,
-                reader,
-                quant_format=quantization.QuantFormat.QDQ,
-                op_types_to_quantize=QUANTISED,
-                nodes_to_exclude=in_float,
-                per_channel=True,
-                activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
-                calibrate_method=ranges_by,
-                calibration_cache_path=ranges,
-                extra_options={"CalibStridedMinMax": 1},  # batches whose every layer's output is in memory at once
-            )
-
-        ranges_by = quantization.CalibrationMethod.Percentile
-        for in_float in [count for count in FLOAT_CONVOLUTIONS[depthwise:] if count < len(convolutions)] or [0]:
-            try:
-                quantise(convolutions[:in_float], ranges_by)
-            except ValueError as error:
-                if "bins" not in str(error):
-                    raise
-                # NumPy finds no bins between the values of a layer that hardly differ, as barely trained ones'.
-                ranges_by = quantization.CalibrationMethod.MinMax
-                quantise(convolutions[:in_float], ranges_by)
+        network = _Quantisable(model_dir / photo_model.ONNX, Path(folder), list(_batches(calibration["image_id"].tolist())), read)
+        for in_float in network.choices():
+            quantised = network.quantise(in_float)
             report = check(exact, outputs(quantised), held_out["label"].to_numpy()) | {"float_convolutions": in_float}
             if report["used"]:
                 break
@@ -116,6 +84,49 @@ def export(model_dir: Path, images_dir: Path, train: pd.DataFrame, validation: p
     with atomic.atomic_path(model_dir / photo_model.INT8) as path:
         onnx.save(made, path)
     return report
+
+
+class _Quantisable:
+    """An fp32 network that is prepared in `folder`, to be quantised with one number of convolutions in float or another."""
+
+    def __init__(self, path: Path, folder: Path, batches: list[list[str]], read: Callable[[list[str]], np.ndarray]):
+        self.folder, self.reader = folder, _Batches(batches, read)
+        quant_pre_process(path, folder / "prepared.onnx", skip_symbolic_shape=True)
+        self.convolutions = [node for node in onnx.load(folder / "prepared.onnx").graph.node if node.op_type == "Conv"]
+        self.ranges_by = quantization.CalibrationMethod.Percentile
+
+    def choices(self) -> list[int]:
+        """Those of FLOAT_CONVOLUTIONS to try."""
+        depthwise = any(each.name == "group" and each.i > 1 for node in self.convolutions for each in node.attribute)
+        choices = FLOAT_CONVOLUTIONS[1:] if depthwise else FLOAT_CONVOLUTIONS
+        return [count for count in choices if count < len(self.convolutions)] or [0]
+
+    def quantise(self, in_float: int) -> Path:
+        try:
+            return self._quantise(in_float)
+        except ValueError as error:
+            if "bins" not in str(error):
+                raise
+        # NumPy finds no bins between the values of a layer that hardly differ, as barely trained ones'.
+        self.ranges_by = quantization.CalibrationMethod.MinMax
+        return self._quantise(in_float)
+
+    def _quantise(self, in_float: int) -> Path:
+        quantization.quantize_static(
+            self.folder / "prepared.onnx",
+            self.folder / "int8.onnx",
+            self.reader,
+            quant_format=quantization.QuantFormat.QDQ,
+            op_types_to_quantize=QUANTISED,
+            nodes_to_exclude=[node.name for node in self.convolutions[:in_float]],
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            calibrate_method=self.ranges_by,
+            calibration_cache_path=self.folder / "ranges.json",
+            extra_options={"CalibStridedMinMax": 1},  # batches whose every layer's output is in memory at once
+        )
+        return self.folder / "int8.onnx"
 
 
 def check(exact: list[np.ndarray], quantised: list[np.ndarray], labels: np.ndarray) -> dict:

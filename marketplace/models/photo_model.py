@@ -43,7 +43,7 @@ class Description:
     embedding: str  # how it is made
     projection: str  # of the pooled features: none, linear, or power (linear after a signed square root)
     photo: dict  # photos.CleanSettings of the training photos: an upload is cleaned the same way
-    int8: dict | None = None  # what quantise.export() found of the 8-bit model: whether it is used, figures, a reason if not
+    int8: dict | None = None  # what int8.export() found of the 8-bit model: whether it is used, figures, a reason if not
 
     def save(self, model_dir: Path) -> None:
         atomic.write_json(model_dir / DESCRIPTION, asdict(self))
@@ -107,7 +107,7 @@ class PhotoModel:
         self.description = Description.load(model_dir)
         self.settings = photos.CleanSettings.from_dict(self.description.photo)
         self.runtime = _choose_runtime(runtime, device)
-        # Batches pay on a GPU. On a CPU they would make 10% more of it, and who comes first wait for who comes last.
+        # Batches pay on a GPU. On a CPU they gain little, and who comes first would wait for who comes last.
         self.run_one = Gathered(self.run) if self.runtime == "torch" else self._run_alone
         if self.runtime == "torch":
             self._run, self.precision = _torch(model_dir, self.description, device)

@@ -26,9 +26,7 @@ MAX_LISTINGS = 100_000  # training listings: bounds memory and time
 SMOOTHING = 5.0  # listings' worth of its parent's mean in a path's mean price
 NEIGHBOUR_LISTINGS = 20_000  # drawn from the training listings: 20 MB, and a millisecond a text
 NEIGHBOURS = (5, 20)
-# Of the cosines that weigh the neighbours. On the validation listings of three splits, R2 of log price and median error over the
-# median price's: 0.596 and 0.654 without neighbours, 0.613 and 0.630 with them.
-SHARPNESS = 4
+SHARPNESS = 4  # power of the cosines that weigh the neighbours
 BLOCK_ROWS = 512  # texts compared with all neighbours at a time
 OBJECTIVES = ({"objective": "quantile", "alpha": 0.1}, {"objective": "l1"}, {"objective": "quantile", "alpha": 0.9})
 ROUNDS = 150
@@ -40,6 +38,36 @@ BOOSTING = {
 # Columns of the boosters' features.
 TEXT, LIKE, PATH, COUNTY, PHOTO = slice(0, 10), slice(6, 10), slice(10, 14), slice(14, 15), slice(15, 16)
 N_FEATURES = 16
+
+
+@dataclass
+class Evidence:
+    """N rows of what is known of listings.
+
+    texts, paths ("A / B / C"), counties: "" where unknown, made of None too; vectors: (N, D) float32 photo vectors, the mean of a
+    listing's, NaN where it has none. None for a whole column: unknown for all rows; (N, 0) are then the vectors.
+    """
+
+    texts: list[str]
+    paths: list | None = None
+    counties: list | None = None
+    vectors: np.ndarray | None = None
+
+    def __post_init__(self):
+        nothing = [""] * len(self.texts)
+        self.texts = list(self.texts)
+        self.paths = [(path or "").strip() for path in (nothing if self.paths is None else self.paths)]
+        self.counties = [(county or "").strip() for county in (nothing if self.counties is None else self.counties)]
+        self.vectors = np.empty((len(nothing), 0), np.float32) if self.vectors is None else np.asarray(self.vectors, np.float32)
+
+    @property
+    def has_photo(self) -> np.ndarray:
+        """(N,) bool."""
+        return ~np.isnan(self.vectors).any(axis=1) if self.vectors.shape[1] else np.zeros(len(self.texts), bool)
+
+    def take(self, rows: np.ndarray) -> "Evidence":
+        texts, paths, counties = ([column[row] for row in rows] for column in (self.texts, self.paths, self.counties))
+        return Evidence(texts, paths, counties, self.vectors[rows])
 
 
 @dataclass
@@ -63,7 +91,7 @@ class FirstLayer:
 
     @classmethod
     def fit(
-        cls, features: scipy.sparse.csr_matrix, vectors: np.ndarray, evidence: "Evidence", log_prices: np.ndarray
+        cls, features: scipy.sparse.csr_matrix, vectors: np.ndarray, evidence: Evidence, log_prices: np.ndarray
     ) -> "FirstLayer":
         """features, vectors: of TableModels.features() and vectors_of(); evidence, log_prices: of the same listings, shuffled."""
         one_hot = CountVectorizer(analyzer=_prefixes, dtype=np.float32)
@@ -86,7 +114,7 @@ class FirstLayer:
             county_means=_shrunk_means([[county] if county else [] for county in evidence.counties], log_prices),
         )
 
-    def columns(self, features: scipy.sparse.csr_matrix, vectors: np.ndarray, evidence: "Evidence") -> np.ndarray:
+    def columns(self, features: scipy.sparse.csr_matrix, vectors: np.ndarray, evidence: Evidence) -> np.ndarray:
         """(N, N_FEATURES) float64; NaN where the evidence is unknown."""
         columns = np.full((len(evidence.texts), N_FEATURES), np.nan)
         has_text = np.array([bool(text.strip()) for text in evidence.texts], bool)
@@ -98,8 +126,8 @@ class FirstLayer:
         if has_path.any():
             words = features @ self.path[: features.shape[1]]
             bonus = dict(zip(self.paths, self.path[features.shape[1] :].tolist(), strict=True))
-            of_path = [sum(bonus.get(prefix, 0) for prefix in _prefixes(path)) for path in evidence.paths]
-            columns[has_path, 10] = (words + of_path + self.biases[1])[has_path]
+            by_path = [sum(bonus.get(prefix, 0) for prefix in _prefixes(path)) for path in evidence.paths]
+            columns[has_path, 10] = (words + by_path + self.biases[1])[has_path]
             columns[has_path, 11:14] = [self._path_means(path) for path in evidence.paths if path]
         columns[:, 14] = [self.county_means.get(county, np.nan) if county else np.nan for county in evidence.counties]
         if len(self.photo) and evidence.vectors.shape[1]:
@@ -135,35 +163,6 @@ class FirstLayer:
 
 
 @dataclass
-class Evidence:
-    """N rows: texts, "" where unknown; paths and counties, "" where unknown; (N, D) photo vectors, NaN where there is none."""
-
-    texts: list[str]
-    paths: list[str]
-    counties: list[str]
-    vectors: np.ndarray
-
-    @classmethod
-    def of(cls, texts: list[str], paths: list | None, counties: list | None, vectors: np.ndarray | None) -> "Evidence":
-        unknown = [""] * len(texts)
-        return cls(
-            list(texts),
-            [(path or "").strip() for path in (unknown if paths is None else paths)],
-            [(county or "").strip() for county in (unknown if counties is None else counties)],
-            np.empty((len(texts), 0), np.float32) if vectors is None else np.asarray(vectors, np.float32),
-        )
-
-    @property
-    def has_photo(self) -> np.ndarray:
-        """(N,) bool."""
-        return ~np.isnan(self.vectors).any(axis=1) if self.vectors.shape[1] else np.zeros(len(self.texts), bool)
-
-    def take(self, rows: np.ndarray) -> "Evidence":
-        texts, paths, counties = ([column[row] for row in rows] for column in (self.texts, self.paths, self.counties))
-        return Evidence(texts, paths, counties, self.vectors[rows])
-
-
-@dataclass
 class PriceModel:
     """tables: of the same training listings; boosters: of the 10%, 50% and 90% quantiles.
 
@@ -175,15 +174,8 @@ class PriceModel:
     boosters: list[lightgbm.Booster]
     margins: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
 
-    def quantiles(
-        self, texts: list[str], paths: list | None = None, counties: list | None = None, vectors: np.ndarray | None = None
-    ) -> np.ndarray:
-        """(N, 3) float64 log10 pounds, ascending in each row: the median, and the bounds that hold 80% of prices.
-
-        texts: N, "" where unknown; paths: N full paths "A / B / C"; counties: N; each None or "" where unknown;
-        vectors: (N, D) float32 photo vectors, the mean of a listing's, rows of NaN where it has none. None: unknown for all rows.
-        """
-        evidence = Evidence.of(texts, paths, counties, vectors)
+    def quantiles(self, evidence: Evidence) -> np.ndarray:
+        """(N, 3) float64 log10 pounds, ascending in each row: the median, and the bounds that hold 80% of prices."""
         quantiles = self._uncalibrated(evidence)
         margins = np.array(self.margins)[[_kind(*row) for row in zip(evidence.texts, evidence.paths, strict=True)]]
         quantiles[:, 0] = np.minimum(quantiles[:, 0] - margins, quantiles[:, 1])
@@ -194,18 +186,13 @@ class PriceModel:
         self, text: str, path: str | None = None, county: str | None = None, vector: np.ndarray | None = None
     ) -> dict[str, float]:
         """Pounds to the penny: the median guess, and the bounds between which 80% of prices lie; vector: (D,) or None."""
-        quantiles = self.quantiles([text], [path], [county], None if vector is None else vector[None])[0]
-        return {name: round(float(10**value), 2) for name, value in zip(("low", "median", "high"), quantiles, strict=True)}
+        evidence = Evidence([text], [path], [county], None if vector is None else vector[None])
+        return {
+            name: round(float(10**value), 2)
+            for name, value in zip(("low", "median", "high"), self.quantiles(evidence)[0], strict=True)
+        }
 
-    def calibrate(
-        self,
-        texts: list[str],
-        paths: list | None,
-        counties: list | None,
-        vectors: np.ndarray | None,
-        prices: np.ndarray,
-        plausible: np.ndarray,
-    ) -> None:
+    def calibrate(self, evidence: Evidence, prices: np.ndarray, plausible: np.ndarray) -> None:
         """Set the margins from listings that fit() did not see; fewer than MIN_VALIDATION plausible ones change nothing.
 
         Source: conformalized quantile regression, Romano, Patterson and Candes 2019, for each kind of evidence by itself.
@@ -213,13 +200,9 @@ class PriceModel:
         rows = np.flatnonzero(plausible)
         if len(rows) < MIN_VALIDATION:
             return
-        evidence, log_prices = Evidence.of(texts, paths, counties, vectors).take(rows), np.log10(np.asarray(prices)[rows])
-        nothing = [""] * len(rows)
-        kinds = (
-            evidence,
-            Evidence(evidence.texts, nothing, nothing, evidence.vectors),
-            Evidence(nothing, nothing, nothing, evidence.vectors),
-        )
+        evidence, log_prices = evidence.take(rows), np.log10(np.asarray(prices)[rows])
+        without_path = Evidence(evidence.texts, vectors=evidence.vectors)
+        kinds = (evidence, without_path, Evidence([""] * len(rows), vectors=evidence.vectors))
         rank = math.ceil(round((len(rows) + 1) * COVERAGE, 6))  # of the scores, from 1
         for kind, seen in enumerate(kinds):
             low, _, high = self._uncalibrated(seen).T
@@ -249,22 +232,14 @@ class PriceModel:
 
 
 def fit(
-    tables: TableModels,
-    texts: list[str],
-    paths: list | None,
-    counties: list | None,
-    vectors: np.ndarray | None,
-    prices: np.ndarray,
-    plausible: np.ndarray,
-    clusters: np.ndarray,
-    seed: int,
+    tables: TableModels, evidence: Evidence, prices: np.ndarray, plausible: np.ndarray, clusters: np.ndarray, seed: int
 ) -> PriceModel:
     """Fit on the training listings with a plausible price; the margins stay 0 until calibrate().
 
     prices: (N,) pounds; plausible: (N,) bool, whether the price tells anything (and is above 0); clusters: (N,), equal for
-    duplicates; the rest as for quantiles(). The boosters learn from predictions that the first layer made for listings of which
-    it had seen no duplicate (stacking, Wolpert 1992), and see each listing three times: with all that is known, without its path
-    and county, and with its photo alone.
+    duplicates. The boosters learn from predictions that the first layer made for listings of which it had seen no duplicate
+    (stacking, Wolpert 1992), and see each listing three times: with everything, without its path and county, and with its photo
+    alone.
     """
     generator = np.random.default_rng(seed)
     rows = generator.permutation(np.flatnonzero(plausible))[:MAX_LISTINGS]
@@ -272,7 +247,7 @@ def fit(
         raise StageError(
             "fewer than two different training listings have a plausible price: check the price column of Products.csv"
         )
-    evidence, log_prices = Evidence.of(texts, paths, counties, vectors).take(rows), np.log10(np.asarray(prices)[rows])
+    evidence, log_prices = evidence.take(rows), np.log10(np.asarray(prices)[rows])
     features = tables.features(evidence.texts)
     text_vectors = tables.vectors_of(features)
     columns = np.empty((len(rows), N_FEATURES))
@@ -281,10 +256,10 @@ def fit(
         part = FirstLayer.fit(features[seen], text_vectors[seen], evidence.take(seen), log_prices[seen])
         columns[unseen] = part.columns(features[unseen], text_vectors[unseen], evidence.take(unseen))
 
-    def hide(what: list[slice], share: float, of: np.ndarray) -> np.ndarray:
-        hidden = of.copy()
+    def hide(what: list[slice], share: float, columns: np.ndarray) -> np.ndarray:
+        hidden = columns.copy()
         for part in what:
-            hidden[generator.random(len(of)) < share, part] = np.nan
+            hidden[generator.random(len(columns)) < share, part] = np.nan
         return hidden
 
     views = [

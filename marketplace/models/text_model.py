@@ -92,10 +92,10 @@ class TableModels:
 
     def calibrate(self, texts: list[str], labels: np.ndarray) -> None:
         """Set the category's weights from listings that fit() did not see; fewer than MIN_VALIDATION change nothing."""
-        known = np.flatnonzero(np.isin(labels, self.classes))
-        if len(known) >= MIN_VALIDATION:
-            scores = self._scores(self.features([texts[row] for row in known]))
-            positions = np.searchsorted(self.classes, np.asarray(labels)[known])
+        rows = np.flatnonzero(np.isin(labels, self.classes))
+        if len(rows) >= MIN_VALIDATION:
+            scores = self._scores(self.features([texts[row] for row in rows]))
+            positions = np.searchsorted(self.classes, np.asarray(labels)[rows])
             self.category_weights = _likeliest_weights(scores, positions, np.array(CATEGORY_WEIGHTS))
 
     def fit_fusion(self, photo: np.ndarray, text: np.ndarray, labels: np.ndarray) -> None:

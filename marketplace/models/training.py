@@ -1,4 +1,4 @@
-"""How the photo network is trained: a head and an embedding on cached features, or the whole network end to end."""
+"""How the photo network is trained: a head on cached features, or the whole network end to end."""
 
 import copy
 import dataclasses
@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
-from sklearn.decomposition import PCA
 from torch import distributed, nn
 from torch.optim import lr_scheduler, swa_utils
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
 
-from marketplace import metrics
 from marketplace.files import atomic
 from marketplace.files.progress import progress
 from marketplace.files.stages import StageError
@@ -33,11 +32,7 @@ LARGEST_GRADIENT = 5.0  # its norm is clipped there
 EMA_SHARE = 0.05  # of all steps: how far back the averaged weights reach
 WARM_UP_SHARE = 0.1  # of all steps
 CATEGORY_WEIGHT, LISTING_WEIGHT = 0.5, 0.5  # of the embedding's two losses beside the cross-entropy, end to end
-CATEGORY_WEIGHTS = (0.03, 0.3, 3.0)  # beside a listing loss of 1, on cached features; the best on validation is taken
 TEMPERATURE = 0.1  # of the same-listing loss (Khosla et al. 2020, table 4)
-PROJECTION_STEPS, PROJECTION_RATE, PROJECTION_BATCH = 200, 1e-3, 512  # listings a step
-FLAT_VARIANCE = 1e-6  # of the first principal component's: below it a direction is rounding, not whitened
-FEATURE_DROPOUT = 0.3  # of the cached features: there is no other augmentation of them
 
 
 @dataclass(frozen=True)
@@ -81,6 +76,48 @@ class Photos:
     mirrored: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class LabelledPhotos:
+    """photos: items (pixels, label, row), for training changed at random anew each time; listings, labels: (N,) codes."""
+
+    photos: Dataset
+    listings: np.ndarray
+    labels: np.ndarray
+
+
+def random_changes(input_size: int, mean: list[float], std: list[float], scratch: bool = False) -> v2.Compose:
+    """A uint8 photo -> a randomly cropped, mirrored, tinted and partly erased (3, S, S) tensor; only training sees it.
+
+    From scratch it is cropped less, and neither tinted nor erased: so few steps have the plain photos to learn first.
+    """
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(input_size, scale=(0.8 if scratch else 0.4, 1.0), antialias=True),
+            v2.RandomHorizontalFlip(),
+            *([] if scratch else [v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05)]),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean, std),
+            *([] if scratch else [v2.RandomErasing(p=0.25)]),
+        ]
+    )
+
+
+def forward(run: Callable[[torch.Tensor], torch.Tensor], loader: DataLoader, desc: str) -> torch.Tensor:
+    """What `run` makes of a loader's photos, in order: (N, ...); desc: what progress says."""
+    with torch.inference_mode():
+        return torch.cat([run(pixels) for pixels, _, _ in progress(loader, desc, "batch")])
+
+
+def loader_of(split: Dataset, config: TrainingConfig) -> DataLoader:
+    return DataLoader(split, config.batch_size, num_workers=config.workers)
+
+
+def backbone_features(photo_network: backbone.PhotoNetwork, views: list, config: TrainingConfig) -> list[np.ndarray]:
+    """(N, D) pooled features of each of `views` (datasets of photos) by the network's backbone as it is."""
+    run = backbone.frozen_backbone(photo_network, config.image_size, config.device)
+    return [forward(run, loader_of(view, config), "features of the backbone").numpy() for view in views]
+
+
 def accuracy_by_listing(probabilities: np.ndarray, labels: np.ndarray, listings: np.ndarray) -> float:
     """The share of listings whose photos' mean probabilities (N, C) are largest for the listing's label."""
     _, first, listing_of = np.unique(listings, return_index=True, return_inverse=True)
@@ -91,6 +128,18 @@ def accuracy_by_listing(probabilities: np.ndarray, labels: np.ndarray, listings:
 
 def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(-np.log(np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, 1)).mean())
+
+
+def validate(photo_network: backbone.PhotoNetwork, held_out: LabelledPhotos, config: TrainingConfig) -> tuple[float, float]:
+    """Accuracy by listing and cross-entropy by photo."""
+    photo_network.eval()
+
+    def logits_of(pixels: torch.Tensor) -> torch.Tensor:
+        return photo_network(pixels.to(config.device, memory_format=torch.channels_last))[1].float().cpu()
+
+    probabilities = forward(logits_of, loader_of(held_out.photos, config), "validate").softmax(1).numpy()
+    accuracy = accuracy_by_listing(probabilities, held_out.labels, held_out.listings)
+    return accuracy, cross_entropy(probabilities, held_out.labels)
 
 
 def class_weights(labels: np.ndarray, n_classes: int) -> torch.Tensor:
@@ -153,98 +202,6 @@ def train_head(head: nn.Linear, train: Photos, validation: Photos, config: Train
 def check_finite(loss: float) -> None:
     if not math.isfinite(loss):
         raise StageError("training diverged: give a smaller --learning-rate")
-
-
-# The embedding.
-
-
-def whitening(features: np.ndarray, size: int, power: bool) -> backbone.Projection:
-    """PCA whitening of (N, D) features as a Projection, to at most `size` dimensions and the features' rank.
-
-    Source: Jegou and Chum, "Negative evidences and co-occurrences in image retrieval: the benefit of PCA and whitening",
-    ECCV 2012, section 3.
-    """
-    rooted = backbone.signed_root(torch.from_numpy(features)).numpy() if power else features
-    pca = PCA(min(size, *features.shape), whiten=True, random_state=0).fit(rooted)
-    variances = pca.explained_variance_  # descending
-    rank = max(1, np.count_nonzero(variances > FLAT_VARIANCE * variances[0]))
-    scale = 1 / np.sqrt(np.maximum(variances[:rank], 1e-9))
-    weight = pca.components_[:rank] * scale[:, None]
-    projection = backbone.Projection(features.shape[1], len(weight), power)
-    with torch.no_grad():
-        projection.linear.weight.copy_(torch.from_numpy(weight))
-        projection.linear.bias.copy_(torch.from_numpy(-weight @ pca.mean_))
-    return projection
-
-
-def train_projection(train: Photos, size: int, category_weight: float, n_classes: int, seed: int) -> backbone.Projection:
-    """A projection trained so that photos of one listing attract, and photos of one category; it starts from the whitening.
-
-    Losses: supervised contrastive over listings (Khosla et al. 2020), where a listing's views and photos are each other's
-    positives, and normalised softmax over categories (Zhai and Wu 2019).
-    """
-    torch.manual_seed(seed)
-    generator = np.random.default_rng(seed)
-    projection = whitening(train.features, size, power=True)
-    with torch.no_grad():
-        features = projection.root(torch.from_numpy(np.concatenate([train.features, train.mirrored])))
-        centre = features.mean(0)
-        projection.linear.bias.copy_(-projection.linear.weight @ centre)
-    features -= centre  # dropout then puts the mean in an absent feature's place
-    labels, listings = (torch.tensor(codes) for codes in (train.labels, train.listings))
-    by_category = losses.NormalizedSoftmaxLoss(n_classes, projection.linear.out_features)
-    by_listing = losses.SupConLoss(TEMPERATURE)
-    # The bias only centres: it stays, and training sees centred features.
-    weight = projection.linear.weight
-    groups = [{"params": [weight], "lr": PROJECTION_RATE}, {"params": by_category.parameters(), "lr": 10 * PROJECTION_RATE}]
-    optimiser = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
-    order = np.argsort(train.listings, kind="stable")
-    rows_of = np.split(order, np.flatnonzero(np.diff(train.listings[order])) + 1)
-    epochs = math.ceil(PROJECTION_STEPS / math.ceil(len(rows_of) / PROJECTION_BATCH))
-    schedule = lr_scheduler.CosineAnnealingLR(optimiser, epochs)
-    for _ in range(epochs):
-        shuffled = generator.permutation(len(rows_of))
-        for start in range(0, len(shuffled), PROJECTION_BATCH):
-            rows = np.concatenate([rows_of[listing] for listing in shuffled[start : start + PROJECTION_BATCH]])
-            inputs = nn.functional.dropout(features[np.concatenate([rows, rows + len(labels)])], FEATURE_DROPOUT)
-            vectors = nn.functional.normalize(inputs @ weight.T, dim=1)
-            loss = by_listing(vectors, listings[rows].repeat(2)) + category_weight * by_category(vectors, labels[rows].repeat(2))
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-        check_finite(loss.item())
-        schedule.step()
-    with torch.no_grad():
-        projection.linear.bias.copy_(-weight @ centre)
-    return projection
-
-
-def retrieval_figures(embedder: nn.Module, photos: Photos, queries: np.ndarray) -> dict[str, float | None]:
-    """metrics.retrieval of the rows `queries` among `photos` by an embedder, the mean over listings; None where undefined."""
-    with torch.inference_mode():
-        vectors = nn.functional.normalize(embedder.cpu()(torch.from_numpy(photos.features)), dim=1).numpy()
-    found = metrics.retrieval(vectors, queries, photos.labels, photos.listings, photos.clusters, photos.pixels)
-    means = {name: float(metrics.by_listing(values, photos.listings[queries]).mean()) for name, values in found.items()}
-    return {name: None if math.isnan(mean) else mean for name, mean in means.items()}
-
-
-def choose_embedder(candidates: dict[str, nn.Module], photos: Photos, queries: np.ndarray) -> tuple[str, dict[str, dict]]:
-    """The name of the candidate that retrieves best for the validation rows `queries` among training and validation photos.
-
-    Best is by the geometric mean of category P@10, MAP@R and same-listing hit@1 and @10, as far as the data has them: a gain of
-    a tenth in one weighs as much as in another, and an embedding that finds the category only does not win.
-    Returns the name, and all figures by candidate.
-    """
-    figures = {name: retrieval_figures(embedder, photos, queries) for name, embedder in candidates.items()}
-    judged = ("category_p_at_10", "map_at_r", "same_listing_hit_at_1", "same_listing_hit_at_10")
-
-    def score(name: str) -> float:
-        values = [max(figures[name][key], 1e-6) for key in judged if figures[name][key] is not None]
-        return float(np.exp(np.mean(np.log(values)))) if values else 0.0
-
-    for name in figures:
-        figures[name]["score"] = score(name)
-    return max(figures, key=lambda name: figures[name]["score"]), figures
 
 
 # End to end.
@@ -327,15 +284,6 @@ class _Trained(nn.Module):
 
 
 @dataclass(frozen=True)
-class TrainingPhotos:
-    """photos: items (pixels, label, row), changed at random anew each time; listings, labels: (N,) codes of its rows."""
-
-    photos: Dataset
-    listings: np.ndarray
-    labels: np.ndarray
-
-
-@dataclass(frozen=True)
 class Moving:
     """What moves in training, and goes into checkpoints; averaged: the exponential moving average of trained."""
 
@@ -367,7 +315,7 @@ class Moving:
 class BatchLoss:
     """The loss of one batch, from what _Trained gives for it: cross-entropy, and the embedding's two losses."""
 
-    def __init__(self, train: TrainingPhotos, n_classes: int, ranks: Ranks, device: str):
+    def __init__(self, train: LabelledPhotos, n_classes: int, ranks: Ranks, device: str):
         self._balance = class_weights(train.labels, n_classes).to(device)
         self._paired = len(np.unique(train.listings)) < len(train.listings)  # else no listing has a second photo to attract
         self._listings, self._world, self._device = torch.tensor(train.listings), ranks.world, device
@@ -395,7 +343,7 @@ class BatchLoss:
 
 def fine_tune(
     photo_network: backbone.PhotoNetwork,
-    train: TrainingPhotos,
+    train: LabelledPhotos,
     validate: Callable[[backbone.PhotoNetwork], tuple[float, float]],
     config: TrainingConfig,
     checkpoint: "Checkpoint",
@@ -457,7 +405,7 @@ def train_epoch(moving: Moving, parallel: nn.Module, loader: DataLoader, batch_l
 def _optimiser(trained: _Trained, config: TrainingConfig) -> torch.optim.Optimizer:
     """Of what is trained, the backbone at a rate of its own.
 
-    From scratch fused: in one pass over the weights, which takes a sixth of the time on a CPU and rounds in another way.
+    From scratch fused: in one pass over the weights, which is faster on a CPU and rounds in another way.
     """
     in_backbone = {id(parameter) for parameter in trained.network.backbone.parameters()}
     moved = [parameter for parameter in trained.parameters() if parameter.requires_grad]

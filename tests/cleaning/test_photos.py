@@ -698,7 +698,7 @@ def test_settings_cannot_be_changed():
 def test_a_contact_sheet_shows_every_photo_with_its_frame_and_a_caption_cut_to_fit():
     jpeg = photos.clean(encoded(Image.new("RGB", (64, 64), RED), "PNG")).jpeg
     tiles = [(jpeg, "a caption much too long for its photo" * 3, "#00ff00"), (jpeg, "two\nlines", None), (jpeg, "", None)]
-    sheet = np.asarray(pictures.contact_sheet(tiles, columns=2, tile=64)).astype(int)
+    sheet = np.asarray(Image.open(io.BytesIO(pictures.contact_sheet(tiles, columns=2, tile=64)))).astype(int)
     reds = (np.abs(sheet - RED).max(axis=2) < 10).sum()
     assert abs(reds - 3 * 64 * 64) <= 64
     assert (sheet == (0, 255, 0)).all(axis=2).sum() >= 4 * 64
@@ -708,4 +708,9 @@ def test_a_contact_sheet_shows_every_photo_with_its_frame_and_a_caption_cut_to_f
 
 
 def test_a_contact_sheet_of_nothing_is_a_blank_page():
-    assert np.asarray(pictures.contact_sheet([])).min() == 255
+    assert np.asarray(Image.open(io.BytesIO(pictures.contact_sheet([])))).min() == 255
+
+
+def test_a_tile_without_a_photo_is_a_grey_square():
+    sheet = np.asarray(Image.open(io.BytesIO(pictures.contact_sheet([(None, "", None)], tile=64))))
+    assert (sheet == (238, 238, 238)).all(axis=2).sum() == 64 * 64

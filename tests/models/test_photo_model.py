@@ -28,8 +28,8 @@ def model_dir(demo_dir, tmp_path):
 def pixels(demo_dir):
     """(32, 3, S, S) inputs of validation photos."""
     table = reading.read_csv(demo_dir / "dataset" / "training_data.csv").query("split == 'validation'")
-    known = photo_model.PhotoModel(demo_dir / "model", "onnx")
-    return np.stack([known.input((demo_dir / "images" / f"{name}.jpg").read_bytes()) for name in table["image_id"][:32]])
+    loaded = photo_model.PhotoModel(demo_dir / "model", "onnx")
+    return np.stack([loaded.input((demo_dir / "images" / f"{name}.jpg").read_bytes()) for name in table["image_id"][:32]])
 
 
 def test_on_a_cpu_eight_bits_run_and_give_nearly_the_vectors_of_fp32(demo_dir, pixels):

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from marketplace.files.stages import StageError
 from marketplace.models import price_model, text_model
-from marketplace.models.price_model import PriceModel
+from marketplace.models.price_model import Evidence, PriceModel
 
 PATHS = ["Music / Guitars", "Kitchen / Kettles", "Sport / Bicycles", "Sport / Bicycles / Parts"]
 LOG_PRICES = np.array([2.0, 1.0, 2.5, 1.5])  # log10 pounds
@@ -42,7 +42,12 @@ def tables_of(data: dict) -> text_model.TableModels:
 
 def fit(data: dict, tables=None, **changes) -> PriceModel:
     data = {"clusters": np.arange(len(data["texts"]))} | data | changes
-    return price_model.fit(tables or tables_of(data), **data, seed=0)
+    others = {name: data[name] for name in ("prices", "plausible", "clusters")}
+    return price_model.fit(tables or tables_of(data), Evidence(**evidence(data)), **others, seed=0)
+
+
+def calibrate(model: PriceModel, data: dict) -> None:
+    model.calibrate(Evidence(**evidence(data)), data["prices"], data["plausible"])
 
 
 def evidence(data: dict, **changes) -> dict:
@@ -56,7 +61,7 @@ def without_words(data: dict) -> dict:
 @pytest.fixture(scope="module")
 def model():
     fitted = fit(make_listings(500, seed=0))
-    fitted.calibrate(**make_listings(500, seed=1))
+    calibrate(fitted, make_listings(500, seed=1))
     return fitted
 
 
@@ -80,7 +85,7 @@ def two_folders(tmp_path):
 )
 def test_four_of_five_prices_of_new_listings_lie_in_the_range(model, seen):
     data = make_listings(1000, seed=2)
-    low, _, high = model.quantiles(**seen(data)).T
+    low, _, high = model.quantiles(Evidence(**seen(data))).T
     inside = (low <= np.log10(data["prices"])) & (np.log10(data["prices"]) <= high)
     assert 0.73 < inside.mean() < 0.87
 
@@ -88,10 +93,12 @@ def test_four_of_five_prices_of_new_listings_lie_in_the_range(model, seen):
 def test_median_is_near_the_price_and_nearer_the_more_is_known(model):
     data = make_listings(1000, seed=3)
     truth = np.log10(data["prices"])
-    known, photo = (np.median(np.abs(model.quantiles(**seen)[:, 1] - truth)) for seen in (evidence(data), without_words(data)))
+    everything, photo = (
+        np.median(np.abs(model.quantiles(Evidence(**seen))[:, 1] - truth)) for seen in (evidence(data), without_words(data))
+    )
     nothing = np.median(np.abs(np.median(truth) - truth))
     # The noise alone, of standard deviation 0.2, gives 0.135.
-    assert known < 0.16 < photo < 0.8 * nothing
+    assert everything < 0.16 < photo < 0.8 * nothing
 
 
 def test_each_kind_of_evidence_moves_the_median():
@@ -154,28 +161,31 @@ def test_prices_of_like_texts_are_weighed_by_the_fourth_power_of_their_cosines(m
 def test_text_without_a_known_word_has_no_like_texts(model):
     texts = ["guitar new", "\u4e2d\u6587"]
     features = model.tables.features(texts)
-    evidence_of = price_model.Evidence.of(texts, None, None, None)
+    evidence_of = Evidence(texts)
     columns = model.first.columns(features, model.tables.vectors_of(features), evidence_of)
     assert np.isfinite(columns[0, 6:10]).all() and np.isnan(columns[1, 6:10]).all()
 
 
 def test_unknown_may_be_none_or_empty_for_a_row_or_for_all(model):
     data = make_listings(20, seed=4)
-    nothing = model.quantiles(data["texts"], None, None, None)
+    nothing = model.quantiles(Evidence(data["texts"], None, None, None))
     for unknown in (None, "", " "):
         rows = [unknown] * 20
-        np.testing.assert_array_equal(model.quantiles(data["texts"], rows, rows, np.full((20, DIMENSION), np.nan)), nothing)
-    mixed = model.quantiles(data["texts"], [None] * 10 + data["paths"][10:], None, None)
+        np.testing.assert_array_equal(
+            model.quantiles(Evidence(data["texts"], rows, rows, np.full((20, DIMENSION), np.nan))), nothing
+        )
+    mixed = model.quantiles(Evidence(data["texts"], [None] * 10 + data["paths"][10:], None, None))
     np.testing.assert_array_equal(mixed[:10], nothing[:10])
-    np.testing.assert_array_equal(mixed[10:], model.quantiles(data["texts"], data["paths"], None, None)[10:])
+    np.testing.assert_array_equal(mixed[10:], model.quantiles(Evidence(data["texts"], data["paths"], None, None))[10:])
 
 
 def test_path_that_training_never_saw_is_its_nearest_parent(model):
     text = ["lovely\nred"]
     np.testing.assert_array_equal(
-        model.quantiles(text, ["Sport / Bicycles / Saddles / Old"]), model.quantiles(text, ["Sport / Bicycles"])
+        model.quantiles(Evidence(text, ["Sport / Bicycles / Saddles / Old"])),
+        model.quantiles(Evidence(text, ["Sport / Bicycles"])),
     )
-    assert np.isfinite(model.quantiles(text, ["Unheard of"], ["Nowhere"])).all()
+    assert np.isfinite(model.quantiles(Evidence(text, ["Unheard of"], ["Nowhere"]))).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -187,7 +197,7 @@ def test_path_that_training_never_saw_is_its_nearest_parent(model):
 )
 def test_quantiles_never_cross_whatever_the_evidence(model, text, path, county, vector):
     vector = None if vector is None else np.array(vector, np.float32)
-    low, median, high = model.quantiles([text], [path], [county], None if vector is None else vector[None])[0]
+    low, median, high = model.quantiles(Evidence([text], [path], [county], None if vector is None else vector[None]))[0]
     assert low <= median <= high
     pounds = model.price_range(text, path, county, vector)
     assert list(pounds) == ["low", "median", "high"]
@@ -196,18 +206,20 @@ def test_quantiles_never_cross_whatever_the_evidence(model, text, path, county, 
 
 def test_row_alone_gets_the_same_quantiles_as_among_others(model):
     data = make_listings(30, seed=5)
-    together = model.quantiles(**evidence(data))
+    together = model.quantiles(Evidence(**evidence(data)))
     for row in range(30):
-        alone = model.quantiles([data["texts"][row]], [data["paths"][row]], [data["counties"][row]], data["vectors"][row][None])
+        alone = model.quantiles(
+            Evidence([data["texts"][row]], [data["paths"][row]], [data["counties"][row]], data["vectors"][row][None])
+        )
         np.testing.assert_allclose(alone[0], together[row], atol=1e-6)
 
 
 def test_margin_is_the_conformal_quantile_of_the_scores():
     model = fit(make_listings(200, seed=6))
     held_out = make_listings(99, seed=7)
-    low, _, high = model.quantiles(**evidence(held_out)).T
+    low, _, high = model.quantiles(Evidence(**evidence(held_out))).T
     truth = np.log10(held_out["prices"])
-    model.calibrate(**held_out)
+    calibrate(model, held_out)
     # (99 + 1) * 0.8: the 80th smallest of 99 scores.
     assert model.margins[0] == pytest.approx(sorted(np.maximum(low - truth, truth - high))[79], abs=1e-9)
 
@@ -218,7 +230,7 @@ def test_each_kind_of_evidence_has_its_own_margin_and_none_lets_quantiles_cross(
 
     def quantiles(margins):
         model.margins = margins
-        return np.concatenate([model.quantiles([text], [path]) for text, path in kinds])
+        return np.concatenate([model.quantiles(Evidence([text], [path])) for text, path in kinds])
 
     plain, wide, narrow = quantiles([0.0, 0.0, 0.0]), quantiles([1.0, 2.0, 3.0]), quantiles([-9.0, -9.0, -9.0])
     np.testing.assert_allclose(wide - plain, [[-1, 0, 1], [-2, 0, 2], [-3, 0, 3]])
@@ -229,7 +241,7 @@ def test_too_few_validation_prices_leave_the_margins_at_nothing():
     model = fit(make_listings(60, seed=8))
     data = make_listings(30, seed=9)
     data["plausible"][price_model.MIN_VALIDATION - 1 :] = False
-    model.calibrate(**data)
+    calibrate(model, data)
     assert model.margins == [0.0, 0.0, 0.0]
 
 
@@ -244,7 +256,7 @@ def test_listings_without_a_plausible_price_have_no_influence(two_folders):
         wild[name][:20] = [garbage] * 20
     for folder, each in zip(two_folders, (data, wild), strict=True):
         model = fit(each, tables)
-        model.calibrate(**each)
+        calibrate(model, each)
         model.save(folder)
     for name in price_model.FILES:
         assert (two_folders[0] / name).read_bytes() == (two_folders[1] / name).read_bytes()
@@ -264,16 +276,16 @@ def test_listings_without_a_plausible_price_have_no_influence(two_folders):
 )
 def test_small_and_odd_data_gives_prices_near_those_seen(data):
     model = fit(data)
-    model.calibrate(**data)
+    calibrate(model, data)
     for seen in (evidence(data), evidence(data, paths=None, counties=None, vectors=None), without_words(data)):
-        medians = 10 ** model.quantiles(**seen)[:, 1]
+        medians = 10 ** model.quantiles(Evidence(**seen))[:, 1]
         assert (medians > data["prices"].min() / 1.5).all() and (medians < data["prices"].max() * 1.5).all()
 
 
 def test_equal_prices_are_predicted_exactly():
     data = make_listings(40, seed=12) | {"prices": np.full(40, 25.0)}
     model = fit(data)
-    model.calibrate(**data)
+    calibrate(model, data)
     assert model.price_range("kettle new\nred", PATHS[1]) == {"low": 25.0, "median": 25.0, "high": 25.0}
 
 
@@ -282,8 +294,8 @@ def test_one_level_of_categories_is_enough():
     tables = tables_of(data)
     data["paths"] = [path.split(" / ")[0] for path in data["paths"]]
     model = fit(data, tables)
-    assert np.isfinite(model.quantiles(**evidence(data))).all()
-    assert np.isfinite(model.quantiles(data["texts"], PATHS[:1] * 60)).all()  # deeper than training ever saw
+    assert np.isfinite(model.quantiles(Evidence(**evidence(data)))).all()
+    assert np.isfinite(model.quantiles(Evidence(data["texts"], PATHS[:1] * 60))).all()  # deeper than training ever saw
 
 
 def test_fewer_than_two_plausible_prices_are_one_sentence():
@@ -336,7 +348,7 @@ def test_saved_model_gives_the_same_prices_and_equal_models_equal_bytes(model, t
     again = PriceModel.load(two_folders[0], model.tables)
     again.save(two_folders[1])
     for seen in (evidence(data), without_words(data)):
-        np.testing.assert_array_equal(again.quantiles(**seen), model.quantiles(**seen))
+        np.testing.assert_array_equal(again.quantiles(Evidence(**seen)), model.quantiles(Evidence(**seen)))
     for name in price_model.FILES:
         assert (two_folders[0] / name).read_bytes() == (two_folders[1] / name).read_bytes()
 

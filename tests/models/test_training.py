@@ -53,7 +53,7 @@ class Pictures(torch.utils.data.Dataset):
 
     def __init__(self):
         self.plain = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-        self.labels, self.products = np.repeat([0, 1, 2], 4), np.repeat(np.arange(6), 2)
+        self.labels, self.owners = np.repeat([0, 1, 2], 4), np.repeat(np.arange(6), 2)
 
     def __len__(self):
         return 12
@@ -83,7 +83,7 @@ def fine_tuned(checkpoint_path: Path, *flags: str, record=lambda **values: None,
     arguments = train.parse_args(
         ["--finetune", "all", "--epochs", "4", "--batch-size", "4", "--workers", "0", "--device", "cpu", *flags]
     )
-    photos = training.TrainingPhotos(pictures, pictures.products, pictures.labels)
+    photos = training.LabelledPhotos(pictures, pictures.owners, pictures.labels)
     checkpoint = training.Checkpoint(checkpoint_path, "run", arguments.resume)
     training.fine_tune(photo_network, photos, validate, train.config_of(arguments), checkpoint, training.Ranks(0, 1), record)
     return photo_network.state_dict()
@@ -248,19 +248,19 @@ def test_the_embedding_moves_the_backbone_only_where_it_started_from_weights(emb
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=60), st.integers(2, 16), st.integers(0, 3))
 @settings(deadline=None)
-def test_batches_hold_every_photo_at_most_once_and_listings_together_and_ranks_share_them(products, batch_size, epoch):
-    products = np.array(products)
-    batch_size = 2 * max(1, min(batch_size, len(products)) // 2) if len(products) > 1 else 1
+def test_batches_hold_every_photo_at_most_once_and_listings_together_and_ranks_share_them(owners, batch_size, epoch):
+    owners = np.array(owners)
+    batch_size = 2 * max(1, min(batch_size, len(owners)) // 2) if len(owners) > 1 else 1
 
     def drawn(rank: int, world: int) -> list[list[int]]:
-        batches = training.ListingBatches(products, batch_size, 0, training.Ranks(rank, world))
+        batches = training.ListingBatches(owners, batch_size, 0, training.Ranks(rank, world))
         batches.epoch = epoch
         return list(batches)
 
     whole = drawn(0, 1)
     rows = [row for batch in whole for row in batch]
-    assert len(rows) == len(set(rows)) == len(products) // batch_size * batch_size
-    listings = products[rows]
+    assert len(rows) == len(set(rows)) == len(owners) // batch_size * batch_size
+    listings = owners[rows]
     changes = np.count_nonzero(np.diff(listings)) + 1
     assert changes == len(np.unique(listings))
     if batch_size % 2 == 0:
@@ -288,66 +288,6 @@ def test_a_photo_is_changed_by_seed_epoch_and_photo_and_nothing_else():
     photos.epoch = 1
     assert not torch.equal(photos[3], first)
     assert not torch.equal(training.SeededPhotos(Noise(), seed=2)[3], first)
-
-
-def test_whitened_features_have_mean_0_and_unit_covariance():
-    generator = np.random.default_rng(0)
-    features = (generator.normal(size=(500, 6)) @ generator.normal(size=(6, 6)) + 3).astype(np.float32)
-    with torch.no_grad():
-        whitened = training.whitening(features, 4, power=False)(torch.from_numpy(features)).numpy()
-    np.testing.assert_allclose(whitened.mean(0), 0, atol=1e-3)
-    np.testing.assert_allclose(np.cov(whitened.T), np.eye(4), atol=1e-3)
-
-
-def made_photos(listings: int, seed: int) -> training.Photos:
-    """Two photos a listing: the category is loud in 4 features, the listing faint in 8, noise is loud in 20."""
-    generator = np.random.default_rng(seed)
-    labels = np.repeat(np.arange(listings) % 4, 2)
-    products = np.repeat(np.arange(listings), 2)
-
-    def view() -> np.ndarray:
-        own = np.repeat(np.random.default_rng(seed + 100).normal(size=(listings, 8)), 2, axis=0)
-        return np.concatenate(
-            [2 * np.eye(4)[labels] + 0.5, 0.2 * own + 1, generator.gamma(1.0, 1.0, size=(2 * listings, 20))], axis=1
-        ).astype(np.float32)
-
-    return training.Photos(view(), labels, products, products, np.arange(2 * listings), view())
-
-
-@pytest.fixture(scope="module")
-def embedders():
-    photos = made_photos(300, seed=0)
-    return {
-        "plain": torch.nn.Identity(),
-        "category": _category_only(),
-        "trained": training.train_projection(photos, 32, 0.3, n_classes=4, seed=0),
-    }
-
-
-def _category_only() -> network.Projection:
-    projection = network.Projection(32, 4, power=False)
-    with torch.no_grad():
-        projection.linear.weight.copy_(torch.eye(4, 32))
-        projection.linear.bias.fill_(-0.5)
-    return projection
-
-
-def test_a_trained_projection_finds_listings_that_plain_features_do_not(embedders):
-    new = made_photos(100, seed=1)
-    figures = {name: training.retrieval_figures(module, new, np.arange(200)) for name, module in embedders.items()}
-    assert figures["trained"]["same_listing_hit_at_10"] > 2 * figures["plain"]["same_listing_hit_at_10"]
-
-
-def test_an_embedding_that_knows_the_category_only_does_not_win(embedders):
-    new = made_photos(100, seed=1)
-    chosen, figures = training.choose_embedder(embedders, new, np.arange(200))
-    assert figures["category"]["category_p_at_10"] == 1.0 and figures["category"]["same_listing_hit_at_1"] < 0.1
-    assert chosen == "trained"
-
-
-def test_training_a_projection_twice_gives_the_same_one(embedders):
-    again = training.train_projection(made_photos(300, seed=0), 32, 0.3, n_classes=4, seed=0)
-    assert torch.equal(again.linear.weight, embedders["trained"].linear.weight)
 
 
 def test_classes_are_weighed_between_photos_alike_and_classes_alike():
@@ -379,9 +319,9 @@ def test_the_head_keeps_its_best_epoch_not_its_last():
     signal = np.eye(2)[labels]
     noise = generator.normal(size=(60, 200))
     features = np.concatenate([signal, noise], axis=1).astype(np.float32)
-    products = np.arange(60)
-    train_photos = training.Photos(features[:30], labels[:30], products[:30], products[:30], products[:30], features[:30])
-    held_out = training.Photos(features[30:], labels[30:], products[30:], products[30:], products[30:])
+    owners = np.arange(60)
+    train_photos = training.Photos(features[:30], labels[:30], owners[:30], owners[:30], owners[:30], features[:30])
+    held_out = training.Photos(features[30:], labels[30:], owners[30:], owners[30:], owners[30:])
     arguments = train.parse_args(["--weights", "imagenet", "--epochs", "40", "--learning-rate", "0.05", "--device", "cpu"])
     head, seen, states = torch.nn.Linear(202, 2), [], []
 
