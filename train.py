@@ -81,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--seed", default=0, type=cli.not_negative, help="of everything random (default: %(default)s)")
     add(
         "--workers",
-        default=min(os.cpu_count() or 1, 8),
+        default=min(cli.cores(), 8),
         type=cli.not_negative,
         help="decoding processes (default: one a core, at most 8)",
     )
@@ -131,18 +131,21 @@ def run(args: argparse.Namespace) -> dict:
         return {"backbone": args.backbone, "imagenet_weights": "available"}
     left_out = ("data", "check_weights", "resume", "device", "workers")
     deciding = {name: value for name, value in vars(args).items() if name not in left_out}
-    with stages.open_stage(args.data, "model", deciding, weights_digest(args.weights)) as stage:
-        config, ranks = config_of(args), training.Ranks()
+    config, ranks = config_of(args), training.Ranks()
+    raw = weights_digest(args.weights)
+    with stages.open_stage(args.data, "model", deciding, raw, locked=ranks.rank == 0) as stage:
         if config.finetune != "head":
             ranks.start(config.device)
         elif ranks.rank:
-            return {"stage": "model", "rank": ranks.rank, "left_to_rank_0": True}  # the cached features need one process
+            return {}  # left to rank 0: the cached features need one process
         if ranks.share(stage.is_done()):
             return stage.summary()
         photo_network = build_network(args)  # may fail: before begin()
         run_key = hashlib.sha256(json.dumps([stage.arguments, stage.inputs]).encode()).hexdigest()
         checkpoint = training.Checkpoint(stage.folder / CHECKPOINT, run_key, args.resume)
         if ranks.rank == 0:
+            if args.resume:
+                training.read_checkpoint(checkpoint, "cpu")  # a mistaken --resume must not take a good model's manifest
             stage.begin()
             if not args.resume:
                 checkpoint.path.unlink(missing_ok=True)
@@ -150,7 +153,7 @@ def run(args: argparse.Namespace) -> dict:
         photo_network.to(config.device, memory_format=torch.channels_last)
         if ranks.rank:
             train_end_to_end(photo_network, data, checkpoint, ranks, lambda **values: None)
-            return {"stage": "model", "rank": ranks.rank, "epochs": config.epochs}
+            return {}
         return train(stage, args, photo_network, data, checkpoint)
 
 

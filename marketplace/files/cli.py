@@ -17,8 +17,8 @@ NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS} 
 def exit_code(run: Callable[[Arguments], dict], args: Arguments) -> int:
     """Run a stage and turn its end into an exit code.
 
-    Prints the stage's summary as one JSON line on stdout and returns 0, or prints the sentence of a StageError, a full
-    disk or a missing permission on stderr and returns 1. Any other exception is a bug and keeps its traceback.
+    Prints the stage's summary, unless it is empty, as one JSON line on stdout and returns 0, or prints the sentence of a
+    StageError, a full disk or a missing permission on stderr and returns 1. Any other exception is a bug and keeps its traceback.
     """
     try:
         summary = run(args)
@@ -33,7 +33,8 @@ def exit_code(run: Callable[[Arguments], dict], args: Arguments) -> int:
         where = error.filename or "the data folder"
         print(f"error: {error.strerror} ({where}): make room or give the permission, and run it again", file=sys.stderr)
         return 1
-    print(json.dumps(summary))
+    if summary:
+        print(json.dumps(summary))
     return 0
 
 

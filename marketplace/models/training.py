@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import datetime
 import math
 import os
 import struct
@@ -215,8 +216,15 @@ class Ranks:
     world: int = int(os.environ.get("WORLD_SIZE", 1))
 
     def start(self, device: str) -> None:
-        if self.world > 1 and not distributed.is_initialized():
-            distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        """Meet the others; device: this rank's own."""
+        if self.world == 1 or distributed.is_initialized():
+            return
+        patience = datetime.timedelta(days=1)  # the others wait while rank 0 computes features and validates
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device)  # what is broadcast goes over the current device
+            distributed.init_process_group("nccl", timeout=patience, device_id=torch.device(device))
+        else:
+            distributed.init_process_group("gloo", timeout=patience)
 
     def share(self, value):
         """Rank 0's value, on every rank; this rank's own where start() was not called."""
@@ -439,19 +447,31 @@ def save_checkpoint(checkpoint: Checkpoint, moving: Moving, history: History) ->
         torch.save({"key": checkpoint.run_key, "history": vars(history), "parts": states}, path)
 
 
-def load_checkpoint(checkpoint: Checkpoint, moving: Moving, device: str) -> History:
-    """Put `moving` back to where it was saved; StageError when the file is missing, damaged or of another run."""
+# What torch.load and load_state_dict raise on files that were cut or changed.
+UNREADABLE = (backbone.UnpicklingError, struct.error, RuntimeError, EOFError, KeyError, IndexError, TypeError, ValueError)
+
+
+def read_checkpoint(checkpoint: Checkpoint, device: str) -> dict:
+    """What save_checkpoint() saved; StageError when the file is missing, damaged or of another run."""
     path = checkpoint.path
     if not path.is_file():
         raise StageError(f"{path} is missing, so there is nothing to resume: run python train.py without --resume")
     try:
         saved = torch.load(path, map_location=device, weights_only=True)
-        if saved["key"] != checkpoint.run_key:
-            raise StageError(
-                f"{path} is of a run with other flags or inputs: give the same, or run python train.py without --resume"
-            )
+        run_key = saved["key"]
+    except UNREADABLE:
+        raise StageError(f"{path} is damaged: run python train.py without --resume") from None
+    if run_key != checkpoint.run_key:
+        raise StageError(f"{path} is of a run with other flags or inputs: give the same, or run python train.py without --resume")
+    return saved
+
+
+def load_checkpoint(checkpoint: Checkpoint, moving: Moving, device: str) -> History:
+    """Put `moving` back to where it was saved; raises as read_checkpoint()."""
+    saved = read_checkpoint(checkpoint, device)
+    try:
         for name, part in moving.parts().items():
             part.load_state_dict(saved["parts"][name])
         return History(**saved["history"])
-    except (backbone.UnpicklingError, struct.error, RuntimeError, EOFError, KeyError, IndexError, TypeError, ValueError):
-        raise StageError(f"{path} is damaged: run python train.py without --resume") from None
+    except UNREADABLE:
+        raise StageError(f"{checkpoint.path} is damaged: run python train.py without --resume") from None
