@@ -262,8 +262,8 @@ def describe(app: FastAPI) -> dict:
         return description
     catalogue = generation.catalogue
     examples = {
-        "product_id": catalogue.product(catalogue.first_product)["product_id"],
-        "image_id": catalogue.image_ids([catalogue.first_photo])[0],
+        "product_id": catalogue.product(0)["product_id"],
+        "image_id": catalogue.image_ids([0])[0],
     }
     for path in description["paths"].values():
         for operation in path.values():
