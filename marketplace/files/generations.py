@@ -73,6 +73,7 @@ def free_name(index_dir: Path, name: str) -> str:
 
 def publish(index_dir: Path, name: str) -> None:
     """Make a whole generation the current one; it and the one that was current until now stay."""
+    atomic.remove_leftovers(index_dir)
     previous = None
     with contextlib.suppress(StageError):
         previous = current_generation(index_dir).name
