@@ -5,16 +5,17 @@ import json
 import queue
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from rapidfuzz import fuzz, process
 
-from marketplace.cleaning.listings import MAX_PRICE, category_levels
+from marketplace.cleaning.listings import CATEGORY_SEPARATOR, category_levels
 from marketplace.files import atomic, reading
 from marketplace.files.stages import StageError
 from marketplace.retrieval import words
+from marketplace.retrieval.filters import Filters, Places, category_path, comparable_price
 
 DATABASE, FILTERS, CONTENT = "catalogue.sqlite", "filters.json", "content.npy"
 PLACES = ("town", "county")
@@ -23,6 +24,7 @@ LISTING_COLUMNS = ("price", *CODED)
 COLUMNS = (*LISTING_COLUMNS, "product_of_photo", "duplicates")  # each a .npy of the same name
 WORD_WEIGHTS = {"name": 5.0, "description": 1.0, "category": 2.0}  # in BM25: a title says what a thing is
 ROWS_AT_A_TIME = 16_384  # of listings in memory
+LEAST_ALIKE, SUGGESTIONS = 60, 3  # per cent of the letters that a name suggested for an unknown one shares with it
 CONNECTIONS = 8  # to the database, shared by all threads: each query holds one for a millisecond or two
 PRODUCT_FIELDS = (
     "product_id", "name", "description", "category", "price", "price_plausible", "town", "county", "posted_on",
@@ -38,17 +40,6 @@ INDEXES = """
 CREATE INDEX products_by_id ON products (product_id);
 CREATE INDEX photos_by_id ON photos (image_id);
 """
-
-
-@dataclass(frozen=True)
-class Filters:
-    """What a result must be. category: a name at any level of the path, or a path from its start; location: a town, a county,
-    or "Town, County"; prices in pounds, both ends included. None: anything."""
-
-    category: str | None = None
-    min_price: float | None = None
-    max_price: float | None = None
-    location: str | None = None
 
 
 def write(
@@ -110,9 +101,8 @@ class _Columns:
         self._parts["price"].append(listings["price"].to_numpy(np.float32))
         self._parts["category"].append(_category_codes(listings["category"], self._codes["category"]))
         for name in PLACES:
-            codes = self._codes[name]
-            column = [codes.setdefault(value, len(codes)) for value in listings[name]]
-            self._parts[name].append(np.array(column, np.int32))
+            codes, (at, values) = self._codes[name], pd.factorize(listings[name])
+            self._parts[name].append(np.array([codes.setdefault(value, len(codes)) for value in values], np.int32)[at])
 
     def write(self, folder: Path) -> None:
         """Write them, and the names of the codes."""
@@ -131,14 +121,29 @@ class _Columns:
         return np.concatenate([np.empty(0, np.int32), *parts])
 
 
-def _category_codes(categories: Iterable[str], code_of_path: dict[str, int]) -> np.ndarray:
+def _category_codes(categories: pd.Series, code_of_path: dict[str, int]) -> np.ndarray:
     """(P, depth) int32 codes of the levels of each path, -1 where it has no such level; new paths get codes in code_of_path."""
-    paths = [category_levels(path) for path in categories]
+    at, values = pd.factorize(categories)
+    paths = [category_levels(path) for path in values]
     codes = np.full((len(paths), max(map(len, paths), default=1) or 1), -1, np.int32)
     for entry, path in enumerate(paths):
         for level in range(len(path)):
-            codes[entry, level] = code_of_path.setdefault(" / ".join(path[: level + 1]), len(code_of_path))
-    return codes
+            codes[entry, level] = code_of_path.setdefault(CATEGORY_SEPARATOR.join(path[: level + 1]), len(code_of_path))
+    return codes[at]
+
+
+class UnknownName(ValueError):
+    """A filter's category or place that no listing has; its message tells the nearest that some have."""
+
+    def __init__(self, kind: str, name: str, choices: dict[str, str]):
+        """choices: what may be given -> what `name` is compared with."""
+        near = process.extract(
+            name, choices, processor=str.casefold, scorer=fuzz.ratio, score_cutoff=LEAST_ALIKE, limit=SUGGESTIONS
+        )
+        nearest = " or ".join(f'"{choice}"' for *_, choice in near)
+        super().__init__(
+            f'no listing has the {kind} "{name[:100]}": ' + (f"try {nearest}" if near else "GET /filters lists them")
+        )
 
 
 class Catalogue:
@@ -154,7 +159,7 @@ class Catalogue:
         self.columns = {name: np.asarray(reading.read_array(folder / f"{name}.npy")) for name in COLUMNS}
         self.names: dict[str, list[str]] = reading.read_json(folder / FILTERS)
         self._categories = _codes_by_name(self.names["category"])
-        self._places = {kind: _by_folded_name(self.names[kind]) for kind in PLACES}
+        self._places = Places(*(self.columns[kind] for kind in PLACES), *(self.names[kind] for kind in PLACES))
         self.listing_of_photo = self.columns["product_of_photo"]
         self.n_products, self.n_photos = len(self.columns["price"]), len(self.listing_of_photo)
         self._photos = _Grouped(self.listing_of_photo, self.n_products)
@@ -187,24 +192,25 @@ class Catalogue:
         """(P,) bool of the listings that pass, or None when everything does."""
         masks = []
         if filters.category is not None:
-            wanted = " / ".join(category_levels(filters.category)).casefold()
-            masks.append(np.isin(self.columns["category"], self._categories.get(wanted, [])).any(axis=1))
+            wanted = self._categories.get(category_path(filters.category), [])
+            masks.append(np.isin(self.columns["category"], wanted).any(axis=1))
         if filters.min_price is not None:
-            masks.append(self.columns["price"] >= _pounds(filters.min_price))
+            masks.append(self.columns["price"] >= np.float32(comparable_price(filters.min_price)))
         if filters.max_price is not None:
-            masks.append(self.columns["price"] <= _pounds(filters.max_price))
+            masks.append(self.columns["price"] <= np.float32(comparable_price(filters.max_price)))
         if filters.location is not None:
-            masks.append(self._in_place(filters.location))
+            masks.append(self._places.within(filters.location))
         return np.logical_and.reduce(masks) if masks else None
 
-    def _in_place(self, location: str) -> np.ndarray:
-        def within(kind: str, name: str) -> np.ndarray:
-            return np.isin(self.columns[kind], self._places[kind].get(name.strip().casefold(), []))
-
-        town, comma, county = location.partition(",")
-        if comma:
-            return within("town", town) & within("county", county)
-        return within("town", location) | within("county", location)
+    def check(self, filters: Filters) -> None:
+        """Raises UnknownName for a category or place that no listing has."""
+        if filters.category is not None and category_path(filters.category) not in self._categories:
+            levels = {path: path if CATEGORY_SEPARATOR in filters.category else category_levels(path)[-1]
+                      for path in self.names["category"]}  # fmt: skip
+            raise UnknownName("category", filters.category, levels)
+        if filters.location is not None and filters.location not in self._places:
+            places = dict.fromkeys(name for kind in PLACES for name in self.names[kind])
+            raise UnknownName("place", filters.location, {name: name for name in places})
 
     def photos_of(self, listing_row: int) -> np.ndarray:
         """Rows of a listing's photos."""
@@ -308,7 +314,7 @@ def _codes_by_name(paths: list[str]) -> dict[str, list[int]]:
     """The codes of each category, by its path and by its last level's name, both without case."""
     codes: dict[str, list[int]] = {}
     for code, path in enumerate(paths):
-        for name in {path.casefold(), category_levels(path)[-1].casefold()}:
+        for name in {category_path(path), category_path(category_levels(path)[-1])}:
             codes.setdefault(name, []).append(code)
     return codes
 
@@ -318,18 +324,6 @@ def _immutable(path: Path) -> str:
     return f"{path.absolute().as_uri()}?mode=ro&immutable=1"
 
 
-def _pounds(price: float) -> np.float32:
-    """As the column holds prices: a bound is then met by the price that was typed."""
-    return np.float32(min(price, MAX_PRICE))
-
-
 def search_words(text: str) -> list[str]:
     """The words of a text, as word search sees them."""
     return words.split(text)
-
-
-def _by_folded_name(names: list[str]) -> dict[str, list[int]]:
-    codes: dict[str, list[int]] = {}
-    for code, name in enumerate(names):
-        codes.setdefault(name.casefold(), []).append(code)
-    return codes

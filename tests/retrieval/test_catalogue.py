@@ -227,3 +227,28 @@ def test_a_listing_with_another_field_has_another_content_and_the_others_keep_th
         catalogue.write(folder, [products], [], np.empty(0, int))
         found.append(np.load(folder / catalogue.CONTENT))
     assert np.flatnonzero(found[0] != found[1]).tolist() == [7]
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        (Filters(category="Bycicles"), 'no listing has the category "Bycicles": try "Sports / Bicycles"'),
+        (Filters(category="Sprots / bicycles"), 'no listing has the category "Sprots / bicycles": try "Sports / Bicycles"'),
+        (Filters(category="zzz"), 'no listing has the category "zzz": GET /filters lists them'),
+        (Filters(location="Derham"), 'no listing has the place "Derham": try "Durham"'),
+        (Filters(location="Atlantis"), 'no listing has the place "Atlantis": GET /filters lists them'),
+    ],
+)
+def test_a_name_that_no_listing_has_is_refused_with_the_nearest_that_some_have(opened, filters, message):
+    with pytest.raises(catalogue.UnknownName, match=f"^{message}$"):
+        opened.check(filters)
+
+
+def test_every_choice_is_a_filter_that_finds_as_many_listings_and_none_is_refused(opened):
+    choices = opened.choices()
+    for field, names in (("category", choices["categories"]), ("location", choices["towns"]), ("location", choices["counties"])):
+        for name, count in names.items():
+            opened.check(Filters(**{field: name}))
+            assert opened.allowed(Filters(**{field: name})).sum() >= count > 0
+    opened.check(Filters(category="Lighting", location="Bath", min_price=1e9))  # valid, though nothing meets all
+    opened.check(Filters(category="Lighting", location="Dur"))
