@@ -1,9 +1,8 @@
 """Build everything that the API serves, and publish it as a new generation.
 
-Reads   data/embeddings/, data/model/, data/tabular/ (products.csv, products_records.npy), data/dataset/ (training_data.npy,
-        listings.npy)
+Reads   data/embeddings/, data/model/, data/tabular/ (products.csv), data/dataset/ (training_data.csv, listings.csv)
 Writes  data/index/ (current.json; <generation>/ with index.faiss, vectors.npy, text.faiss, catalogue.sqlite, ranker.json, models,
-        report.json; what an update adds is in files named added_*)
+        report.json)
 Run     python build_index.py
         python build_index.py --embeddings image_embeddings.json   vectors of your own, {"<image id>": [floats], ...}
 """
@@ -11,6 +10,7 @@ Run     python build_index.py
 import argparse
 import hashlib
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -19,11 +19,12 @@ import numpy as np
 
 from marketplace.files import atomic, cli, generations, reading, stages
 from marketplace.files.stages import StageError
-from marketplace.retrieval import builds
+from marketplace.retrieval import builds, catalogue
 from marketplace.retrieval import vectors as vector_search
-from marketplace.retrieval.builds import Build, BuildSettings, Published
+from marketplace.retrieval.builds import BuildSettings, Published
 from marketplace.retrieval.entries import Entries
 
+UPDATE_QUERIES = 20  # that measure the recall of an update: exact search among all vectors is most of the cost
 LEAST_JUDGED = 20  # validation listings; with fewer the weights set by hand stay
 SUMMARY = (
     "generation", "photos", "listings", "photos_without_listing", "photos_without_vector", "dimension", "updated", "changed_rows",
@@ -46,6 +47,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--full", action="store_true", help="build anew (default: update the published generation when it is little changed)"
     )
+    parser.add_argument(
+        "--purge", action="store_true", help="leave no word of a listing that is gone in the index's files (updates leave some)"
+    )
     args = parser.parse_args(argv)
     if not 0 < args.recall <= 1:
         parser.error(f"argument --recall: must be above 0 and at most 1, not {args.recall}")
@@ -53,33 +57,53 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> dict:
-    arguments = {"kind": args.kind, "recall": args.recall, "max_memory": args.max_memory, "full": args.full}
+    arguments = {name: getattr(args, name) for name in ("kind", "recall", "max_memory", "full", "purge")}
     with stages.open_stage(args.data, "index", arguments, digest_own(args.embeddings)) as stage:
         if stage.is_done():
             return stage.summary()
-        served = Entries.read(args.data, args.embeddings)
+        entries = Entries.read(args.data, args.embeddings)
         stage.begin()
-        started_s = time.perf_counter()
-        models = {path: digest for path, digest in stage.inputs.items() if path.startswith("model/")}
-        settings = settings_of(args, models, served)
-        published = Published.read(stage.folder)
-        keys = served.keys()
+        settings = settings_of(args, stage.inputs, entries)
+        current = Published.current(stage.folder)
+        source = current if not args.full and current.was_built_with(settings) and current.is_whole() else None
         key = key_of(settings, stage.inputs)
-        build = builds.plan(published, settings, keys, args.full)
-        if build.is_published_as(key):
-            return finish(stage, published.report)
-        with generations.new_generation(stage.folder, build.generation(key)) as folder:
-            build.write_vectors(folder, served)
-            build.write_keys(folder, keys)
-            build.write_catalogue(folder, served)
-            link_models(args.data, folder, models)
-            ranker_started_s = time.perf_counter()
-            ranker = write_ranker(args.data, folder, served, build)
-            ranker_seconds = round(time.perf_counter() - ranker_started_s, 2)
-            report = describe(served, build, key, ranker) | {"index": measure(folder, build), "files": build.digests(folder)}
-            report |= {"ranker_seconds": ranker_seconds, "build_seconds": round(time.perf_counter() - started_s, 2)}
+        name = name_of(key, source, args.purge)
+        if (ready := made_already(stage.folder, source, key, name, args.purge)) is not None:
+            generations.publish(stage.folder, ready.folder.name)
+            return finish(stage, ready.report)
+        name = generations.free_name(stage.folder, name)
+        with generations.new_generation(stage.folder, name) as folder:
+            report = {"generation": name, "key": key, "schema": stages.STAGES["index"].schema}
+            report |= write(stage, folder, entries, settings, current, source, args.purge)
             atomic.write_json(folder / builds.REPORT, report)
         return finish(stage, report)
+
+
+def write(
+    stage: stages.Stage,
+    folder: Path,
+    entries: Entries,
+    settings: BuildSettings,
+    current: Published,
+    source: Published | None,
+    purge: bool,
+) -> dict:
+    """Fill a generation's folder; returns what its report tells. source: the current generation, where it may be updated."""
+    started_s = time.perf_counter()
+    catalogue.write(folder, entries.listings(), entries.image_ids, entries.owners, entries.duplicates)
+    builds.write_vectors(stage.data_dir, folder, entries, settings)
+    link_models(stage.data_dir, folder, settings.models)
+    history = write_engines(folder, entries, settings, source)
+    is_update = history["updated"] is not None
+    if purge:
+        builds.purge(folder)
+    ranker_started_s = time.perf_counter()
+    ranker = write_ranker(stage.data_dir, folder, entries, settings, current, is_update)
+    ranker_seconds = round(time.perf_counter() - ranker_started_s, 2)
+    report = describe(entries, settings) | history | {"purged": purge or not is_update, "ranker": ranker}
+    report["index"] = measure(folder, UPDATE_QUERIES if is_update else vector_search.RECALL_QUERIES)
+    report["files"] = digest_files(folder, digested_files(stage, source))
+    return report | {"ranker_seconds": ranker_seconds, "build_seconds": round(time.perf_counter() - started_s, 2)}
 
 
 def digest_own(embeddings: Path | None) -> dict[str, str]:
@@ -97,14 +121,29 @@ def key_of(settings: BuildSettings, inputs: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
 
 
-def settings_of(args: argparse.Namespace, models: dict[str, str], served: Entries) -> BuildSettings:
+def name_of(key: str, source: Published | None, purge: bool) -> str:
+    """The name of the generation made from what `key` stands for, and from the published one where it is updated."""
+    if source is None:
+        return key[:12]
+    return hashlib.sha256(json.dumps([key, source.folder.name, purge]).encode()).hexdigest()[:12]
+
+
+def made_already(index_dir: Path, source: Published | None, key: str, name: str, purge: bool) -> Published | None:
+    """The generation that is asked for, where a run that was killed before it could say so has made it; None where none has."""
+    if source is not None and source.report["key"] == key and (source.report["purged"] or not purge):
+        return source
+    made = Published.read(index_dir / name)
+    return made if made.report.get("key") == key and made.is_whole() else None
+
+
+def settings_of(args: argparse.Namespace, inputs: dict[str, str], entries: Entries) -> BuildSettings:
     return BuildSettings(
         kind=args.kind,
         recall=args.recall,
         max_memory_bytes=args.max_memory,
-        models=models,
+        models={path: digest for path, digest in inputs.items() if path.startswith("model/")},
         own_embeddings=bool(args.embeddings),
-        dimension=int(served.vectors.shape[1]),
+        dimension=int(entries.vectors.shape[1]),
     )
 
 
@@ -114,58 +153,91 @@ def link_models(data_dir: Path, folder: Path, models: dict[str, str]) -> None:
         generations.link(data_dir / path, folder / Path(path).name)
 
 
-def write_ranker(data_dir: Path, folder: Path, served: Entries, build: Build) -> dict:
+def write_engines(folder: Path, entries: Entries, settings: BuildSettings, source: Published | None) -> dict:
+    """Write the indexes: those of `source` updated, unless they are outgrown. Returns what the report tells of the generations
+    before: updated, changed_rows, and, since the last full build, built_rows and drift."""
+    rows = {"photos": len(entries.image_ids), "listings": len(entries.listing_ids)}
+    if source is not None:
+        changes = source.changes_to(folder)
+        if not source.is_outgrown(changes, rows, settings):
+            builds.update_engines(source.folder, folder, entries, changes)
+            changed_rows = {kind: change.size for kind, change in changes.items()}
+            built_rows, drift = source.report["built_rows"], source.drift_after(changes)
+            return {"updated": source.folder.name, "changed_rows": changed_rows, "built_rows": built_rows, "drift": drift}
+    builds.write_engines(folder, entries, settings)
+    return {"updated": None, "changed_rows": None, "built_rows": rows, "drift": dict.fromkeys(rows, 0)}
+
+
+def write_ranker(
+    data_dir: Path, folder: Path, entries: Entries, settings: BuildSettings, current: Published, is_update: bool
+) -> dict:
     """Write ranker.json: the published one while the models stay the same, else one fitted on validation listings where there are
     enough of them. Returns what it was chosen by."""
-    enough = np.count_nonzero(served.splits() == "validation") >= LEAST_JUDGED
-    if build.keeps_ranker(enough):
-        return build.copy_ranker(folder)
+    enough = np.count_nonzero(entries.splits == "validation") >= LEAST_JUDGED
+    if current.ranks_alike(settings) and (is_update or current.ranks_by_fit() or not enough):
+        shutil.copy2(current.folder / builds.RANKER, folder / builds.RANKER)
+        return current.report["ranker"]
 
     from marketplace.models.text_model import TableModels
     from marketplace.retrieval import ranking  # these import more than an update needs
     from marketplace.retrieval.open_index import OpenIndex
 
     background = {}
-    for kind, vectors in (("photo", served.vectors), ("text", served.text_vectors)):
+    for kind, vectors in (("photo", entries.vectors), ("text", entries.text_vectors)):
         background[kind] = ranking.background_cosine(vectors)
         reading.release(vectors)
     ranking.Ranker.by_hand(background).save(folder / builds.RANKER)
-    if not enough or build.settings.own_embeddings:
+    if not enough or settings.own_embeddings:
         return {"chosen": "by_hand"}
     probabilities = reading.read_array(data_dir / "embeddings" / "probabilities.npy")
-    queries = ranking.judge(OpenIndex(folder), TableModels.load(folder), served.splits(), probabilities)
+    queries = ranking.judge(OpenIndex(folder), TableModels.load(folder), entries.splits, probabilities)
     ranker, chosen = ranking.fit(queries, background)
     ranker.save(folder / builds.RANKER)
     return chosen
 
 
-def describe(served: Entries, build: Build, key: str, ranker: dict) -> dict:
-    """What the report tells besides measurements. ranker: what it was chosen by."""
-    history = build.history()
+def describe(entries: Entries, settings: BuildSettings) -> dict:
+    """What the report tells of what is in the generation, and of how it was built."""
     return {
-        "generation": build.generation(key),
-        "photos": len(served.owners),
-        "listings": len(served.duplicates),
-        "photos_without_listing": len(served.unclaimed),
-        "photos_without_vector": served.without_vector,
-        "dimension": build.settings.dimension,
-        "updated": history["updated"],
-        "changed_rows": history["changed_rows"],
-        "own_embeddings": build.settings.own_embeddings,
-        "ranker": ranker,
-        "settings": build.settings.recorded(),
+        "photos": len(entries.image_ids),
+        "listings": len(entries.listing_ids),
+        "photos_without_listing": entries.unclaimed,
+        "photos_without_vector": entries.without_vector,
+        "dimension": settings.dimension,
+        "own_embeddings": settings.own_embeddings,
+        "settings": settings.recorded(),
         "schema": stages.STAGES["index"].schema,
-        "key": key,
-        "built_rows": history["built_rows"],
     }
 
 
-def measure(folder: Path, build: Build) -> dict:
+def measure(folder: Path, queries: int) -> dict:
     """The photo index's kind, recall and times, and bytes a vector on the disk."""
-    files, rows = vector_search.FILES["photos"], build.rows["photos"]
-    index = vector_search.VectorIndex.open(folder / files.index, folder / files.vectors, rows.live())
-    index_bytes = sum(path.stat().st_size for path in generations.parts(folder / files.index))
-    return vector_search.measure(index, build.recall_queries) | {"bytes_per_vector": round(index_bytes / rows.total, 1)}
+    files = vector_search.FILES["photos"]
+    index = vector_search.VectorIndex.open(folder, files)
+    index_bytes = (folder / files.index).stat().st_size
+    return vector_search.measure(index, queries) | {"bytes_per_vector": round(index_bytes / index.rows, 1)}
+
+
+def digest_files(folder: Path, digested: dict[Path, str]) -> dict[str, str]:
+    """The digest of each of the generation's files. digested: files with digests taken already; some are linked into it."""
+    by_inode = {_inode(path): digest for path, digest in digested.items()}
+    names = generations.files_of(folder)
+    found = {name: by_inode[_inode(folder / name)] for name in names if _inode(folder / name) in by_inode}
+    found |= stages.digests(folder, *(name for name in names if name not in found))
+    return {name: found[name] for name in names}
+
+
+def digested_files(stage: stages.Stage, source: Published | None) -> dict[Path, str]:
+    """What this run has read and digested: files of other stages, and of the generation that it updates."""
+    digested = {stage.data_dir / path: digest for path, digest in stage.inputs.items() if not path.startswith("--")}
+    if source is not None:
+        digested |= {source.folder / path: digest for path, digest in source.report["files"].items()}
+    return digested
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def finish(stage: stages.Stage, report: dict) -> dict:

@@ -1,7 +1,7 @@
 """Clean the table of listings: recognise the records, reject what is incomplete, redact, label.
 
 Reads   data/raw/Products.csv, data/raw/Images.csv (or s3://)
-Writes  data/tabular/ (products.csv, products_records.npy, images.csv, labels.json, rejected.csv, report.json)
+Writes  data/tabular/ (products.csv, images.csv, labels.json, rejected.csv, report.json)
 Run     python clean_tabular_data.py
 """
 
@@ -15,7 +15,7 @@ import pandas as pd
 
 from marketplace.cleaning import records
 from marketplace.cleaning.listings import CATEGORY_SEPARATOR, plausible_prices
-from marketplace.files import atomic, changes, cli, s3, stages
+from marketplace.files import atomic, cli, s3, stages
 from marketplace.files.stages import StageError
 
 REJECT_COLUMNS = ["source", "record", "id", "reason", "raw"]
@@ -95,7 +95,6 @@ def write_listings(folder: Path, listings: pd.DataFrame) -> None:
     table = listings[records.CLEAN_LISTING_COLUMNS + extra]
     plausible = table["price_plausible"].map({True: "true", False: "false"})
     atomic.write_csv(folder / "products.csv", table.assign(price_plausible=plausible))
-    changes.write_records(folder / "products_records.npy", folder / "products.csv", listings["product_id"])
 
 
 def write_labels(folder: Path, labels: dict[str, int], depth: int) -> None:

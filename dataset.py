@@ -1,8 +1,7 @@
 """Join listings and photos, cluster what belongs together, and split the clusters into train, validation and test.
 
 Reads   data/tabular/ (products.csv, images.csv, labels.json), data/images/ (photos.csv, <image_id>.jpg)
-Writes  data/dataset/ (listings.csv, training_data.csv; listings.npy, training_data.npy with hashes of their ids; settings.json,
-                       preview.png, report.json)
+Writes  data/dataset/ (listings.csv, training_data.csv, settings.json, preview.png, report.json)
 Run     python dataset.py
 """
 
@@ -19,7 +18,7 @@ import torch
 from marketplace.cleaning import duplicates, photos, pictures
 from marketplace.cleaning.listings import read_classes, read_products
 from marketplace.cleaning.splits import SHARES, assign_splits, seeded_order
-from marketplace.files import atomic, changes, cli, reading, stages
+from marketplace.files import atomic, cli, reading, stages
 from marketplace.files.stages import StageError
 
 SPLITS = ("train", "validation", "test")
@@ -186,8 +185,6 @@ def make_report(
 def write_tables(folder: Path, listings: pd.DataFrame, training: pd.DataFrame) -> None:
     atomic.write_csv(folder / "listings.csv", listings)
     atomic.write_csv(folder / "training_data.csv", training)
-    atomic.write_array(folder / "listings.npy", changes.hashed(listings, ["product_id", "duplicates", "split"]))
-    atomic.write_array(folder / "training_data.npy", changes.hashed(training, ["image_id", "product_id"]))
 
 
 def split_table(listings: pd.DataFrame, training: pd.DataFrame, classes: list[str]) -> dict[str, dict[str, dict[str, int]]]:

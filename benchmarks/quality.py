@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 from demo import sample
 from marketplace import metrics
 from marketplace.cleaning import listings
-from marketplace.files import atomic, changes, cli, reading, stages
+from marketplace.files import atomic, cli, reading, stages
 
 VALIDATION_SHARE = 0.15
 RESAMPLES = 2_000
@@ -125,7 +125,6 @@ def prepare_fold(cleaned_dir: Path, fold_dir: Path, product_split: pd.Series) ->
     folder, cleaned = fold_dir / "tabular", stages.read_manifest(fold_dir / "tabular")
     products = reading.read_csv(folder / "products.csv")
     atomic.write_csv(folder / "products.csv", products.assign(fold_split=products["product_id"].map(product_split)))
-    changes.write_records(folder / "products_records.npy", folder / "products.csv", products["product_id"])
     stages.Stage(fold_dir, "tabular", cleaned["arguments"], cleaned["inputs"]).finish(cleaned["counts"], cleaned["outputs"])
 
 

@@ -41,6 +41,7 @@ KEPT_SHARES = (0.5, 0.1, 0.01, 0.001)  # by a filter
 FEW_ROWS = 10  # kept by the narrowest one
 # Of the graphs: M, and the efConstruction at which 1,000,000 vectors take about as long with both: 5 to 10 minutes on 2 cores.
 PEER_LINKS, HNSWLIB_EXPANSION, USEARCH_EXPANSION = 16, 100, 64
+FILES = vector_search.FILES["photos"]
 context = multiprocessing.get_context("spawn")
 
 
@@ -107,35 +108,39 @@ def memory_mb(fields: tuple[str, ...], file: str = "smaps_rollup") -> float:
         return sum(int(line.split()[1]) for line in lines if line.startswith(fields)) / 1024
 
 
-def build(vectors_path: Path, rows: int, index_path: Path) -> dict:
-    vectors = np.load(vectors_path, mmap_mode="r")[:rows]
+def build(folder: Path) -> dict:
+    vectors, keys = (np.load(folder / name, mmap_mode="r") for name in (FILES.vectors, FILES.keys))
     before, start = memory_mb(("VmRSS",), "status"), time.perf_counter()
-    index = vector_search.build(vectors)
-    faiss.write_index(index, str(index_path))
+    index = vector_search.build(vectors, keys=keys)
+    faiss.write_index(index, str(folder / FILES.index))
     seconds = time.perf_counter() - start
     peak_mb = memory_mb(("VmHWM",), "status") - before  # the pages of the vectors that were read included
     return vector_search.describe(index) | {"build_s": seconds, "peak_over_raw": peak_mb * 2**20 / vectors.nbytes}
 
 
-def update(vectors_path: Path, rows: int, index_path: Path, updated_path: Path) -> dict:
-    changed = int(CHANGED * rows)
-    vectors = np.load(vectors_path, mmap_mode="r")[: rows + changed]
-    start = time.perf_counter()
-    added = vector_search.without_rows(vector_search.read(index_path, mapped=True))
-    vector_search.append(added, vectors[rows:], rows)
-    faiss.write_index(added, str(updated_path))
-    seconds = time.perf_counter() - start
-    live = np.ones(len(vectors), bool)
-    live[np.arange(0, rows, rows // changed)[:changed]] = False
-    index = vector_search.VectorIndex(vector_search.read(index_path, mapped=True), vectors, added, live)
-    return {"update_s": seconds, "updated_recall": vector_search.measure_recall(index)}
+def update(folder: Path, vectors_path: Path) -> dict:
+    """Vectors that go, spread over the index, and as many that come."""
+    keys = np.load(folder / FILES.keys)
+    changed = int(CHANGED * len(keys))
+    everything = np.load(vectors_path, mmap_mode="r")[: len(keys) + changed]
+    gone = np.arange(0, len(keys), len(keys) // changed)[:changed]
+    came = np.arange(len(keys), len(everything))
+    keys_after = np.append(np.delete(keys, gone), keys.max() + 1 + np.arange(changed))
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        start = time.perf_counter()
+        vector_search.update(folder / FILES.index, Path(name) / FILES.index, keys[gone], everything[came], keys_after[-changed:])
+        seconds = time.perf_counter() - start
+        index = vector_search.VectorIndex(
+            vector_search.read(Path(name) / FILES.index, mapped=True), np.delete(everything, gone, axis=0), keys_after
+        )
+        return {"update_s": seconds, "updated_recall": vector_search.measure_recall(index)}
 
 
-def serve(index_path: Path, vectors_path: Path, barrier) -> dict:
+def serve(folder: Path, barrier) -> dict:
     """What one of several workers that serve the same files adds to its memory."""
     fields = {"Rss": ("Rss",), "Pss": ("Pss:",), "private": ("Private_Clean", "Private_Dirty")}
     before = {name: memory_mb(wanted) for name, wanted in fields.items()}
-    index = vector_search.VectorIndex.open(index_path, vectors_path)
+    index = vector_search.VectorIndex.open(folder, FILES)
     for row in range(0, len(index.vectors), len(index.vectors) // QUERIES):
         index.nearest(index.vectors[row], K)
     barrier.wait()
@@ -144,10 +149,10 @@ def serve(index_path: Path, vectors_path: Path, barrier) -> dict:
     return after
 
 
-def two_workers(index_path: Path, vectors_path: Path) -> dict:
+def two_workers(folder: Path) -> dict:
     with context.Manager() as manager, context.Pool(2) as pool:
         barrier = manager.Barrier(2)
-        return pool.starmap(serve, [(index_path, vectors_path, barrier)] * 2)[0]
+        return pool.starmap(serve, [(folder, barrier)] * 2)[0]
 
 
 # Others
@@ -233,20 +238,22 @@ def usearch_figures(
 
 def compare(rows: int, folder: Path, peers: bool) -> dict[str, dict]:
     """Each way's figures at one size; ours, "build_index.py", with the peak of its build and the time of an update."""
-    paths = {name: folder / f"{rows} {name}" for name in ("vectors.npy", "index", "updated", "served.npy", "peer")}
-    write_vectors(paths["vectors.npy"], rows + int(CHANGED * rows) + QUERIES)
-    everything = np.load(paths["vectors.npy"], mmap_mode="r")
+    drawn_path, served = folder / f"{rows} drawn.npy", folder / f"{rows} served"
+    write_vectors(drawn_path, rows + int(CHANGED * rows) + QUERIES)
+    everything = np.load(drawn_path, mmap_mode="r")
     vectors, queries = everything[:rows], np.array(everything[-QUERIES:])
-    np.save(paths["served.npy"], vectors)
+    served.mkdir()
+    np.save(served / FILES.vectors, vectors)
+    np.save(served / FILES.keys, np.sort(np.random.default_rng(2).choice(2**62, rows)))
     truth = exact(vectors, queries)
     ways: dict[str, dict] = {}
 
-    ours = in_process(build, paths["vectors.npy"], rows, paths["index"])
-    ours |= in_process(update, paths["vectors.npy"], rows, paths["index"], paths["updated"])
-    ours["worker"] = two_workers(paths["index"], paths["served.npy"])
-    index = vector_search.VectorIndex.open(paths["index"], paths["served.npy"])
+    ours = in_process(build, served)
+    ours |= in_process(update, served, drawn_path)
+    ours["worker"] = two_workers(served)
+    index = vector_search.VectorIndex.open(served, FILES)
     times, found = timed(lambda query: index.nearest(query, K)[0], queries)
-    ours |= times | {"recall": recall(found, truth), "bytes": paths["index"].stat().st_size / rows}
+    ours |= times | {"recall": recall(found, truth), "bytes": (served / FILES.index).stat().st_size / rows}
     ours["setting"] = ours["kind"] + (f" nprobe {ours['nprobe']}" if ours["nprobe"] else "")
     ways["build_index.py"] = ours
 
@@ -261,14 +268,14 @@ def compare(rows: int, folder: Path, peers: bool) -> dict[str, dict]:
             ways[name] = times | {"recall": recall(found, truth), "bytes": size, "setting": f"nprobe {other.nprobe}"}
     if peers:
         for name, figures in {"hnswlib": hnswlib_figures, "usearch": usearch_figures}.items():
-            ways[name] = figures(vectors, queries, truth, ours["recall"], ways["flat"]["p50_ms"], paths["peer"])
+            ways[name] = figures(vectors, queries, truth, ours["recall"], ways["flat"]["p50_ms"], folder / f"{rows} peer")
     return ways
 
 
 def filtered(rows: int, folder: Path) -> list[dict]:
     """Searches under filters; their time includes reading the memory-mapped column."""
-    index = vector_search.VectorIndex.open(folder / f"{rows} index", folder / f"{rows} served.npy")
-    queries = np.array(np.load(folder / f"{rows} vectors.npy", mmap_mode="r")[-QUERIES:])
+    index = vector_search.VectorIndex.open(folder / f"{rows} served", FILES)
+    queries = np.array(np.load(folder / f"{rows} drawn.npy", mmap_mode="r")[-QUERIES:])
     np.save(folder / "price.npy", np.random.default_rng(1).permutation(rows).astype(np.float32))
     prices = np.load(folder / "price.npy", mmap_mode="r")
     results = []

@@ -1,6 +1,5 @@
 """What the benchmarks of the service share: the service as a process, a client, and generations made for measuring."""
 
-import contextlib
 import http.client
 import itertools
 import json
@@ -160,20 +159,24 @@ def write_generation(index_dir: Path, source: Path, products: pd.DataFrame, vect
 
     from marketplace.files import atomic, generations, reading, stages
     from marketplace.models import photo_model
-    from marketplace.retrieval import catalogue
+    from marketplace.retrieval import builds, catalogue, keys
     from marketplace.retrieval import vectors as vector_search
 
     text_vectors = clustered(len(products), reading.read_array(source / "text_vectors.npy").shape[1], seed=0)
     with generations.new_generation(index_dir, f"made{len(products)}") as folder:
-        for name, rows in (("index", vectors), ("text", text_vectors)):
-            faiss.write_index(vector_search.build(rows), str(folder / f"{name}.faiss"))
-        atomic.write_array(folder / "vectors.npy", vectors)
-        atomic.write_array(folder / "text_vectors.npy", text_vectors)
-        catalogue.write(folder, [products], [f"i{row}" for row in range(len(products))], np.arange(len(products)))
+        image_ids = [f"i{row}" for row in range(len(products))]
+        ids = {"photos": image_ids, "listings": products["product_id"].tolist()}
+        for kind, rows in (("photos", vectors), ("listings", text_vectors)):
+            files, row_keys = vector_search.FILES[kind], keys.keys(ids[kind])
+            faiss.write_index(vector_search.build(rows, keys=row_keys), str(folder / files.index))
+            atomic.write_array(folder / files.vectors, rows)
+            atomic.write_array(folder / files.keys, row_keys)
+        catalogue.write(folder, [products], image_ids, np.arange(len(products)))
+        builds.write_words(folder)
         for name in (*photo_model.FILES, "ranker.json"):
             shutil.copy2(files.get(name, source / name), folder / name)
         own = vectors.shape[1] != photo_model.Description.load(folder).dimension
-        digests = stages.digests(folder, *sorted(path.name for path in folder.iterdir()))
+        digests = stages.digests(folder, *generations.files_of(folder))
         atomic.write_json(folder / "report.json", {"own_embeddings": own, "files": digests})
 
 
@@ -186,8 +189,7 @@ def renamed_generation(index_dir: Path, source: Path, prefix: str) -> str:
     name = f"{source.name}-{prefix.strip()}"
     with generations.new_generation(index_dir, name) as folder:
         for path in source.iterdir():
-            with contextlib.suppress(FileExistsError):
-                (shutil.copy2 if path.suffix in (".sqlite", ".json") else os.link)(path, folder / path.name)
+            (shutil.copy2 if path.suffix in (".sqlite", ".json") else generations.link)(path, folder / path.name)
         connection = sqlite3.connect(folder / "catalogue.sqlite")
         with connection:
             connection.execute("UPDATE products SET name = ? || name", (prefix,))

@@ -1,8 +1,7 @@
-"""The generations of data/index/: never changed once current.json names them.
-
-What a full build wrote is linked from one to the next; what was added since stands in files beside it."""
+"""The generations of data/index/: folders of files, and of folders, never changed once current.json names them."""
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -15,26 +14,21 @@ from marketplace.files.stages import StageError
 GENERATIONS_KEPT = 2  # the one being served, and the one before it for readers that still have it open
 
 
-# Generations of data/index/: never changed once named by current.json. What a full build wrote is linked from one to the next;
-# what was added since stands in files beside it.
-
-
-def added(name: str) -> str:
-    """The name of the file that goes on where the file of that name, of the last full build, ends."""
-    return f"added_{name}"
-
-
-def parts(path: Path) -> list[Path]:
-    """The file of the last full build, and the one with what was added since, where there is one."""
-    return [path, *(part for part in [path.with_name(added(path.name))] if part.exists())]
-
-
 def link(source: Path, target: Path) -> None:
-    """Hard-link, or copy where the file system cannot."""
+    """Hard-link a file, or all files of a folder; copy where the file system cannot."""
+    source, target = Path(source), Path(target)
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=link)
+        return
     try:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def files_of(folder: Path) -> list[str]:
+    """The files of a generation, by their paths in it."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def current_generation(index_dir: Path) -> Path:
@@ -52,9 +46,9 @@ def current_generation(index_dir: Path) -> Path:
 
 @contextlib.contextmanager
 def new_generation(index_dir: Path, name: str) -> Iterator[Path]:
-    """A temporary folder to fill with files; on leaving without an error it is published as generation `name`, and old ones go.
+    """A temporary folder to fill; on leaving without an error it is published as generation `name`, and old ones go.
 
-    name: decided by the content's inputs, so that a killed and repeated build ends in the same folder.
+    name: of no generation that is there, from free_name().
     """
     index_dir = Path(index_dir)
     temporary = index_dir / f".{name}{atomic.TEMPORARY_SUFFIX}"
@@ -62,26 +56,29 @@ def new_generation(index_dir: Path, name: str) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        _put_in_place(temporary, index_dir / name)
+        for path in files_of(temporary):
+            atomic.flush(temporary / path)
+        os.replace(temporary, index_dir / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    publish(index_dir, name)
+
+
+def free_name(index_dir: Path, name: str) -> str:
+    """The name, or where a generation has it, damaged, that with the first number that none has: one may be served by now, so
+    nothing in it is ever replaced."""
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    return next(free for free in itertools.chain([name], numbered) if not (Path(index_dir) / free).exists())
+
+
+def publish(index_dir: Path, name: str) -> None:
+    """Make a whole generation the current one; it and the one that was current until now stay."""
+    atomic.remove_leftovers(index_dir)
     previous = None
     with contextlib.suppress(StageError):
         previous = current_generation(index_dir).name
     atomic.write_json(index_dir / "current.json", {"generation": name}, indent=None)
     _remove_old_generations(index_dir, {name, previous} - {None})
-
-
-def _put_in_place(temporary: Path, generation: Path) -> None:
-    for path in temporary.iterdir():
-        atomic.flush(path)
-    if not generation.exists():
-        os.replace(temporary, generation)
-        return
-    # Left by a run that was killed before it could publish or finish. It may be served by now: so file by file, the same
-    # bytes under the same names, and no reader ever finds one missing.
-    for path in temporary.iterdir():
-        os.replace(path, generation / path.name)
 
 
 def _remove_old_generations(index_dir: Path, kept: set[str]) -> None:

@@ -53,7 +53,6 @@ class Contract:
     schema: int
 
 
-HASHED = ("listings.csv", "listings.npy", "training_data.csv", "training_data.npy")  # tables with the hashes of their ids
 PHOTO_MODEL = ("image_model.json", "image_model.safetensors", "image_model.onnx", "image_model.int8.onnx")
 TABLE_MODELS = ("table_models.json", "table_models.safetensors", "price_model.json", "price_model.safetensors")
 EMBEDDED = ("image_ids.json", "vectors.npy", "probabilities.npy", "text_vectors.npy")
@@ -64,7 +63,7 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
         "recognises the records, rejects what is incomplete, redacts, labels",
         {"--products": "the export's Products.csv", "--images-csv": "its Images.csv"},
         (),
-        ("products.csv", "products_records.npy", "images.csv", "labels.json", "rejected.csv", "report.json"),
+        ("products.csv", "images.csv", "labels.json", "rejected.csv", "report.json"),
         schema=6,
     ),
     "images": Contract(
@@ -80,7 +79,7 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
         "clusters what belongs together, and splits the clusters",
         {},
         (Reads("tabular", ("products.csv", "images.csv", "labels.json")), Reads("images", ("photos.csv",))),
-        ("settings.json", *HASHED, "preview.png", "report.json"),
+        ("settings.json", "listings.csv", "training_data.csv", "preview.png", "report.json"),
         schema=6,
     ),
     "features": Contract(
@@ -122,13 +121,13 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
         "builds or updates what the API serves, and publishes it",
         {"--embeddings": "photo vectors of your own"},
         (
-            Reads("tabular", ("products.csv", "products_records.npy")),
-            Reads("dataset", HASHED),
+            Reads("tabular", ("products.csv",)),
+            Reads("dataset", ("listings.csv", "training_data.csv")),
             Reads("model", (*PHOTO_MODEL, *TABLE_MODELS), made_from=()),
             Reads("embeddings", EMBEDDED),
         ),
         ("current.json", "<generation>/"),
-        schema=6,
+        schema=7,
     ),
     "evaluation": Contract(
         "evaluate.py",
@@ -151,7 +150,8 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
 
 def remedy(folder: Path) -> str:
     """What to do about a missing or damaged file of a folder, as the end of a sentence."""
-    contract = STAGES.get(folder.name) or STAGES.get(folder.parent.name)  # a generation stands below its stage's folder
+    above = [folder, *folder.parents][:3]  # a generation, and a folder in it, stand below their stage's folder
+    contract = next((STAGES[path.name] for path in above if path.name in STAGES), None)
     return f"run python {contract.script} first" if contract else "check the path"
 
 

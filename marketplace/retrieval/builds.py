@@ -1,23 +1,18 @@
-"""How the next generation of an index is made: in full, or as an update of the published one, behind one interface."""
+"""What a new generation of the index takes over of the published one: its engines, updated, where little has changed."""
 
-import hashlib
-import os
-import shutil
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
+import faiss
 import numpy as np
 
 from marketplace.files import atomic, generations, reading, stages
-from marketplace.files.changes import Rows
 from marketplace.files.stages import StageError
-from marketplace.retrieval import catalogue
+from marketplace.retrieval import catalogue, words
 from marketplace.retrieval import vectors as vector_search
 from marketplace.retrieval.entries import Entries
+from marketplace.retrieval.keys import RowsByKey
 
-UPDATE_QUERIES = 20  # that measure the recall of an update: exact search among all vectors is most of the cost
 RANKER, REPORT = "ranker.json", "report.json"
 
 
@@ -48,20 +43,26 @@ class BuildSettings:
 
 @dataclass(frozen=True)
 class Published:
-    """The generation that is published now, and its report; where there is none, or one of another version of this program, the
-    report is empty, and nothing of it can be used again."""
+    """A generation and its report; where there is none, or one of another version of this program, the report is empty, and
+    nothing of it can be used again."""
 
     folder: Path
     report: dict
 
     @classmethod
-    def read(cls, index_dir: Path) -> "Published":
+    def read(cls, folder: Path) -> "Published":
         try:
-            folder = generations.current_generation(index_dir)
             report = reading.read_json(folder / REPORT)
         except StageError:
-            return cls(index_dir, {})
+            return cls(folder, {})
         return cls(folder, report if report.get("schema") == stages.STAGES["index"].schema else {})
+
+    @classmethod
+    def current(cls, index_dir: Path) -> "Published":
+        try:
+            return cls.read(generations.current_generation(index_dir))
+        except StageError:
+            return cls(index_dir, {})
 
     def is_whole(self, *names: str) -> bool:
         """Whether files, or all of them, are those it was published with."""
@@ -75,22 +76,33 @@ class Published:
     def was_built_with(self, settings: BuildSettings) -> bool:
         return self.report.get("settings") == settings.recorded()
 
-    def rows_after(self, keys: dict[str, np.ndarray]) -> dict[str, Rows]:
-        """The Rows of photos and listings in an update of this generation. keys: of Entries."""
-        return {kind: Rows.plan(keys[kind], reading.read_array(self.folder / vector_search.FILES[kind].keys)) for kind in keys}
+    def changes_to(self, folder: Path) -> dict[str, "Changes"]:
+        """What changed of photos and listings from this generation to that in `folder`, whose vectors and catalogue are there."""
+        found = {}
+        for kind, files in vector_search.FILES.items():
+            before, after = (_Rows.read(own, kind, files) for own in (self.folder, folder))
+            found[kind] = before.changes_to(after)
+            for vectors in (before.vectors, after.vectors):
+                reading.release(vectors)
+        return found
 
-    def is_outgrown(self, rows: dict[str, Rows], settings: BuildSettings) -> bool:
-        """Whether one of its indexes is too old to be updated to these rows (search.rebuild_is_due()), or would take more memory
-        than it may."""
-        built_rows = self.report["built_rows"]
+    def is_outgrown(self, changes: dict[str, "Changes"], rows: dict[str, int], settings: BuildSettings) -> bool:
+        """Whether one of its indexes is too old to be updated (search.rebuild_is_due()), or would take more memory than it may.
+
+        rows: of the new generation's photos and listings.
+        """
+        built_rows, changed = self.report["built_rows"], self.drift_after(changes)
         for kind, files in vector_search.FILES.items():
             index = vector_search.read(self.folder / files.index, mapped=True)
             index_kind = settings.kind if kind == "photos" else "auto"
-            if vector_search.rebuild_is_due(index, rows[kind].total, len(rows[kind].entry_rows), built_rows[kind], index_kind):
+            if vector_search.rebuild_is_due(index, rows[kind], changed[kind], built_rows[kind], index_kind):
                 return True
-        built_bytes = (self.folder / vector_search.FILES["photos"].index).stat().st_size
-        grown_bytes = built_bytes * rows["photos"].total / built_rows["photos"]
+        grown_bytes = (self.folder / vector_search.FILES["photos"].index).stat().st_size * rows["photos"] / self.report["photos"]
         return settings.max_memory_bytes is not None and grown_bytes > settings.max_memory_bytes
+
+    def drift_after(self, changes: dict[str, "Changes"]) -> dict[str, int]:
+        """How many vectors were added and removed since the last full build, the given changes among them."""
+        return {kind: self.report["drift"][kind] + changes[kind].size for kind in changes}
 
     def ranks_alike(self, settings: BuildSettings) -> bool:
         """Whether its ranker was fitted with the same models: new listings alone keep it."""
@@ -104,141 +116,84 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Build(ABC):
-    """A generation in the making. rows: of "photos" and "listings" in it; published: the generation it comes after."""
+class Changes:
+    """gone: keys of the published generation's rows that went or changed; came: rows of the new one that came or changed."""
 
-    settings: BuildSettings
-    rows: dict[str, Rows]
-    published: Published
-    recall_queries: ClassVar[int]
+    gone: np.ndarray
+    came: np.ndarray
 
-    @abstractmethod
-    def generation(self, key: str) -> str:
-        """The generation's name. key: a digest of all that it is made from."""
-
-    @abstractmethod
-    def is_published_as(self, key: str) -> bool:
-        """Whether it is there already, published by a run that was killed before it could say so."""
-
-    @abstractmethod
-    def write_vectors(self, folder: Path, entries: Entries) -> None:
-        """Write the indexes and the vectors."""
-
-    @abstractmethod
-    def write_catalogue(self, folder: Path, entries: Entries) -> None: ...
-
-    @abstractmethod
-    def keeps_ranker(self, enough: bool) -> bool:
-        """Whether the published ranker goes on. enough: whether there are listings enough to fit one."""
-
-    @abstractmethod
-    def history(self) -> dict:
-        """What the report tells of the generations before: updated, changed_rows, built_rows."""
-
-    @abstractmethod
-    def digest(self, path: Path) -> str:
-        """The digest of one of the generation's files."""
-
-    def write_keys(self, folder: Path, keys: dict[str, np.ndarray]) -> None:
-        """Write what the next update recognises unchanged rows by; 0 for tombstones."""
-        for kind, files in vector_search.FILES.items():
-            atomic.write_array(folder / files.keys, self.rows[kind].spread(keys[kind], 0))
-
-    def copy_ranker(self, folder: Path) -> dict:
-        """Copy the published ranker; returns what it was chosen by."""
-        shutil.copy2(self.published.folder / RANKER, folder / RANKER)
-        return self.published.report["ranker"]
-
-    def digests(self, folder: Path) -> dict[str, str]:
-        """The digest of each file that is in the generation's folder by now."""
-        return {path.name: self.digest(path) for path in sorted(folder.iterdir())}
+    @property
+    def size(self) -> int:
+        return len(self.gone) + len(self.came)
 
 
-class FullBuild(Build):
-    """Everything is written anew: row i is entry i."""
+@dataclass(frozen=True)
+class _Rows:
+    """What tells whether a photo or listing is what it was: its vector and, of a listing, the hash of its fields."""
 
-    recall_queries = vector_search.RECALL_QUERIES
+    keys: np.ndarray
+    vectors: np.ndarray
+    contents: np.ndarray
 
-    def generation(self, key: str) -> str:
-        return key[:12]
+    @classmethod
+    def read(cls, folder: Path, kind: str, files: vector_search.Files) -> "_Rows":
+        keys, vectors = (reading.read_array(folder / name) for name in (files.keys, files.vectors))
+        contents = reading.read_array(folder / catalogue.CONTENT) if kind == "listings" else np.zeros(len(keys), np.uint64)
+        return cls(np.asarray(keys), vectors, np.asarray(contents))
 
-    def is_published_as(self, key: str) -> bool:
-        return False
-
-    def write_vectors(self, folder: Path, entries: Entries) -> None:
-        own = self.settings
-        vector_search.write(folder, vector_search.FILES["photos"], entries.vectors, own.kind, own.recall, own.max_memory_bytes)
-        vector_search.write(folder, vector_search.FILES["listings"], entries.all_text_vectors(), "auto", own.recall)
-
-    def write_catalogue(self, folder: Path, entries: Entries) -> None:
-        added = entries.listings_at(np.arange(len(entries.duplicates)))
-        catalogue.write(folder, added, entries.image_ids, entries.owners, entries.duplicates)
-
-    def keeps_ranker(self, enough: bool) -> bool:
-        return self.published.ranks_alike(self.settings) and (self.published.ranks_by_fit() or not enough)
-
-    def history(self) -> dict:
-        built_rows = {kind: rows.total for kind, rows in self.rows.items()}
-        return {"updated": None, "changed_rows": None, "built_rows": built_rows}
-
-    def digest(self, path: Path) -> str:
-        return stages.digest(path)
+    def changes_to(self, after: "_Rows") -> Changes:
+        row_before = RowsByKey(self.keys).rows(after.keys)
+        same = row_before >= 0
+        for start in range(0, len(same), vector_search.BLOCK_ROWS):
+            rows = start + np.flatnonzero(same[start : start + vector_search.BLOCK_ROWS])
+            own = row_before[rows]
+            same[rows] = (self.vectors[own] == after.vectors[rows]).all(axis=1) & (self.contents[own] == after.contents[rows])
+        gone = np.ones(len(self.keys), bool)
+        gone[row_before[same]] = False
+        return Changes(self.keys[gone], np.flatnonzero(~same))
 
 
-class Update(Build):
-    """What did not change keeps its row and its files, which are linked; what came, or changed, is written beside them."""
-
-    recall_queries = UPDATE_QUERIES
-
-    def generation(self, key: str) -> str:
-        return hashlib.sha256(f"{key} {self.published.folder.name}".encode()).hexdigest()[:12]
-
-    def is_published_as(self, key: str) -> bool:
-        return self.published.report["key"] == key
-
-    def write_vectors(self, folder: Path, entries: Entries) -> None:
-        photos, listings = self.rows["photos"], self.rows["listings"]
-        added = {"photos": entries.vectors[photos.added], "listings": entries.text_vectors_at(listings.added)}
-        for kind, files in vector_search.FILES.items():
-            vector_search.write_added(self.published.folder, folder, files, added[kind], self.rows[kind].before)
-
-    def write_catalogue(self, folder: Path, entries: Entries) -> None:
-        catalogue.write_added(
-            self.published.folder,
-            folder,
-            entries.listings_at(self.rows["listings"].added),
-            entries.image_ids_at(self.rows["photos"].added),
-            entries.owners,
-            entries.duplicates,
-            self.rows["listings"],
-            self.rows["photos"],
-        )
-
-    def keeps_ranker(self, enough: bool) -> bool:
-        return self.published.ranks_alike(self.settings)
-
-    def history(self) -> dict:
-        return {
-            "updated": self.published.folder.name,
-            "changed_rows": {kind: len(rows.added) + len(rows.removed) for kind, rows in self.rows.items()},
-            "built_rows": self.published.report["built_rows"],
-        }
-
-    def digest(self, path: Path) -> str:
-        """Of a file that is linked from the generation before, the digest that was published with it."""
-        recorded = self.published.report["files"]
-        is_linked = path.name in recorded and os.path.samefile(path, self.published.folder / path.name)
-        return recorded[path.name] if is_linked else stages.digest(path)
+def write_vectors(data_dir: Path, folder: Path, entries: Entries, settings: BuildSettings) -> None:
+    """Write the vectors and their keys, by row. Those of the stage before are linked: nobody changes a stage's file in place."""
+    for kind, keys in entries.keys().items():
+        atomic.write_array(folder / vector_search.FILES[kind].keys, keys)
+    for name, vectors, are_own in (
+        ("vectors.npy", entries.vectors, settings.own_embeddings),
+        ("text_vectors.npy", entries.text_vectors, entries.unclaimed > 0),
+    ):
+        if are_own:
+            atomic.write_array(folder / name, vectors)
+        else:
+            generations.link(data_dir / "embeddings" / name, folder / name)
 
 
-def plan(published: Published, settings: BuildSettings, keys: dict[str, np.ndarray], full: bool = False) -> Build:
-    """An update of the published generation, unless a full build is asked for or due.
+def write_engines(folder: Path, entries: Entries, settings: BuildSettings) -> None:
+    """Write the indexes and the words of a full build."""
+    own = settings
+    limits = {"photos": (own.kind, own.recall, own.max_memory_bytes), "listings": ("auto", own.recall, None)}
+    for kind, vectors in (("photos", entries.vectors), ("listings", entries.text_vectors)):
+        files = vector_search.FILES[kind]
+        keys = reading.read_array(folder / files.keys)
+        faiss.write_index(vector_search.build(vectors, *limits[kind], keys), str(folder / files.index))
+        reading.release(vectors)
+    write_words(folder)
 
-    A full build is due when models or flags have changed, when the indexes have been outgrown, or when any of the published files
-    is damaged: what an update copies, links or extends is published anew.
-    """
-    if not full and published.was_built_with(settings) and published.is_whole():
-        rows = published.rows_after(keys)
-        if not published.is_outgrown(rows, settings):
-            return Update(settings, rows, published)
-    return FullBuild(settings, {kind: Rows.all_new(len(values)) for kind, values in keys.items()}, published)
+
+def update_engines(published: Path, folder: Path, entries: Entries, changes: dict[str, Changes]) -> None:
+    """Write the published generation's indexes and words as the changes make them."""
+    for kind, vectors in (("photos", entries.vectors), ("listings", entries.text_vectors)):
+        files, came = vector_search.FILES[kind], changes[kind].came
+        keys = reading.read_array(folder / files.keys)[came]
+        vector_search.update(published / files.index, folder / files.index, changes[kind].gone, vectors[came], keys)
+    write_words(folder)
+
+
+def purge(folder: Path) -> None:
+    """Merge the segments of the word index, so that no word of a listing that is gone stays in a file."""
+    # words.py writes its index whole: nothing of what is gone is in it.
+
+
+def write_words(folder: Path) -> None:
+    """Write the word index of the listings in the catalogue."""
+    texts = ([block[field].tolist() for field in catalogue.WORD_WEIGHTS] for block in catalogue.read_listings(folder))
+    words.write(folder, texts, list(catalogue.WORD_WEIGHTS.values()))

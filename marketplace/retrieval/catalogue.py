@@ -3,60 +3,43 @@
 import contextlib
 import json
 import queue
-import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from rapidfuzz import fuzz, process
 
-from marketplace.cleaning.listings import MAX_PRICE, category_levels
-from marketplace.files import atomic, generations, reading
-from marketplace.files.changes import Rows
+from marketplace.cleaning.listings import CATEGORY_SEPARATOR, category_levels
+from marketplace.files import atomic, reading
 from marketplace.files.stages import StageError
 from marketplace.retrieval import words
+from marketplace.retrieval.filters import Filters, Places, category_path, comparable_price
 
-DATABASE, FILTERS = "catalogue.sqlite", "filters.json"
+DATABASE, FILTERS, CONTENT = "catalogue.sqlite", "filters.json", "content.npy"
 PLACES = ("town", "county")
 CODED = ("category", *PLACES)  # columns of codes, whose names are in FILTERS
 LISTING_COLUMNS = ("price", *CODED)
 COLUMNS = (*LISTING_COLUMNS, "product_of_photo", "duplicates")  # each a .npy of the same name
 WORD_WEIGHTS = {"name": 5.0, "description": 1.0, "category": 2.0}  # in BM25: a title says what a thing is
-TOMBSTONE = -1  # in the columns of rows that are no more
+ROWS_AT_A_TIME = 16_384  # of listings in memory
+LEAST_ALIKE, SUGGESTIONS = 60, 3  # per cent of the letters that a name suggested for an unknown one shares with it
 CONNECTIONS = 8  # to the database, shared by all threads: each query holds one for a millisecond or two
 PRODUCT_FIELDS = (
     "product_id", "name", "description", "category", "price", "price_plausible", "town", "county", "posted_on",
 )  # fmt: skip
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS products (row INTEGER PRIMARY KEY, product_id TEXT NOT NULL, name TEXT NOT NULL,
-    description TEXT NOT NULL, category TEXT NOT NULL, price REAL, price_plausible INTEGER, town TEXT, county TEXT,
-    posted_on TEXT);
-CREATE TABLE IF NOT EXISTS photos (row INTEGER PRIMARY KEY, image_id TEXT NOT NULL);
+CREATE TABLE products (row INTEGER PRIMARY KEY, product_id TEXT NOT NULL, name TEXT NOT NULL, description TEXT NOT NULL,
+    category TEXT NOT NULL, price REAL, price_plausible INTEGER, town TEXT, county TEXT, posted_on TEXT);
+CREATE TABLE photos (row INTEGER PRIMARY KEY, image_id TEXT NOT NULL);
 """
-# After the rows: a million ids at once are sorted, one by one they are looked up. Tombstones keep their ids.
+# After the rows: a million ids at once are sorted, one by one they are looked up.
 INDEXES = """
-CREATE INDEX IF NOT EXISTS products_by_id ON products (product_id);
-CREATE INDEX IF NOT EXISTS photos_by_id ON photos (image_id);
+CREATE INDEX products_by_id ON products (product_id);
+CREATE INDEX photos_by_id ON photos (image_id);
 """
-# What connections read from: the listings of the last full build, and those added since.
-VIEWS = """
-CREATE TEMP VIEW products AS SELECT * FROM main.products UNION ALL SELECT * FROM added.products;
-CREATE TEMP VIEW photos AS SELECT * FROM main.photos UNION ALL SELECT * FROM added.photos;
-"""
-
-
-@dataclass(frozen=True)
-class Filters:
-    """What a result must be. category: a name at any level of the path, or a path from its start; location: a town, a county,
-    or "Town, County"; prices in pounds, both ends included. None: anything."""
-
-    category: str | None = None
-    min_price: float | None = None
-    max_price: float | None = None
-    location: str | None = None
 
 
 def write(
@@ -71,84 +54,37 @@ def write(
     listings: PRODUCT_FIELDS, some at a time; image_ids: N; listing_of_photo: (N,) the listing of each photo; duplicates: (P,) the
     same number for listings of the same photo or text (default: none are).
     """
-    columns, photo_rows = _Columns(), Rows.all_new(len(listing_of_photo))
-    with _filled(folder / DATABASE) as connection:
-        words.write(folder, _insert_listings(connection, columns, listings, 0), list(WORD_WEIGHTS.values()))
-        _insert_photos(connection, image_ids, photo_rows)
-    listing_rows = Rows.all_new(len(columns))
-    columns.write(folder, listing_rows.removed)
-    duplicates = listing_rows.entry_rows if duplicates is None else duplicates
-    _write_groups(folder, duplicates, listing_of_photo, listing_rows, photo_rows)
-
-
-def write_added(
-    previous: Path,
-    folder: Path,
-    added: Iterable[pd.DataFrame],
-    added_image_ids: Sequence[str],
-    listing_of_photo: np.ndarray,
-    duplicates: np.ndarray,
-    listing_rows: Rows,
-    photo_rows: Rows,
-) -> None:
-    """Write the catalogue's files of an update. The database of the last full build is linked, what was added since is in one
-    beside it.
-
-    previous: the folder of the generation that the rows follow; added, added_image_ids: the listings and photos whose rows are
-    new, in the order of these; listing_of_photo, duplicates: of all entries, as in write().
-    """
-    generations.link(previous / DATABASE, folder / DATABASE)
-    path = folder / generations.added(DATABASE)
-    if (previous / path.name).exists():
-        shutil.copyfile(previous / path.name, path)
-    columns = _Columns.read(previous)
-    with _filled(path) as connection:
-        blocks = _insert_listings(connection, columns, added, listing_rows.before)
-        words.write(folder, blocks, list(WORD_WEIGHTS.values()), previous)
-        _insert_photos(connection, added_image_ids, photo_rows)
-    columns.write(folder, listing_rows.removed)
-    _write_groups(folder, duplicates, listing_of_photo, listing_rows, photo_rows)
-
-
-@contextlib.contextmanager
-def _filled(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection to fill the database through; its indexes are made, or go on, when that is done."""
-    with contextlib.closing(sqlite3.connect(path)) as connection:
+    columns, contents = _Columns(), [np.empty(0, np.uint64)]
+    insert = f"INSERT INTO products VALUES ({', '.join('?' * (len(PRODUCT_FIELDS) + 1))})"
+    with contextlib.closing(sqlite3.connect(folder / DATABASE)) as connection:
         connection.execute("PRAGMA journal_mode = OFF")
         connection.execute("PRAGMA synchronous = OFF")
         connection.executescript(SCHEMA)
-        yield connection
+        for block in listings:
+            fields, rows = block[list(PRODUCT_FIELDS)], range(len(columns), len(columns) + len(block))
+            connection.executemany(insert, zip(rows, *(fields[name].tolist() for name in fields), strict=True))
+            columns.add(block)
+            contents.append(pd.util.hash_pandas_object(fields, index=False, categorize=False).to_numpy())
+        connection.executemany("INSERT INTO photos VALUES (?, ?)", enumerate(image_ids))
         connection.executescript(INDEXES)
         connection.commit()
+    columns.write(folder)
+    atomic.write_array(folder / CONTENT, np.concatenate(contents))
+    groups = np.arange(len(columns)) if duplicates is None else duplicates
+    atomic.write_array(folder / "duplicates.npy", np.asarray(groups).astype(np.int32))
+    atomic.write_array(folder / "product_of_photo.npy", np.asarray(listing_of_photo).astype(np.int32))
 
 
-def _insert_listings(
-    connection: sqlite3.Connection, columns: "_Columns", listings: Iterable[pd.DataFrame], row: int
-) -> Iterator[list[list[str]]]:
-    """Put listings into the database and the columns, the first of them at `row`; yields the texts of each block's fields."""
-    insert = f"INSERT INTO products VALUES ({', '.join('?' * (len(PRODUCT_FIELDS) + 1))})"
-    for block in listings:
-        records = block[list(PRODUCT_FIELDS)].astype(object).itertuples(index=False)
-        connection.executemany(insert, ((at, *record) for at, record in enumerate(records, row)))
-        row += len(block)
-        columns.add(block)
-        yield [block[field].tolist() for field in WORD_WEIGHTS]
-
-
-def _insert_photos(connection: sqlite3.Connection, image_ids: Sequence[str], rows: Rows) -> None:
-    """Put the photos whose rows are new into the database. image_ids: of these, in the order of their rows."""
-    new_rows = range(rows.before, rows.total)
-    connection.executemany("INSERT INTO photos VALUES (?, ?)", zip(new_rows, image_ids, strict=True))
-
-
-def _write_groups(
-    folder: Path, duplicates: np.ndarray, listing_of_photo: np.ndarray, listing_rows: Rows, photo_rows: Rows
-) -> None:
-    """Write which listings are duplicates, and which listing each photo is of; by row, TOMBSTONE for rows that are no more."""
-    groups = listing_rows.spread(np.asarray(duplicates).astype(np.int32), TOMBSTONE)
-    owners = listing_rows.entry_rows[np.asarray(listing_of_photo, np.int64)].astype(np.int32)
-    atomic.write_array(folder / "duplicates.npy", groups)
-    atomic.write_array(folder / "product_of_photo.npy", photo_rows.spread(owners, TOMBSTONE))
+def read_listings(folder: Path, rows: np.ndarray | None = None) -> Iterator[pd.DataFrame]:
+    """PRODUCT_FIELDS of the listings of some rows, ascending, or of all, ROWS_AT_A_TIME of them at a time."""
+    query = f"SELECT {', '.join(PRODUCT_FIELDS)} FROM products"
+    if rows is not None:
+        query += " WHERE row IN (SELECT value FROM json_each(?))"
+    with contextlib.closing(sqlite3.connect(_immutable(folder / DATABASE), uri=True)) as connection:
+        found = connection.execute(f"{query} ORDER BY row", () if rows is None else (json.dumps(rows.tolist()),))
+        while records := found.fetchmany(ROWS_AT_A_TIME):
+            listings = pd.DataFrame(records, columns=list(PRODUCT_FIELDS))
+            yield listings.astype({"price": "float64", "price_plausible": bool})
 
 
 class _Columns:
@@ -158,14 +94,6 @@ class _Columns:
         self._codes: dict[str, dict[str, int]] = {name: {} for name in CODED}  # column -> name -> code
         self._parts: dict[str, list[np.ndarray]] = {name: [] for name in LISTING_COLUMNS}
 
-    @classmethod
-    def read(cls, folder: Path) -> "_Columns":
-        """Those of a generation, to go on with."""
-        columns, names = cls(), reading.read_json(folder / FILTERS)
-        columns._codes = {name: {value: code for code, value in enumerate(names[name])} for name in CODED}
-        columns._parts = {name: [reading.read_array(folder / f"{name}.npy")] for name in LISTING_COLUMNS}
-        return columns
-
     def __len__(self) -> int:
         return sum(map(len, self._parts["price"]))
 
@@ -173,22 +101,15 @@ class _Columns:
         self._parts["price"].append(listings["price"].to_numpy(np.float32))
         self._parts["category"].append(_category_codes(listings["category"], self._codes["category"]))
         for name in PLACES:
-            codes = self._codes[name]
-            column = [codes.setdefault(value, len(codes)) for value in listings[name]]
-            self._parts[name].append(np.array(column, np.int32))
+            codes, (at, values) = self._codes[name], pd.factorize(listings[name])
+            self._parts[name].append(np.array([codes.setdefault(value, len(codes)) for value in values], np.int32)[at])
 
-    def write(self, folder: Path, removed: np.ndarray) -> None:
-        """Write them, and the names that are still in use. removed: rows that are tombstones from now on."""
-        prices = np.concatenate([np.empty(0, np.float32), *self._parts["price"]])
-        prices[removed] = np.nan
-        atomic.write_array(folder / "price.npy", prices)
-        names = {}
+    def write(self, folder: Path) -> None:
+        """Write them, and the names of the codes."""
+        atomic.write_array(folder / "price.npy", np.concatenate([np.empty(0, np.float32), *self._parts["price"]]))
         for name in CODED:
-            codes = self._joined_codes(name)
-            codes[removed] = TOMBSTONE
-            codes, names[name] = _used(codes, list(self._codes[name]))
-            atomic.write_array(folder / f"{name}.npy", codes)
-        atomic.write_json(folder / FILTERS, names)
+            atomic.write_array(folder / f"{name}.npy", self._joined_codes(name))
+        atomic.write_json(folder / FILTERS, {name: list(codes) for name, codes in self._codes.items()})
 
     def _joined_codes(self, name: str) -> np.ndarray:
         """(rows,) int32, of categories (rows, depth)."""
@@ -200,23 +121,29 @@ class _Columns:
         return np.concatenate([np.empty(0, np.int32), *parts])
 
 
-def _category_codes(categories: Iterable[str], code_of_path: dict[str, int]) -> np.ndarray:
+def _category_codes(categories: pd.Series, code_of_path: dict[str, int]) -> np.ndarray:
     """(P, depth) int32 codes of the levels of each path, -1 where it has no such level; new paths get codes in code_of_path."""
-    paths = [category_levels(path) for path in categories]
+    at, values = pd.factorize(categories)
+    paths = [category_levels(path) for path in values]
     codes = np.full((len(paths), max(map(len, paths), default=1) or 1), -1, np.int32)
     for entry, path in enumerate(paths):
         for level in range(len(path)):
-            codes[entry, level] = code_of_path.setdefault(" / ".join(path[: level + 1]), len(code_of_path))
-    return codes
+            codes[entry, level] = code_of_path.setdefault(CATEGORY_SEPARATOR.join(path[: level + 1]), len(code_of_path))
+    return codes[at]
 
 
-def _used(codes: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
-    """Codes, negative ones for none, and the name of each, without the names that nothing has any more."""
-    used = np.bincount(codes[codes >= 0], minlength=len(names)) > 0
-    if used.all():
-        return codes, names
-    renumbered = np.append(np.cumsum(used, dtype=np.int32) - 1, np.int32(-1))
-    return renumbered[codes], [name for name, is_used in zip(names, used, strict=True) if is_used]
+class UnknownName(ValueError):
+    """A filter's category or place that no listing has; its message tells the nearest that some have."""
+
+    def __init__(self, kind: str, name: str, choices: dict[str, str]):
+        """choices: what may be given -> what `name` is compared with."""
+        near = process.extract(
+            name, choices, processor=str.casefold, scorer=fuzz.ratio, score_cutoff=LEAST_ALIKE, limit=SUGGESTIONS
+        )
+        nearest = " or ".join(f'"{choice}"' for *_, choice in near)
+        super().__init__(
+            f'no listing has the {kind} "{name[:100]}": ' + (f"try {nearest}" if near else "GET /filters lists them")
+        )
 
 
 class Catalogue:
@@ -227,22 +154,18 @@ class Catalogue:
         self._path = folder / DATABASE
         if not self._path.is_file():
             raise StageError(f"{self._path} is missing: run python build_index.py again")
-        self._connections = _connections(generations.parts(self._path))
+        self._connections = _connections(self._path)
         # Plain views of the mapped files: slicing a numpy.memmap costs a microsecond more, thousands of times a query.
         self.columns = {name: np.asarray(reading.read_array(folder / f"{name}.npy")) for name in COLUMNS}
         self.names: dict[str, list[str]] = reading.read_json(folder / FILTERS)
         self._categories = _codes_by_name(self.names["category"])
-        self._places = {kind: _by_folded_name(self.names[kind]) for kind in PLACES}
+        self._places = Places(*(self.columns[kind] for kind in PLACES), *(self.names[kind] for kind in PLACES))
         self.listing_of_photo = self.columns["product_of_photo"]
-        self.n_rows = len(self.columns["price"])  # of listings, tombstones included
-        self.live = self.columns["duplicates"] != TOMBSTONE
-        self.live_photos = self.listing_of_photo != TOMBSTONE
-        self.n_products, self.n_photos = int(self.live.sum()), int(self.live_photos.sum())
-        self.first_product, self.first_photo = int(self.live.argmax()), int(self.live_photos.argmax())  # rows, for examples
-        self._photos = _Grouped(self.listing_of_photo, self.n_rows)
+        self.n_products, self.n_photos = len(self.columns["price"]), len(self.listing_of_photo)
+        self._photos = _Grouped(self.listing_of_photo, self.n_products)
         self._duplicates = _Grouped(self.columns["duplicates"], int(self.columns["duplicates"].max(initial=-1)) + 1)
-        self._words = words.WordIndex(folder, self.live)
-        if [self._count("products"), self._count("photos")] != [self.n_rows, len(self.listing_of_photo)]:
+        self._words = words.WordIndex(folder, self.n_products)
+        if [self._count("products"), self._count("photos")] != [self.n_products, self.n_photos]:
             raise StageError(
                 f"{self._path} and the filter columns beside it do not belong together: run python build_index.py again"
             )
@@ -257,39 +180,37 @@ class Catalogue:
             self._connections.put(connection)
 
     def _count(self, table: str) -> int:
-        """Rows of a table, those added since the last full build included."""
         with self._connection() as connection:
-            databases = [name for _, name, path in connection.execute("PRAGMA database_list") if path]
-            counts = (connection.execute(f"SELECT count(*) FROM {name}.{table}").fetchone() for name in databases)
-            return sum(count for (count,) in counts)
+            return connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
 
-    def _live_row(self, query: str, value: str, live: np.ndarray) -> int | None:
-        """Of the rows that a query finds, the one that is no tombstone."""
+    def _row(self, query: str, value: str) -> int | None:
         with self._connection() as connection:
-            return next((row for (row,) in connection.execute(query, (value,)).fetchall() if live[row]), None)
+            found = connection.execute(query, (value,)).fetchone()
+        return found and found[0]
 
     def allowed(self, filters: Filters) -> np.ndarray | None:
         """(P,) bool of the listings that pass, or None when everything does."""
         masks = []
         if filters.category is not None:
-            wanted = " / ".join(category_levels(filters.category)).casefold()
-            masks.append(np.isin(self.columns["category"], self._categories.get(wanted, [])).any(axis=1))
+            wanted = self._categories.get(category_path(filters.category), [])
+            masks.append(np.isin(self.columns["category"], wanted).any(axis=1))
         if filters.min_price is not None:
-            masks.append(self.columns["price"] >= _pounds(filters.min_price))
+            masks.append(self.columns["price"] >= np.float32(comparable_price(filters.min_price)))
         if filters.max_price is not None:
-            masks.append(self.columns["price"] <= _pounds(filters.max_price))
+            masks.append(self.columns["price"] <= np.float32(comparable_price(filters.max_price)))
         if filters.location is not None:
-            masks.append(self._in_place(filters.location))
+            masks.append(self._places.within(filters.location))
         return np.logical_and.reduce(masks) if masks else None
 
-    def _in_place(self, location: str) -> np.ndarray:
-        def within(kind: str, name: str) -> np.ndarray:
-            return np.isin(self.columns[kind], self._places[kind].get(name.strip().casefold(), []))
-
-        town, comma, county = location.partition(",")
-        if comma:
-            return within("town", town) & within("county", county)
-        return within("town", location) | within("county", location)
+    def check(self, filters: Filters) -> None:
+        """Raises UnknownName for a category or place that no listing has."""
+        if filters.category is not None and category_path(filters.category) not in self._categories:
+            levels = {path: path if CATEGORY_SEPARATOR in filters.category else category_levels(path)[-1]
+                      for path in self.names["category"]}  # fmt: skip
+            raise UnknownName("category", filters.category, levels)
+        if filters.location is not None and filters.location not in self._places:
+            places = dict.fromkeys(name for kind in PLACES for name in self.names[kind])
+            raise UnknownName("place", filters.location, {name: name for name in places})
 
     def photos_of(self, listing_row: int) -> np.ndarray:
         """Rows of a listing's photos."""
@@ -306,13 +227,13 @@ class Catalogue:
     def product_row(self, product_id: str) -> int | None:
         """The row of a listing; an id in capitals is the same id."""
         for spelling in (product_id, product_id.lower()):
-            row = self._live_row("SELECT row FROM products WHERE product_id = ?", spelling, self.live)
+            row = self._row("SELECT row FROM products WHERE product_id = ?", spelling)
             if row is not None:
                 return row
         return None
 
     def has_photo(self, image_id: str) -> bool:
-        return self._live_row("SELECT row FROM photos WHERE image_id = ?", image_id, self.live_photos) is not None
+        return self._row("SELECT row FROM photos WHERE image_id = ?", image_id) is not None
 
     def product(self, listing_row: int) -> dict:
         """PRODUCT_FIELDS of one listing."""
@@ -343,7 +264,7 @@ class Catalogue:
 
         For a word that no listing holds, those that begin so count, else those spelt much alike, at half their score.
         """
-        return self._words.match(query, k, self.live if allowed is None and self.n_products < self.n_rows else allowed)
+        return self._words.match(query, k, allowed)
 
     def score_words(self, query: str, rows: np.ndarray) -> np.ndarray:
         """(N,) BM25 scores of the listings of `rows` for any of a query's words; 0 for one that holds none of them."""
@@ -378,19 +299,14 @@ class _Grouped:
         return self._rows[np.arange(counts.sum()) + np.repeat(shifts, counts)], counts
 
 
-def _connections(paths: list[Path]) -> queue.SimpleQueue[sqlite3.Connection]:
-    """CONNECTIONS to a database and, where there is one, to that of what was added since; all threads share them.
+def _connections(path: Path) -> queue.SimpleQueue[sqlite3.Connection]:
+    """CONNECTIONS to a database; all threads share them.
 
     All are opened now: a generation that is no longer current may lose its files while it is still served.
     """
-    path, *added = paths
     connections: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
     for _ in range(CONNECTIONS):
-        connection = sqlite3.connect(_immutable(path), uri=True, check_same_thread=False)
-        for other in added:
-            connection.execute("ATTACH ? AS added", (_immutable(other),))
-            connection.executescript(VIEWS)
-        connections.put(connection)
+        connections.put(sqlite3.connect(_immutable(path), uri=True, check_same_thread=False))
     return connections
 
 
@@ -398,7 +314,7 @@ def _codes_by_name(paths: list[str]) -> dict[str, list[int]]:
     """The codes of each category, by its path and by its last level's name, both without case."""
     codes: dict[str, list[int]] = {}
     for code, path in enumerate(paths):
-        for name in {path.casefold(), category_levels(path)[-1].casefold()}:
+        for name in {category_path(path), category_path(category_levels(path)[-1])}:
             codes.setdefault(name, []).append(code)
     return codes
 
@@ -408,18 +324,6 @@ def _immutable(path: Path) -> str:
     return f"{path.absolute().as_uri()}?mode=ro&immutable=1"
 
 
-def _pounds(price: float) -> np.float32:
-    """As the column holds prices: a bound is then met by the price that was typed."""
-    return np.float32(min(price, MAX_PRICE))
-
-
 def search_words(text: str) -> list[str]:
     """The words of a text, as word search sees them."""
     return words.split(text)
-
-
-def _by_folded_name(names: list[str]) -> dict[str, list[int]]:
-    codes: dict[str, list[int]] = {}
-    for code, name in enumerate(names):
-        codes.setdefault(name.casefold(), []).append(code)
-    return codes

@@ -1,6 +1,6 @@
 """What an index is built of: listings and photos as the stages before handed them on, checked to fit together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,37 +9,31 @@ import orjson
 import pandas as pd
 
 from marketplace.cleaning import listings
-from marketplace.files import changes, reading
+from marketplace.files import reading
 from marketplace.files.stages import StageError
-from marketplace.retrieval import catalogue
-
-LISTINGS_AT_A_TIME = 16_384  # read, counted and written to the catalogue
-RECORDS = "products_records.npy"  # in data/tabular/: where each record of products.csv begins and ends, and a hash of it
-HASHED = ("listings", "training_data")  # tables in data/dataset/, each with a .npy of its columns' hashes beside it
-SPLITS = ("train", "validation")
+from marketplace.retrieval import catalogue, keys
 
 
-@dataclass
+@dataclass(frozen=True)
 class Entries:
     """What is to be served, listings and photos; the listings' texts stay in products.csv.
 
     P listings are in the table, and U photos that no listing claims each become a listing of their own after those.
-    table: path of products.csv; records: (P,) of it, by changes.write_records(); unclaimed: ids of those U photos;
-    text_vectors: (P, T) of the table's listings; duplicates: (P + U,) the same number for listings of the same photo or text;
-    split: (P + U,) hash of the name of each one's split; image_ids: N, with their hashes; vectors: (N, D); owners: (N,) the
-    listing of each photo; without_vector: number of the dataset's photos that have none.
+    table: path of products.csv; listing_ids: P + U; text_vectors: (P + U, T), rows of zeros for those photos; duplicates:
+    (P + U,) the same number for listings of the same photo or text; splits: (P + U,) the name of each one's split, "" where it
+    has none; image_ids: N; vectors: (N, D); owners: (N,) the listing of each photo; unclaimed: U; without_vector: number of the
+    dataset's photos that have none.
     """
 
     table: Path
-    records: np.ndarray
-    unclaimed: list[str]
+    listing_ids: list[str]
     text_vectors: np.ndarray
     duplicates: np.ndarray
-    split: np.ndarray
+    splits: np.ndarray
     image_ids: list[str]
-    image_hashes: np.ndarray
     vectors: np.ndarray
     owners: np.ndarray
+    unclaimed: int
     without_vector: int
 
     @classmethod
@@ -49,76 +43,51 @@ class Entries:
         Raises StageError when what the stages wrote does not fit together, or holds no photo.
         """
         folder, table = data_dir / "embeddings", data_dir / "tabular" / "products.csv"
-        records = reading.read_array(data_dir / "tabular" / RECORDS)
-        listed, photos = (reading.read_array(data_dir / "dataset" / f"{name}.npy") for name in HASHED)
-        vectors, text_vectors = _read_vectors(folder, len(photos), len(records))
+        listing_ids = reading.read_csv(table, usecols=["product_id"])["product_id"]
+        photos = reading.read_csv(data_dir / "dataset" / "training_data.csv", usecols=["image_id", "product_id"])
+        vectors, text_vectors = _read_vectors(folder, len(photos), len(listing_ids))
+        image_ids = reading.read_json(folder / "image_ids.json")
         if own_embeddings:
             image_ids, vectors = read_dictionary(own_embeddings)
-            image_hashes = changes.hashes(image_ids)
-        else:
-            image_ids, image_hashes = reading.read_json(folder / "image_ids.json"), photos["image_id"]
         if not image_ids:
             raise StageError(f"{folder} holds no photo: check that the photos' names are the ids in Images.csv")
-        in_dataset = changes.positions(image_hashes, photos["image_id"])
-        owners = np.where(in_dataset < 0, -1, changes.positions(photos["product_id"], records["id"])[in_dataset])
+        in_dataset = _positions(image_ids, photos["image_id"])
+        owners = np.where(in_dataset < 0, -1, _positions(photos["product_id"], listing_ids)[in_dataset])
         unclaimed = np.flatnonzero(owners < 0)
-        owners[unclaimed] = len(records) + np.arange(len(unclaimed))
-        duplicates, split = _groups_and_splits(np.append(records["id"], image_hashes[unclaimed]), len(records), listed)
+        owners[unclaimed] = len(listing_ids) + np.arange(len(unclaimed))
+        every_id = [*listing_ids, *(image_ids[position] for position in unclaimed)]
+        duplicates, splits = _groups_and_splits(every_id, data_dir / "dataset" / "listings.csv")
+        if len(unclaimed):
+            text_vectors = np.pad(text_vectors, ((0, len(unclaimed)), (0, 0)))
         return cls(
             table=table,
-            records=records,
-            unclaimed=[image_ids[position] for position in unclaimed],
+            listing_ids=every_id,
             text_vectors=text_vectors,
             duplicates=duplicates,
-            split=split,
+            splits=splits,
             image_ids=image_ids,
-            image_hashes=image_hashes,
             vectors=vectors,
             owners=owners,
+            unclaimed=len(unclaimed),
             without_vector=len(photos) - int((in_dataset >= 0).sum()),
         )
 
-    def splits(self) -> np.ndarray:
-        """(P + U,) names of SPLITS, "" for others."""
-        named = np.full(len(self.split), "", "<U10")
-        for name, name_hash in zip(SPLITS, changes.hashes(SPLITS), strict=True):
-            named[self.split == name_hash] = name
-        return named
-
     def keys(self) -> dict[str, np.ndarray]:
-        """Of "photos" (N,) and "listings" (P + U,): uint64, never 0 and different for different ones. An update recognises an
-        unchanged row by its key."""
-        photo_keys = self.image_hashes ^ changes.vector_hashes(self.vectors)
-        listing_keys = self.records["content"] ^ changes.vector_hashes(self.text_vectors)
-        for array in (self.vectors, self.text_vectors):
-            reading.release(array)
-        unclaimed_keys = self.image_hashes[self.owners >= len(self.records)]
-        keys = {"photos": photo_keys, "listings": np.append(listing_keys, unclaimed_keys)}
-        return {kind: np.maximum(values, np.uint64(1)) for kind, values in keys.items()}
-
-    def listings_at(self, positions: np.ndarray) -> Iterator[pd.DataFrame]:
-        """The listings at ascending positions, as listings.read_products() reads them, some at a time."""
-        in_table = positions[positions < len(self.records)]
-        for start in range(0, len(in_table), LISTINGS_AT_A_TIME):
-            rows = in_table[start : start + LISTINGS_AT_A_TIME]
-            yield listings.typed(changes.read_records(self.table, self.records, rows))
-        if alone := [self.unclaimed[position - len(self.records)] for position in positions[len(in_table) :]]:
-            empty = dict.fromkeys(catalogue.PRODUCT_FIELDS, "")
-            yield pd.DataFrame(empty | {"product_id": alone, "price": np.nan, "price_plausible": False})
-
-    def image_ids_at(self, positions: np.ndarray) -> list[str]:
-        return [self.image_ids[position] for position in positions]
-
-    def text_vectors_at(self, positions: np.ndarray) -> np.ndarray:
-        """(n, T) of the listings at ascending positions; rows of zeros for photos that no listing claims."""
-        in_table = positions[positions < len(self.records)]
-        found = np.zeros((len(positions), self.text_vectors.shape[1]), np.float32)
-        found[: len(in_table)] = self.text_vectors[in_table]
+        """Of "photos" (N,) and "listings" (P + U,); StageError where two ids have the same one."""
+        found = {}
+        for kind, ids in (("photos", self.image_ids), ("listings", self.listing_ids)):
+            found[kind] = keys.keys(ids)
+            keys.check_distinct(ids, found[kind])
         return found
 
-    def all_text_vectors(self) -> np.ndarray:
-        """(P + U, T); a copy only where there are photos that no listing claims."""
-        return self.text_vectors_at(np.arange(len(self.duplicates))) if self.unclaimed else self.text_vectors
+    def listings(self) -> Iterator[pd.DataFrame]:
+        """All listings as listings.read_products() reads them, catalogue.ROWS_AT_A_TIME at a time."""
+        for block in reading.read_csv(self.table, chunksize=catalogue.ROWS_AT_A_TIME):
+            yield listings.typed(block)
+        if self.unclaimed:
+            empty = dict.fromkeys(catalogue.PRODUCT_FIELDS, "")
+            alone = {"product_id": self.listing_ids[-self.unclaimed :], "price": np.nan, "price_plausible": False}
+            yield pd.DataFrame(empty | alone)
 
 
 def read_dictionary(path: Path) -> tuple[list[str], np.ndarray]:
@@ -157,13 +126,20 @@ def _read_vectors(folder: Path, photos: int, listed: int) -> tuple[np.ndarray, n
     return vectors, text_vectors
 
 
-def _groups_and_splits(hashes: np.ndarray, in_table: int, listed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(P + U,) numbers of the groups of duplicates, and hashes of the splits' names, 0 for none.
+def _groups_and_splits(ids: list[str], path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(P + U,) numbers of the groups of duplicates, and names of the splits, "" for none.
 
-    hashes: (P + U,) of the ids; in_table: P; listed: the dataset's listings. A listing that the dataset has not, and a photo that
-    no listing claims, are their own only duplicates.
+    ids: P + U; path: the dataset's listings. A listing that the dataset has not, and a photo that no listing claims, are their
+    own only duplicates.
     """
-    at = np.full(len(hashes), -1)
-    at[:in_table] = changes.positions(hashes[:in_table], listed["product_id"])
-    groups = np.where(at < 0, hashes, listed["duplicates"][at])
-    return np.unique(groups, return_inverse=True)[1], np.where(at < 0, np.uint64(0), listed["split"][at])
+    listed = reading.read_csv(path, usecols=["product_id", "duplicates", "split"])
+    at = _positions(ids, listed["product_id"])
+    groups = pd.factorize(listed["duplicates"])[0][at]
+    alone = np.flatnonzero(at < 0)
+    groups[alone] = len(listed) + np.arange(len(alone))
+    return groups, np.where(at < 0, "", listed["split"].to_numpy(str)[at])
+
+
+def _positions(wanted: Sequence[str], among: Sequence[str]) -> np.ndarray:
+    """(n,) int: the position of each of `wanted` in `among`, whose values are distinct; -1 for one that is not there."""
+    return pd.Index(among).get_indexer(pd.Index(wanted))

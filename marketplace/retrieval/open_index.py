@@ -61,8 +61,8 @@ class OpenIndex:
         """Raises StageError when files are missing or do not belong together."""
         self.generation = folder.name
         self.catalogue = Catalogue(folder)
-        self.photo_index = _open_vectors(folder, "photos", self.catalogue.live_photos)
-        self.text_index = _open_vectors(folder, "listings", self.catalogue.live)
+        self.photo_index = VectorIndex.open(folder, FILES["photos"])
+        self.text_index = VectorIndex.open(folder, FILES["listings"])
         self.dimension = self.photo_index.index.d
         self.ranker = Ranker.load(folder / "ranker.json")
         self.classes = photo_model.Description.load(folder).classes
@@ -137,7 +137,7 @@ class OpenIndex:
 
     def ranked(self, query: Query, k: int, excluded: np.ndarray, kinds: Collection[str] = KINDS) -> np.ndarray:
         """Rows of the k listings that recommend() would give were the `excluded` rows not there, by the given evidence only."""
-        allowed = self.catalogue.live.copy()
+        allowed = np.ones(self.catalogue.n_products, bool)
         allowed[excluded] = False
         return np.array([hit.row for hit in self._hits(query, 0, k, allowed, kinds)], int)
 
@@ -184,7 +184,7 @@ class OpenIndex:
         if not len(rows) and query.photos is None and query.text is None:  # words that no listing holds
             return rows
         # What passes the filters without any evidence, such as listings without a photo, comes last.
-        others = (self.catalogue.live if allowed is None else allowed).copy()
+        others = np.ones(self.catalogue.n_products, bool) if allowed is None else allowed.copy()
         others[rows] = False
         if query.excluded_row is not None:
             others[query.excluded_row] = False
@@ -280,7 +280,3 @@ class OpenIndex:
                 }
             )
         return results
-
-
-def _open_vectors(folder: Path, kind: str, live: np.ndarray) -> VectorIndex:
-    return VectorIndex.open(folder / FILES[kind].index, folder / FILES[kind].vectors, live)

@@ -1,4 +1,4 @@
-"""Vector search: build, extend and open an index; the nearest rows, filtered, grouped by listing."""
+"""Vector search: build, update and open an index; the nearest rows, filtered, grouped by listing."""
 
 import time
 from collections.abc import Iterator
@@ -9,8 +9,9 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from marketplace.files import atomic, generations, reading
+from marketplace.files import reading
 from marketplace.files.stages import StageError
+from marketplace.retrieval.keys import RowsByKey
 
 KINDS = ("auto", "flat", "ivf")
 FLAT_ROWS = 20_000  # up to here an exact scan takes a few milliseconds
@@ -23,7 +24,7 @@ PROBED_SHARE = 0.006  # of the lists, at least: catalogue vectors, asked for 10 
 RERANKED = 4  # candidates taken from the codes for each result, then ordered by their exact cosines
 SCORED_ROWS = 20_000  # of those that pass a filter, scored exactly: enough where 10% of 1,000,000 pass (benchmarks/search.py)
 SCORED_SHARE = 0.02  # and at least this share of the catalogue, so that a filter that leaves 1% is exact at any size
-MAX_DRIFT = 0.2  # rows added and removed since the lists were trained, as a share of the rows then
+MAX_DRIFT = 0.2  # vectors added and removed since the lists were trained, as a share of those then
 RECALL_QUERIES = 200  # of the catalogue's own vectors
 RECALL_K = 10
 BLOCK_ROWS = 16_384  # of the vectors held in memory at a time where they are compared with all queries
@@ -31,7 +32,7 @@ BLOCK_ROWS = 16_384  # of the vectors held in memory at a time where they are co
 
 @dataclass(frozen=True)
 class Files:
-    """Names of the files of one index in a generation's folder. keys: what an update recognises unchanged rows by."""
+    """Names of the files of one index in a generation's folder. keys: (N,) int64, the key of each row of the vectors."""
 
     index: str
     vectors: str
@@ -40,34 +41,31 @@ class Files:
 
 FILES = {
     "photos": Files("index.faiss", "vectors.npy", "photo_keys.npy"),
-    "listings": Files("text.faiss", "text_vectors.npy", "product_keys.npy"),
+    "listings": Files("text.faiss", "text_vectors.npy", "listing_keys.npy"),
 }
 
 
-def write(folder: Path, files: Files, vectors: np.ndarray, kind: str, recall: float, max_memory_bytes: int | None = None) -> None:
-    """Write (N, D) vectors and the index that build() makes of them."""
-    atomic.write_array(folder / files.vectors, vectors)
-    faiss.write_index(build(vectors, kind, recall, max_memory_bytes), str(folder / files.index))
-    reading.release(vectors)
+def update(published_path: Path, path: Path, gone: np.ndarray, vectors: np.ndarray, keys: np.ndarray) -> None:
+    """Write a copy of a published index without the vectors of the keys in `gone`, and with those that came.
 
-
-def write_added(previous: Path, folder: Path, files: Files, vectors: np.ndarray, first_row: int) -> None:
-    """Link the index and vectors of the last full build, and write those of all that was added since.
-
-    previous: the folder of the generation before; vectors: (n, D) unit rows that are new now; first_row: of these.
+    vectors, keys: (n, D) float32 unit rows that came, and their keys. What its lists were trained to stays.
     """
-    for name in (files.index, files.vectors):
-        generations.link(previous / name, folder / name)
-    index_path, *added_paths = generations.parts(previous / files.index)
-    added = read(added_paths[0]) if added_paths else without_rows(read(index_path, mapped=True))
-    append(added, vectors, first_row)
-    before = [reading.read_array(path) for path in generations.parts(previous / files.vectors)[1:]]
-    faiss.write_index(added, str(folder / generations.added(files.index)))
-    atomic.write_array(folder / generations.added(files.vectors), np.concatenate([*before, vectors]))
+    index = read(published_path)  # not mapped: to change a mapped index ends the process
+    removed = index.remove_ids(np.ascontiguousarray(gone, np.int64))
+    if removed != len(gone):
+        raise StageError(f"{published_path} lacks vectors that it was published with: run python build_index.py --full")
+    index.add_with_ids(np.ascontiguousarray(vectors, np.float32), np.ascontiguousarray(keys, np.int64))
+    faiss.write_index(index, str(path))
 
 
-def build(vectors: np.ndarray, kind: str = "auto", recall: float = 0.95, max_memory_bytes: int | None = None) -> faiss.Index:
-    """An inner-product index over (N, D) float32 unit rows, memory-mapped or not: row i has id i.
+def build(
+    vectors: np.ndarray,
+    kind: str = "auto",
+    recall: float = 0.95,
+    max_memory_bytes: int | None = None,
+    keys: np.ndarray | None = None,
+) -> faiss.Index:
+    """An inner-product index over (N, D) float32 unit rows, memory-mapped or not, whose ids are `keys` (N,), by default the rows.
 
     kind: flat scans everything; ivf probes as many of its lists as reach `recall`@10 on the vectors themselves; auto takes
     flat up to 20,000 rows. ivf keeps 8 bits a dimension, or 4 where that is what max_memory_bytes, of the index, leaves room
@@ -75,14 +73,15 @@ def build(vectors: np.ndarray, kind: str = "auto", recall: float = 0.95, max_mem
     """
     vectors = np.ascontiguousarray(vectors, np.float32)
     index = faiss.index_factory(vectors.shape[1], _factory(*vectors.shape, kind, max_memory_bytes), faiss.METRIC_INNER_PRODUCT)
+    keys = np.arange(len(vectors)) if keys is None else np.ascontiguousarray(keys, np.int64)
     if (ivf := _ivf(index)) is None:
-        index.add_with_ids(vectors, np.arange(len(vectors)))
+        index.add_with_ids(vectors, keys)
         return index
     ivf.cp.niter, ivf.cp.max_points_per_centroid = KMEANS_ROUNDS, TRAINING_ROWS
     sample = np.linspace(0, len(vectors) - 1, min(len(vectors), TRAINING_ROWS * ivf.nlist)).astype(int)
     index.train(vectors[sample])
-    index.add(vectors)
-    _tune(VectorIndex(index, vectors), recall)
+    index.add_with_ids(vectors, keys)
+    _tune(VectorIndex(index, vectors, keys), recall)
     return index
 
 
@@ -106,34 +105,14 @@ def _ivf(index: faiss.Index) -> faiss.IndexIVF | None:
     return index if isinstance(index, faiss.IndexIVF) else None
 
 
-def without_rows(index: faiss.Index) -> faiss.Index:
-    """An index for rows that come later, trained as `index`, from build() or read(), was.
+def rebuild_is_due(index: faiss.Index, rows: int, changed: int, built_rows: int, kind: str = "auto") -> bool:
+    """Whether an index should be built anew rather than updated: what was added and removed since its lists were trained exceeds
+    a fifth of what they were trained on, or a flat index would outgrow its kind.
 
-    That loses its rows, memory-mapped or not, to save a copy of what it was trained to; its file keeps them.
+    rows: of the vectors after the update; changed: how many were added and removed since the last full build, the update's own
+    among them; built_rows: of the vectors then.
     """
-    if (ivf := _ivf(index)) is None:
-        return faiss.index_factory(index.d, "IDMap,Flat", faiss.METRIC_INNER_PRODUCT)
-    ivf.ntotal = 0
-    empty = faiss.ArrayInvertedLists(ivf.nlist, ivf.code_size)
-    empty.this.disown()  # the index frees it
-    ivf.replace_invlists(empty, True)
-    return index
-
-
-def append(added: faiss.Index, vectors: np.ndarray, first_row: int) -> None:
-    """Put (n, D) float32 unit rows into an index from without_rows(), after those that are there; the first has id first_row."""
-    added.add_with_ids(np.ascontiguousarray(vectors, np.float32), np.arange(first_row, first_row + len(vectors)))
-
-
-def rebuild_is_due(index: faiss.Index, rows: int, live: int, built_rows: int, kind: str = "auto") -> bool:
-    """Whether an index should be built anew rather than updated: rows added since, and tombstones, exceed a fifth of what it was
-    built on, or a flat index would outgrow its kind.
-
-    index: of the last full build; rows: of the vectors after the update, tombstones included; live: of those, the ones that are
-    none; built_rows: of the vectors at the last full build.
-    """
-    changed = (rows - built_rows) + (rows - live)
-    outgrown = kind == "auto" and _ivf(index) is None and live > FLAT_ROWS
+    outgrown = kind == "auto" and _ivf(index) is None and rows > FLAT_ROWS
     return changed > MAX_DRIFT * built_rows or outgrown
 
 
@@ -161,7 +140,7 @@ def measure_recall(searched: "VectorIndex", queries: int = RECALL_QUERIES) -> fl
 
 
 def measure(searched: "VectorIndex", queries: int = RECALL_QUERIES) -> dict:
-    """What a report says of an index: describe(), rows, tombstones, recall@10, and milliseconds of one search at a time.
+    """What a report says of an index: describe(), rows, recall@10, and milliseconds of one search at a time.
 
     The recall is None where no row has another to be found.
     """
@@ -170,7 +149,6 @@ def measure(searched: "VectorIndex", queries: int = RECALL_QUERIES) -> dict:
     recall = _recall(searched, asked, tenth, times_ms)
     return describe(searched.index) | {
         "rows": searched.rows,
-        "tombstones": len(searched.vectors) - searched.rows,
         "recall_at_10": round(recall, 4) if len(asked) else None,
         "recall_queries": len(asked),
         "p50_ms": round(float(np.percentile(times_ms or [0], 50)), 3),
@@ -189,17 +167,15 @@ def _tune(searched: "VectorIndex", recall: float) -> None:
 
 def _exact_neighbours(searched: "VectorIndex", queries: int) -> tuple[np.ndarray, np.ndarray]:
     """Up to `queries` rows, and each one's cosine to its RECALL_K-th nearest other row (or the last, if fewer)."""
-    vectors, live = searched.vectors, searched.live
-    rows = np.flatnonzero(live)
-    rows = np.unique(rows[np.linspace(0, len(rows) - 1, min(queries, len(rows))).astype(int)])
+    vectors = searched.vectors
+    rows = np.unique(np.linspace(0, len(vectors) - 1, min(queries, len(vectors))).astype(int))
     asked = vectors[rows]
-    filled = asked.any(axis=1) & (searched.rows > 1)  # a text without a known word is no direction; one row has no neighbour
+    filled = asked.any(axis=1) & (len(vectors) > 1)  # a text without a known word is no direction; one row has no neighbour
     rows, asked = rows[filled], asked[filled]
-    k = min(RECALL_K + 1, searched.rows)
+    k = min(RECALL_K + 1, len(vectors))
     best = np.full((len(rows), k), -1, np.float32)
-    for start, block in vectors.blocks():
-        cosines = asked @ block.T
-        cosines[:, ~live[start : start + len(block)]] = -1
+    for start in range(0, len(vectors), BLOCK_ROWS):
+        cosines = asked @ vectors[start : start + BLOCK_ROWS].T
         best = np.partition(np.hstack([best, cosines]), -k)[:, -k:]
     return rows, best.min(axis=1)
 
@@ -217,101 +193,40 @@ def _recall(searched: "VectorIndex", rows: np.ndarray, tenth: np.ndarray, times_
     return float(np.minimum(near, others).mean() / others) if near else 1.0
 
 
-class Vectors:
-    """(N, D) float32 rows in parts that follow one another, memory-mapped or not: of the last full build, and added since."""
-
-    def __init__(self, *parts: np.ndarray):
-        self._parts = [np.ascontiguousarray(part, np.float32) for part in parts]
-        self._starts = np.cumsum([0, *map(len, parts)]).tolist()
-        self.shape = (self._starts[-1], parts[0].shape[1])
-
-    @classmethod
-    def open(cls, path: Path) -> "Vectors":
-        """A file of a full build, with what was added to it since; memory-mapped."""
-        return cls(*(reading.read_array(part) for part in generations.parts(path)))
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: int | np.ndarray) -> np.ndarray:
-        """One row, or those of (n,) rows."""
-        if len(self._parts) == 1:
-            return self._parts[0][rows]
-        if np.ndim(rows) == 0:
-            return self[np.array([rows])][0]
-        found = np.empty((len(rows), self.shape[1]), np.float32)
-        for places, part, own in self._split(np.asarray(rows)):
-            found[places] = part[own]
-        return found
-
-    def _split(self, rows: np.ndarray) -> Iterator[tuple[slice | np.ndarray, np.ndarray, np.ndarray]]:
-        """For each part that holds some of the rows: their positions among the rows, the part, and their rows in it."""
-        if len(self._parts) == 1:
-            yield slice(None), self._parts[0], rows
-            return
-        for start, end, part in zip(self._starts, self._starts[1:], self._parts, strict=False):
-            places = np.flatnonzero((rows >= start) & (rows < end))
-            if len(places):
-                yield places, part, rows[places] - start
-
-    def cosines(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """(n,) inner products of a (D,) query and rows, read in place: a copy of them would take longer than the arithmetic."""
-        found = np.empty(len(rows), np.float32)
-        for places, part, own in self._split(rows):
-            cosines = np.empty(len(own), np.float32)
-            pointers = map(faiss.swig_ptr, (cosines, query, part, own))
-            with _one_thread():
-                faiss.fvec_inner_products_by_idx(*pointers, len(query), 1, len(own))
-            found[places] = cosines
-        return found
-
-    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """The first row of each block of BLOCK_ROWS, and the block."""
-        for first, part in zip(self._starts, self._parts, strict=False):
-            for start in range(0, len(part), BLOCK_ROWS):
-                yield first + start, part[start : start + BLOCK_ROWS]
-
-
 class VectorIndex:
     """An index with the vectors it was built from; safe to search from many threads, each search on its own thread alone."""
 
-    def __init__(
-        self,
-        index: faiss.Index,
-        vectors: np.ndarray | Vectors,
-        added: faiss.Index | None = None,
-        live: np.ndarray | None = None,
-    ):
-        """vectors: (N, D) float32; added: the index of the rows that `index` has not, from append(); live: (N,) bool, False for
-        tombstones, rows that no search finds (default: all rows of the indexes are live). Raises ValueError for a live row in
-        neither, or rows beyond the vectors."""
-        self.index, self.indexes = index, [index] if added is None else [index, added]
-        self.vectors = vectors if isinstance(vectors, Vectors) else Vectors(vectors)
-        ids, list_numbers = (np.concatenate(arrays) for arrays in zip(*map(_rows_and_lists, self.indexes), strict=True))
-        if len(ids) and ids.max() >= len(self.vectors):
-            raise ValueError("the index holds more rows than the vectors")
-        # Of each row, -1 for a tombstone: a filter's rows are then narrowed to the nearest lists by NumPy alone.
-        self._list_of_row = np.full(len(self.vectors), -1, np.intp)
-        self._list_of_row[ids] = list_numbers
-        if live is not None:
-            if (self._list_of_row[live] < 0).any():
-                raise ValueError("the index lacks rows that are live")
-            self._list_of_row[~live] = -1
-        self.live = self._list_of_row >= 0
-        self.rows = int(np.count_nonzero(self.live))
-        lists = 1 if (ivf := _ivf(index)) is None else ivf.nlist
-        self._list_sizes = np.bincount(self._list_of_row[self.live], minlength=lists)
+    def __init__(self, index: faiss.Index, vectors: np.ndarray, keys: np.ndarray | None = None):
+        """vectors: (N, D) float32, memory-mapped or not; keys: (N,) int64, by which the index knows them (default: their rows).
+
+        Raises ValueError when the index holds other keys.
+        """
+        self.index = index
+        self.vectors = np.ascontiguousarray(vectors, np.float32)
+        self.rows = len(self.vectors)
+        self._rows_by_key = RowsByKey(np.arange(self.rows) if keys is None else np.asarray(keys))
+        own_keys, list_numbers = _keys_and_lists(index)
+        rows = self._rows_by_key.rows(own_keys)
+        # A filter's rows are narrowed to the nearest lists by NumPy alone.
+        self._list_of_row = np.full(self.rows, -1, np.intp)
+        self._list_of_row[rows[rows >= 0]] = list_numbers[rows >= 0]
+        if len(rows) != self.rows or (rows < 0).any() or (self._list_of_row < 0).any():
+            raise ValueError("the index holds other keys than the vectors have")
+        self._list_sizes = np.bincount(list_numbers, minlength=1 if (ivf := _ivf(index)) is None else ivf.nlist)
 
     @classmethod
-    def open(cls, index_path: Path, vectors_path: Path, live: np.ndarray | None = None) -> "VectorIndex":
-        """Both, and what was added to them since they were built, memory-mapped; live: as above. Raises StageError when the files
-        do not belong together."""
-        vectors = Vectors.open(vectors_path)
-        indexes = [read(path, mapped=True) for path in generations.parts(index_path)]
-        shape = (sum(index.ntotal for index in indexes), indexes[0].d)
-        if not shape == vectors.shape == (len(vectors) if live is None else len(live), indexes[-1].d):
-            raise StageError(f"{index_path} and {vectors_path} do not belong together: run python build_index.py again")
-        return cls(indexes[0], vectors, *indexes[1:], live=live)
+    def open(cls, folder: Path, files: Files) -> "VectorIndex":
+        """Of a generation's folder, memory-mapped. Raises StageError when the files do not belong together."""
+        index = read(folder / files.index, mapped=True)
+        vectors, keys = (reading.read_array(folder / name) for name in (files.vectors, files.keys))
+        try:
+            if vectors.shape != (len(keys), index.d):
+                raise ValueError("the vectors have another shape")
+            return cls(index, vectors, keys)
+        except ValueError:
+            raise StageError(
+                f"{folder / files.index} and {files.vectors} do not belong together: run python build_index.py again"
+            ) from None
 
     def nearest(self, query: np.ndarray, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The k rows nearest to one query, best first, and their cosines in [-1, 1]; fewer only when there are fewer.
@@ -324,12 +239,12 @@ class VectorIndex:
         query = unit(query, self.index.d)
         wanted = min(k, self.rows)
         if allowed is not None:
-            if allowed.shape != self.live.shape:
-                raise ValueError(f"allowed has shape {allowed.shape}, the index holds {len(self.live)} rows")
-            rows = self._allowed_near(query, wanted, allowed if self.rows == len(allowed) else allowed & self.live)
+            if allowed.shape != (self.rows,):
+                raise ValueError(f"allowed has shape {allowed.shape}, the index holds {self.rows} rows")
+            rows = self._allowed_near(query, wanted, allowed)
         elif len(rows := self._coded_near(query, wanted)) < wanted:  # the lists probed hold too few rows
-            rows = self._allowed_near(query, wanted, self.live)
-        cosines = self.vectors.cosines(query, rows)
+            rows = self._allowed_near(query, wanted, np.ones(self.rows, bool))
+        cosines = self._cosines(query, rows)
         if len(rows) > k:
             least = np.partition(cosines, len(rows) - k)[len(rows) - k]
             near = np.flatnonzero(cosines >= least)
@@ -338,25 +253,20 @@ class VectorIndex:
         return rows[best], cosines[best]
 
     def _coded_near(self, query: np.ndarray, k: int) -> np.ndarray:
-        """Candidates for the k nearest rows, by the indexes' codes."""
+        """Candidates for the k nearest rows, by the index's codes."""
         if k == 0:
             return np.empty(0, np.int64)
-        ivf, tombstones = _ivf(self.index), self.rows < len(self.vectors)
-        depth = k if ivf is None and not tombstones else min(RERANKED * k, len(self.vectors) + 1)
-        if ivf is not None:  # trained together, the indexes have the same lists
-            near, lists = ivf.quantizer.search(query[None], ivf.nprobe)
-        while True:
-            if ivf is None:
-                found = [index.search(query[None], depth)[1][0] for index in self.indexes]
-            else:
-                found = [index.search_preassigned(query[None], depth, lists, near)[1][0] for index in self.indexes]
-            live = [rows[rows >= 0] for rows in found]
-            if tombstones:
-                live = [rows[self.live[rows]] for rows in live]
-            # Enough of each index, or there are no more: what one holds says nothing of what is near in the other.
-            if all(len(left) >= depth // 2 or rows[-1] < 0 for left, rows in zip(live, found, strict=True)):
-                return np.concatenate(live)
-            depth *= 2
+        depth = k if _ivf(self.index) is None else min(RERANKED * k, self.rows)
+        found = self.index.search(query[None], depth)[1][0]
+        return self._rows_by_key.rows(found[found >= 0])
+
+    def _cosines(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """(n,) inner products of a (D,) query and rows, read in place: a copy of them would take longer than the arithmetic."""
+        cosines = np.empty(len(rows), np.float32)
+        pointers = map(faiss.swig_ptr, (cosines, query, self.vectors, rows))
+        with _one_thread():
+            faiss.fvec_inner_products_by_idx(*pointers, len(query), 1, len(rows))
+        return cosines
 
     def _allowed_near(self, query: np.ndarray, k: int, allowed: np.ndarray) -> np.ndarray:
         """All allowed rows, or those in the lists nearest to the query that hold enough of them.
@@ -371,7 +281,7 @@ class VectorIndex:
         held = self._list_sizes[nearest_lists].cumsum()
         wanted = enough * self.rows // passing  # rows of all kinds, if those that pass lay evenly
         while True:
-            probed = np.zeros(ivf.nlist + 1, bool)  # the last for tombstones, whose list is -1
+            probed = np.zeros(ivf.nlist, bool)
             probed[nearest_lists[: np.searchsorted(held, wanted) + 1]] = True
             rows = np.flatnonzero(np.take(probed, self._list_of_row) & allowed)
             if len(rows) >= enough / 2 or wanted >= self.rows:
@@ -397,8 +307,8 @@ def _centres(ivf: faiss.IndexIVF) -> np.ndarray:
     return faiss.rev_swig_ptr(faiss.downcast_index(ivf.quantizer).get_xb(), ivf.nlist * ivf.d).reshape(ivf.nlist, ivf.d)
 
 
-def _rows_and_lists(index: faiss.Index) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of an index's rows, and the number of the list that each is in; 0 for one without lists."""
+def _keys_and_lists(index: faiss.Index) -> tuple[np.ndarray, np.ndarray]:
+    """The keys that an index holds, and the number of the list that each is in; 0 for one without lists."""
     if (ivf := _ivf(index)) is None:
         return faiss.vector_to_array(index.id_map), np.zeros(index.ntotal, np.intp)
     sizes = [ivf.invlists.list_size(number) for number in range(ivf.nlist)]

@@ -16,10 +16,9 @@ import numpy as np
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
-from marketplace.files import atomic, generations, reading
+from marketplace.files import atomic, reading
 
 ARRAYS = ("words", "stem_of_word", "stems", "postings_starts", "postings_rows", "postings_weights")  # each a .npy of that name
-STATISTICS = "word_statistics.json"
 K1, B = 1.2, 0.75  # of BM25, as in SQLite's FTS5
 LEAST_IDF = 1e-6  # of a word that most listings hold, as in FTS5
 MAX_WORDS = 32  # of a query; the rest is noise
@@ -38,58 +37,40 @@ def split(text: str) -> list[str]:
     return [word[:MAX_LETTERS] for word in re.findall(r"[^\W_]+", text)]
 
 
-def write(
-    folder: Path, blocks: Iterable[Sequence[Sequence[str]]], weights: Sequence[float], previous: Path | None = None
-) -> None:
+def write(folder: Path, blocks: Iterable[Sequence[Sequence[str]]], weights: Sequence[float]) -> None:
     """Write the index of listings' words.
 
     blocks: of listings in the order of their rows, each the texts of every field, of as many listings; weights: of a word's
-    occurrence in each field; previous: the folder of an index whose listings come before these. Its own files are linked, those
-    of what was added since are written anew; how long listings are on average stays as it was at the last full build.
+    occurrence in each field.
     Source: BM25 (Robertson and Zaragoza 2009) with weighted term frequencies, as SQLite's FTS5 computes it; its inverse document
-    frequency is left to the search, so that listings which come later do not change what is written of these.
+    frequency is left to the search.
     """
-    earlier: list[_Part] = []  # what was added since the last full build: its postings come before the new ones
-    first, mean_length = 0, 0.0
-    if previous is not None:
-        first, mean_length = reading.read_json(previous / STATISTICS).values()
-        for name in ARRAYS:
-            generations.link(previous / f"{name}.npy", folder / f"{name}.npy")
-        if (previous / generations.added(f"{ARRAYS[0]}.npy")).exists():
-            earlier.append(_Part(previous, added=True))
-    vocabulary = _Vocabulary(earlier)
+    vocabulary = _Vocabulary()
     counted, lengths = _count_blocks(blocks, vocabulary, np.array(weights, np.float32))
-    starts = first + np.cumsum([len(block_lengths) for block_lengths in lengths])
+    starts = np.cumsum([len(block_lengths) for block_lengths in lengths])
     norms = np.concatenate(lengths)
-    mean_length = mean_length or max(float(norms.mean()), 1e-9)
+    mean_length = max(float(norms.mean()), 1e-9)
     norms = (K1 * (1 - B + B * norms / mean_length)).astype(np.float32)
 
     arrays = vocabulary.arrays()
-    postings = _Postings(arrays.pop("place_of_code"), earlier, counted)
+    postings = _Postings(arrays.pop("place_of_code"), counted)
     for start in starts[:-1]:
         codes, sizes, rows, frequencies = counted.pop(0)  # its memory is free for those that are placed
-        weighted = frequencies * np.float32(K1 + 1) / (frequencies + norms[start - first + rows])
+        weighted = frequencies * np.float32(K1 + 1) / (frequencies + norms[start + rows])
         postings.place(codes, sizes, start + rows, weighted)
     arrays |= postings.arrays()
     for name in ARRAYS:
-        file_name = f"{name}.npy"
-        atomic.write_array(folder / (file_name if previous is None else generations.added(file_name)), arrays[name])
-    atomic.write_json(folder / STATISTICS, {"listings": first + len(norms), "mean_length": mean_length}, indent=None)
+        atomic.write_array(folder / f"{name}.npy", arrays[name])
 
 
 class _Vocabulary:
     """The words met so far and their stems, each with a code in the order of their first occurrence."""
 
-    def __init__(self, earlier: list["_Part"]):
-        """earlier: parts of an index whose words and stems come first."""
+    def __init__(self):
         self._words: defaultdict[str, int] = defaultdict()
         self._words.default_factory = self._words.__len__
         self._stems: dict[str, int] = {}
         self._stem_of_word = array("q")
-        for part in earlier:
-            self._words.update((word.decode(), code) for code, word in enumerate(part.words.tolist()))
-            self._stems.update((stem.decode(), code) for code, stem in enumerate(part.stems.tolist()))
-            self._stem_of_word.extend(part.stem_of_word.tolist())
 
     def read(self, texts: Iterable[str]) -> tuple[np.ndarray, list[int]]:
         """Codes of the stems of all words of some texts, and how many words each text has."""
@@ -147,17 +128,15 @@ def _count(stems: np.ndarray, rows: np.ndarray, fields: np.ndarray, weights: np.
 class _Postings:
     """The rows that hold each stem, and their weights, put in place one block of listings after the other."""
 
-    def __init__(self, place_of_code: np.ndarray, earlier: list["_Part"], counted: list[tuple[np.ndarray, ...]]):
-        """place_of_code: (stems,) of the vocabulary; earlier: parts whose postings come first; counted: the blocks to come."""
+    def __init__(self, place_of_code: np.ndarray, counted: list[tuple[np.ndarray, ...]]):
+        """place_of_code: (stems,) of the vocabulary; counted: the blocks to come."""
         self._place_of_code = place_of_code
         held = np.zeros(len(place_of_code), np.int64)
-        for codes, sizes, *_ in [*counted, *((np.arange(len(part.stems)), np.diff(part.starts)) for part in earlier)]:
+        for codes, sizes, *_ in counted:
             held[place_of_code[codes]] += sizes
         self._ends = np.cumsum(held)
         self._free = self._ends - held
         self._rows, self._weights = np.empty(held.sum(), np.int32), np.empty(held.sum(), np.float32)
-        for part in earlier:
-            self.place(np.arange(len(part.stems)), np.diff(part.starts), part.rows, part.weights)
 
     def place(self, codes: np.ndarray, sizes: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> None:
         """Put postings, by stem, after those that are there. sizes: of each stem of `codes`."""
@@ -172,21 +151,16 @@ class _Postings:
 
 
 class _Part:
-    """The words and postings of the listings of the last full build, or of those added since."""
+    """The words and postings of the listings."""
 
-    def __init__(self, folder: Path, added: bool, live: np.ndarray | None = None):
-        """live: (rows,) bool, False for tombstones (default: none are)."""
-        names = [generations.added(f"{name}.npy") if added else f"{name}.npy" for name in ARRAYS]
+    def __init__(self, folder: Path):
         self.words, self.stem_of_word, self.stems, self.starts, self.rows, self.weights = (
-            np.asarray(reading.read_array(folder / name)) for name in names
+            np.asarray(reading.read_array(folder / f"{name}.npy")) for name in ARRAYS
         )
         self._holding = np.diff(self.starts)
-        if live is not None and not live.all():
-            stems_of_dead = np.searchsorted(self.starts, np.flatnonzero(~live[self.rows]), side="right") - 1
-            self._holding = self._holding - np.bincount(stems_of_dead, minlength=len(self.stems))
 
     def holding(self, stems: np.ndarray) -> np.ndarray:
-        """(n,) how many listings that are no tombstones hold each of (n,) stems."""
+        """(n,) how many listings hold each of (n,) stems."""
         if not len(self.stems):
             return np.zeros(len(stems), np.int64)
         places = np.minimum(np.searchsorted(self.stems, stems), len(self.stems) - 1)
@@ -235,12 +209,10 @@ class _Part:
 class WordIndex:
     """The words of one generation's listings; safe to read from many threads."""
 
-    def __init__(self, folder: Path, live: np.ndarray):
-        """live: (rows,) bool, False for tombstones."""
-        self._rows, self._listings = len(live), int(live.sum())
-        self._parts = [_Part(folder, False, live)]
-        if (folder / generations.added(f"{ARRAYS[0]}.npy")).exists():
-            self._parts.append(_Part(folder, True, live))
+    def __init__(self, folder: Path, rows: int):
+        """rows: of the catalogue's listings."""
+        self._rows = self._listings = rows
+        self._parts = [_Part(folder)]
 
     def match(self, query: str, k: int, allowed: np.ndarray | None = None) -> np.ndarray:
         """Rows of the k listings that match a query's words best: those with all the words first, each kind by score."""
@@ -308,7 +280,7 @@ class WordIndex:
         return np.sum([part.holding(stems) for part in self._parts], axis=0)
 
     def _commonest(self, stems: Sequence[bytes], most: int) -> tuple[bytes, ...]:
-        """Of some stems, those that most listings hold; none that only tombstones do."""
+        """Of some stems, those that most listings hold."""
         different = np.unique(np.array(stems, "S"))
         holding = self._holding(different)
         order = np.argsort(-holding, kind="stable")[:most]

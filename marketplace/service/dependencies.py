@@ -24,7 +24,7 @@ MAX_K = 100
 MAX_OFFSET = 1000  # who pages further wants an export
 
 CATEGORY = "A category at any level, or a path such as 'Home & Garden / Beds'."
-LOCATION = "A town, a county, or 'Town, County'."
+LOCATION = "A town, a county, 'Town, County', or the beginning of one."
 K = "How many listings to return."
 OFFSET = "How many of the best listings to leave out: k, 2k, ... for further pages, whose order stays the same."
 MIN_SCORE = "Leave out listings that score less."

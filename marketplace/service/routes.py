@@ -13,6 +13,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from marketplace.files.stages import StageError
+from marketplace.retrieval.catalogue import UnknownName
 from marketplace.retrieval.recommender import Query as Evidence
 from marketplace.retrieval.recommender import Recommender
 from marketplace.service import schemas
@@ -217,6 +218,10 @@ async def docs():
 
 
 def recommend(recommender: Recommender, query: Evidence, page: Page, filters: Filters, meters: Meters) -> list[dict]:
+    try:
+        recommender.catalogue.check(filters)
+    except UnknownName as error:
+        raise HTTPException(422, str(error)) from None
     return recommender.recommend(query, k=page.k, offset=page.offset, min_score=page.min_score, filters=filters, step=meters.step)
 
 
@@ -262,8 +267,8 @@ def describe(app: FastAPI) -> dict:
         return description
     catalogue = generation.catalogue
     examples = {
-        "product_id": catalogue.product(catalogue.first_product)["product_id"],
-        "image_id": catalogue.image_ids([catalogue.first_photo])[0],
+        "product_id": catalogue.product(0)["product_id"],
+        "image_id": catalogue.image_ids([0])[0],
     }
     for path in description["paths"].values():
         for operation in path.values():

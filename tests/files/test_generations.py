@@ -12,7 +12,7 @@ from tests.files.asked import files_below, killed_before_change, sentence_of
 
 
 def publish(index_dir: Path, name: str, content: bytes | None = None) -> None:
-    with generation_files.new_generation(index_dir, name) as folder:
+    with generation_files.new_generation(index_dir, generation_files.free_name(index_dir, name)) as folder:
         for file_name in ("index.faiss", "vectors.npy"):
             atomic.write_bytes(folder / file_name, content or name.encode())
 
@@ -47,7 +47,7 @@ def test_the_newest_two_generations_are_kept(tmp_path):
     for name in ("aa", "bb", "cc", "bb", "dd"):
         publish(tmp_path, name)
         kept.append(generations(tmp_path))
-    assert kept == [["aa"], ["aa", "bb"], ["bb", "cc"], ["bb", "cc"], ["bb", "dd"]]
+    assert kept == [["aa"], ["aa", "bb"], ["bb", "cc"], ["bb-2", "cc"], ["bb-2", "dd"]]
     assert generation_files.current_generation(tmp_path).name == "dd"
 
 
@@ -59,49 +59,49 @@ def test_the_generation_served_until_now_is_the_other_one_kept_even_when_it_is_n
     assert generations(tmp_path) == ["aa", "cc"]
 
 
-def test_publishing_the_current_generation_again_keeps_the_one_before_it(tmp_path):
-    for name in ("aa", "bb", "bb"):
+def test_publishing_the_current_generation_again_keeps_the_one_before_it_and_its_files(tmp_path):
+    for name in ("aa", "bb"):
         publish(tmp_path, name)
+    before = files_below(tmp_path)
+    generation_files.publish(tmp_path, "bb")
+    assert files_below(tmp_path) == before
+    generation_files.publish(tmp_path, "aa")  # one that is there, whole
+    assert generation_files.current_generation(tmp_path).name == "aa"
     assert generations(tmp_path) == ["aa", "bb"]
 
 
-def test_a_generation_being_served_is_never_away_while_it_is_built_again(tmp_path, monkeypatch):
-    publish(tmp_path, "aa")
-    seen = []
-
-    def watch(module, name):
-        change = getattr(module, name)
-
-        def call(*arguments, **options):
-            result = change(*arguments, **options)
-            seen.append({path.name: path.read_bytes() for path in generation_files.current_generation(tmp_path).iterdir()})
-            return result
-
-        monkeypatch.setattr(module, name, call)
-
-    for name in ("replace", "unlink", "rmdir"):
-        watch(os, name)
-    publish(tmp_path, "aa")
-    assert len(seen) > 4
-    assert all(files == {"index.faiss": b"aa", "vectors.npy": b"aa"} for files in seen)
+def test_a_name_that_is_taken_gets_the_first_number_that_is_not(tmp_path):
+    assert generation_files.free_name(tmp_path, "aa") == "aa"
+    for taken, free in (("aa", "aa-2"), ("aa-2", "aa-3"), ("aa-4", "aa-3")):
+        (tmp_path / taken).mkdir()
+        assert generation_files.free_name(tmp_path, "aa") == free
 
 
-def test_building_a_generation_again_mends_its_missing_and_cut_files(tmp_path):
+def test_a_generation_that_is_there_is_never_written_to(tmp_path):
     publish(tmp_path, "aa")
     (tmp_path / "aa" / "index.faiss").unlink()
-    (tmp_path / "aa" / "vectors.npy").write_bytes(b"a")
-    publish(tmp_path, "aa")
-    assert files_below(tmp_path / "aa") == {"index.faiss": b"aa", "vectors.npy": b"aa"}
+    before = files_below(tmp_path / "aa")
+    with pytest.raises(OSError, match="not empty"), generation_files.new_generation(tmp_path, "aa") as folder:
+        (folder / "index.faiss").write_bytes(b"new")
+    assert files_below(tmp_path / "aa") == before and generations(tmp_path) == ["aa"]
 
 
-def test_hard_linked_files_of_a_generation_built_again_leave_nothing_behind(tmp_path):
-    model = tmp_path / "model.onnx"
-    model.write_bytes(b"weights")
-    for _ in range(2):
-        with generation_files.new_generation(tmp_path / "index", "aa") as folder:
-            os.link(model, folder / "model.onnx")
-    assert files_below(tmp_path / "index") == {"aa/model.onnx": b"weights", "current.json": b'{"generation": "aa"}\n'}
-    assert generations(tmp_path / "index") == ["aa"]
+def test_a_generation_may_hold_folders_whose_files_are_flushed_and_linked_too(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(atomic, "flush", lambda path: flushed.append(path.name))
+    with generation_files.new_generation(tmp_path, "aa") as folder:
+        (folder / "words" / "more").mkdir(parents=True)
+        (folder / "words" / "more" / "segment").write_bytes(b"1")
+        (folder / "vectors.npy").write_bytes(b"2")
+    assert flushed[:2] == ["vectors.npy", "segment"]
+    assert generation_files.files_of(tmp_path / "aa") == ["vectors.npy", "words/more/segment"]
+    with generation_files.new_generation(tmp_path, "bb") as folder:
+        generation_files.link(tmp_path / "aa" / "words", folder / "words")
+    linked = tmp_path / "bb" / "words" / "more" / "segment"
+    assert linked.samefile(tmp_path / "aa" / "words" / "more" / "segment")
+    for name in ("cc", "dd"):
+        publish(tmp_path, name)
+    assert generations(tmp_path) == ["cc", "dd"]
 
 
 def test_a_reader_of_an_old_generation_goes_on_while_newer_ones_are_published(tmp_path):
@@ -140,7 +140,10 @@ def test_a_build_killed_at_any_moment_leaves_a_whole_current_generation_and_ends
         current = generation_files.current_generation(index_dir)
         assert current.name in ("bb", "cc")
         assert files_below(current) == dict.fromkeys(("index.faiss", "vectors.npy"), current.name.encode())
-        publish(index_dir, "cc")
+        if (index_dir / "cc").exists():  # whole, as what has this name always is
+            generation_files.publish(index_dir, "cc")
+        else:
+            publish(index_dir, "cc")
         assert generation_files.current_generation(index_dir).name == "cc"
         kept = generations(index_dir)
         assert len(kept) == generation_files.GENERATIONS_KEPT
@@ -150,15 +153,6 @@ def test_a_build_killed_at_any_moment_leaves_a_whole_current_generation_and_ends
             break
     assert files_below(index_dir) == files_below(tmp_path / "undisturbed")
     assert number > 10
-
-
-def test_a_build_killed_between_its_rename_and_publishing_ends_the_same_when_run_again(tmp_path):
-    publish(tmp_path, "aa")
-    publish(tmp_path, "bb")
-    atomic.write_json(tmp_path / "current.json", {"generation": "aa"}, indent=None)
-    publish(tmp_path, "bb")
-    assert generation_files.current_generation(tmp_path).name == "bb"
-    assert generations(tmp_path) == ["aa", "bb"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", "null", '"aa"', "{}", '{"generation": 3}', '{"generation": null}'])

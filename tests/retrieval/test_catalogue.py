@@ -1,5 +1,7 @@
 import sqlite3
+import tempfile
 import threading
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marketplace.files.stages import StageError
-from marketplace.retrieval import catalogue
+from marketplace.retrieval import builds, catalogue
 from marketplace.retrieval.catalogue import Catalogue, Filters
 
 PATHS = [
@@ -42,10 +44,15 @@ PRODUCTS = make_products(60)
 PHOTO_PRODUCTS = np.array([row for row in range(60) for _ in range(row % 3)])
 
 
+def write(folder: Path, *arguments) -> None:
+    catalogue.write(folder, *arguments)
+    builds.write_words(folder)
+
+
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory) -> Catalogue:
     folder = tmp_path_factory.mktemp("catalogue")
-    catalogue.write(folder, [PRODUCTS], [f"i{row}" for row in range(len(PHOTO_PRODUCTS))], PHOTO_PRODUCTS)
+    write(folder, [PRODUCTS], [f"i{row}" for row in range(len(PHOTO_PRODUCTS))], PHOTO_PRODUCTS)
     return Catalogue(folder)
 
 
@@ -174,7 +181,7 @@ def test_the_database_is_read_only(opened):
 def test_equal_inputs_give_equal_bytes(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        catalogue.write(tmp_path / name, [PRODUCTS], [f"i{row}" for row in range(len(PHOTO_PRODUCTS))], PHOTO_PRODUCTS)
+        write(tmp_path / name, [PRODUCTS], [f"i{row}" for row in range(len(PHOTO_PRODUCTS))], PHOTO_PRODUCTS)
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert [(tmp_path / "one" / name).read_bytes() for name in files] == [
         (tmp_path / "two" / name).read_bytes() for name in files
@@ -183,11 +190,65 @@ def test_equal_inputs_give_equal_bytes(tmp_path):
 
 def test_columns_of_another_catalogue_are_refused(tmp_path):
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    catalogue.write(tmp_path / "a", [PRODUCTS], ["x"], np.array([0]))
-    catalogue.write(tmp_path / "b", [PRODUCTS[:50]], ["x"], np.array([0]))
+    write(tmp_path / "a", [PRODUCTS], ["x"], np.array([0]))
+    write(tmp_path / "b", [PRODUCTS[:50]], ["x"], np.array([0]))
     (tmp_path / "a" / "catalogue.sqlite").write_bytes((tmp_path / "b" / "catalogue.sqlite").read_bytes())
     with pytest.raises(StageError, match="do not belong together: run python build_index.py again$"):
         Catalogue(tmp_path / "a")
     (tmp_path / "a" / "catalogue.sqlite").unlink()
     with pytest.raises(StageError, match="catalogue.sqlite is missing: run python build_index.py again$"):
         Catalogue(tmp_path / "a")
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.none() | st.sets(st.integers(0, 59)), st.integers(1, 70))
+def test_listings_are_read_back_as_they_were_written(rows, at_a_time):
+    products = PRODUCTS.assign(price=PRODUCTS["price"].where(PRODUCTS.index % 7 > 0), posted_on="2024-05-01")
+    wanted = np.arange(60) if rows is None else np.array(sorted(rows), int)
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalogue, "ROWS_AT_A_TIME", at_a_time)
+        catalogue.write(Path(name), [products[:25], products[25:]], [], np.empty(0, int))
+        blocks = list(catalogue.read_listings(Path(name), None if rows is None else wanted))
+    assert all(len(block) == at_a_time for block in blocks[:-1])
+    if len(wanted):
+        expected = products.iloc[wanted][list(catalogue.PRODUCT_FIELDS)].reset_index(drop=True)
+        pd.testing.assert_frame_equal(pd.concat(blocks, ignore_index=True), expected, check_dtype=False)
+
+
+@pytest.mark.parametrize("field", ["name", "description", "category", "price", "price_plausible", "town", "county", "posted_on"])
+def test_a_listing_with_another_field_has_another_content_and_the_others_keep_theirs(field, tmp_path):
+    other = PRODUCTS.copy()
+    old = other.loc[7, field]
+    other.loc[7, field] = f"{old} more" if isinstance(old, str) else not old if isinstance(old, (bool, np.bool_)) else old + 1
+    found = []
+    for products in (PRODUCTS, other):
+        folder = tmp_path / str(len(found))
+        folder.mkdir()
+        catalogue.write(folder, [products], [], np.empty(0, int))
+        found.append(np.load(folder / catalogue.CONTENT))
+    assert np.flatnonzero(found[0] != found[1]).tolist() == [7]
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        (Filters(category="Bycicles"), 'no listing has the category "Bycicles": try "Sports / Bicycles"'),
+        (Filters(category="Sprots / bicycles"), 'no listing has the category "Sprots / bicycles": try "Sports / Bicycles"'),
+        (Filters(category="zzz"), 'no listing has the category "zzz": GET /filters lists them'),
+        (Filters(location="Derham"), 'no listing has the place "Derham": try "Durham"'),
+        (Filters(location="Atlantis"), 'no listing has the place "Atlantis": GET /filters lists them'),
+    ],
+)
+def test_a_name_that_no_listing_has_is_refused_with_the_nearest_that_some_have(opened, filters, message):
+    with pytest.raises(catalogue.UnknownName, match=f"^{message}$"):
+        opened.check(filters)
+
+
+def test_every_choice_is_a_filter_that_finds_as_many_listings_and_none_is_refused(opened):
+    choices = opened.choices()
+    for field, names in (("category", choices["categories"]), ("location", choices["towns"]), ("location", choices["counties"])):
+        for name, count in names.items():
+            opened.check(Filters(**{field: name}))
+            assert opened.allowed(Filters(**{field: name})).sum() >= count > 0
+    opened.check(Filters(category="Lighting", location="Bath", min_price=1e9))  # valid, though nothing meets all
+    opened.check(Filters(category="Lighting", location="Dur"))

@@ -107,7 +107,7 @@ def plain_hits(recommender: Recommender, query, count: int, allowed: np.ndarray)
 @pytest.mark.parametrize("name", ["photo", "words", "photo and words", "listing"])
 @pytest.mark.parametrize("share", [1, 0.5, 0.1])
 def test_hits_are_those_found_one_candidate_after_the_other(recommender, queries, name, share):
-    allowed = np.random.default_rng(3).random(recommender.catalogue.n_rows) < share
+    allowed = np.random.default_rng(3).random(recommender.catalogue.n_products) < share
     found = recommender._hits(queries[name], 0, 90, allowed)
     expected = plain_hits(recommender, queries[name], 90, allowed)
     assert [(hit.row, hit.photo_row, hit.score, hit.duplicates) for hit in found] == expected

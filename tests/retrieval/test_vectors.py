@@ -1,4 +1,6 @@
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -26,6 +28,7 @@ def clustered_rows(clusters: int, rows_each: int, spread: float, seed: int) -> n
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
+FILES = vector_search.FILES["photos"]
 VECTORS = unit_rows(500)
 INDEX = vector_search.VectorIndex(vector_search.build(VECTORS), VECTORS)
 IVF = vector_search.VectorIndex(vector_search.build(VECTORS, "ivf"), VECTORS)
@@ -180,113 +183,107 @@ def test_an_ivf_search_probes_on_until_it_has_k_groups(filtered, monkeypatch):
     assert len(ivf.nearest_groups(CLUSTERED[0], 900, np.arange(len(CLUSTERED)), allowed)) == 900
 
 
-# Updates: rows appended, and others that are no more
+# Updates: vectors that went, came and changed
 
 
-def updated(kind: str, vectors: np.ndarray, first_added: int, removed: np.ndarray) -> vector_search.VectorIndex:
-    index = vector_search.build(vectors[:first_added], kind)
-    added = vector_search.without_rows(faiss.clone_index(index))
-    vector_search.append(added, vectors[first_added:], first_added)
-    live = ~np.isin(np.arange(len(vectors)), removed)
-    return vector_search.VectorIndex(index, vector_search.Vectors(vectors[:first_added], vectors[first_added:]), added, live)
+def written(folder, vectors: np.ndarray, keys: np.ndarray, kind: str) -> vector_search.VectorIndex:
+    """An index of the vectors in the folder, opened."""
+    folder.mkdir(exist_ok=True)
+    faiss.write_index(vector_search.build(vectors, kind, keys=keys), str(folder / FILES.index))
+    return opened(folder, vectors, keys)
+
+
+def opened(folder, vectors: np.ndarray, keys: np.ndarray) -> vector_search.VectorIndex:
+    atomic.write_array(folder / FILES.vectors, vectors)
+    atomic.write_array(folder / FILES.keys, keys)
+    return vector_search.VectorIndex.open(folder, FILES)
+
+
+def updated(
+    folder, before: np.ndarray, keys_before: np.ndarray, gone: np.ndarray, vectors: np.ndarray, keys: np.ndarray, kind: str
+):
+    """The index of all (N, D) vectors, made of one of `before` without the keys in `gone`."""
+    written(folder / "before", before, keys_before, kind)
+    (folder / "after").mkdir(exist_ok=True)
+    came = ~np.isin(keys, np.setdiff1d(keys_before, gone))
+    path = folder / "before" / FILES.index
+    vector_search.update(path, folder / "after" / FILES.index, gone, vectors[came], keys[came])
+    return opened(folder / "after", vectors, keys)
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.sampled_from(["flat", "ivf"]), st.integers(300, 500), st.floats(0, 0.5), st.booleans())
-def test_an_updated_index_finds_what_exact_search_finds_among_the_rows_left(seed, kind, first_added, share, filtered):
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["flat", "ivf"]), st.floats(0, 0.5), st.floats(0, 0.5), st.booleans())
+def test_an_updated_index_finds_what_exact_search_finds_among_the_rows_there_now(seed, kind, gone_share, changed_share, filtered):
     generator = np.random.default_rng(seed)
-    removed = np.flatnonzero(generator.random(first_added) < share)
-    left = np.setdiff1d(np.arange(len(VECTORS)), removed)
-    index = updated(kind, VECTORS, first_added, removed)
-    assert np.flatnonzero(index.live).tolist() == left.tolist()
-    query = unit_rows(1, seed=seed)[0]
-    allowed = None
-    if filtered:
-        allowed = generator.random(len(VECTORS)) < 0.5
-        left = left[allowed[left]]
-    expected = left[exact_top_k(VECTORS[left], query, 10)]
-    found = index.nearest(query, 10, allowed)[0]
-    if filtered or kind == "flat":
-        assert found.tolist() == expected.tolist()
-    assert len(found) == 10 and set(found.tolist()) <= set(left.tolist())
-    assert sorted(index.nearest(query, 1000, allowed)[0].tolist()) == left.tolist()
+    keys_before = generator.choice(2**62, 400, replace=False)
+    gone, changed = (keys_before[generator.random(400) < share] for share in (gone_share, changed_share))
+    kept = np.setdiff1d(keys_before, gone)
+    keys = generator.permutation(np.concatenate([kept, generator.choice(2**62, 100)]))
+    vectors = unit_rows(len(keys), seed=seed)
+    row_before = {key: row for row, key in enumerate(keys_before.tolist())}
+    for row, key in enumerate(keys.tolist()):
+        if key in row_before and key not in changed:
+            vectors[row] = VECTORS[row_before[key]]
+    with tempfile.TemporaryDirectory() as folder:
+        index = updated(Path(folder), VECTORS[:400], keys_before, np.union1d(gone, changed), vectors, keys, kind)
+        query = unit_rows(1, seed=seed)[0]
+        allowed = generator.random(len(keys)) < 0.5 if filtered else None
+        left = np.flatnonzero(allowed) if filtered else np.arange(len(keys))
+        found = index.nearest(query, 10, allowed)[0]
+        if filtered or kind == "flat":
+            assert found.tolist() == left[exact_top_k(vectors[left], query, 10)].tolist()
+        assert len(found) == 10 and set(found.tolist()) <= set(left.tolist())
+        assert sorted(index.nearest(query, 1000, allowed)[0].tolist()) == left.tolist()
 
 
-def test_an_updated_index_recalls_as_much_as_one_built_anew():
+def test_an_updated_index_recalls_as_much_as_one_built_anew(tmp_path):
     order = np.random.default_rng(8).permutation(len(CLUSTERED))
-    vectors, removed = CLUSTERED[order], np.arange(0, 600, 10)
-    index = updated("ivf", vectors, 5900, removed)
-    left = vectors[index.live]
-    rebuilt = vector_search.VectorIndex(vector_search.build(left, "ivf"), left)
+    keys, gone = np.arange(len(CLUSTERED)) * 7 + 3, np.arange(0, 600, 10)
+    left = np.setdiff1d(np.arange(len(CLUSTERED)), gone)
+    vectors = CLUSTERED[order]
+    index = updated(tmp_path, vectors[:5900], keys[:5900], keys[gone], vectors[left], keys[left], "ivf")
+    rebuilt = vector_search.VectorIndex(vector_search.build(vectors[left], "ivf"), vectors[left])
     assert vector_search.measure_recall(index) >= vector_search.measure_recall(rebuilt) - 0.02 >= 0.93
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
-def test_rows_keep_their_numbers_over_many_updates(kind, tmp_path):
-    files, folders = vector_search.FILES["photos"], [tmp_path / name for name in ("built", "updated", "updated again")]
-    for folder in folders:
-        folder.mkdir()
-    vector_search.write(folders[0], files, VECTORS[:300], kind, 0.95)
-    for first, previous, folder in zip((300, 400), folders, folders[1:], strict=False):
-        vector_search.write_added(previous, folder, files, VECTORS[first : first + 100], first)
-    np.testing.assert_array_equal(np.load(folders[-1] / "vectors.npy"), VECTORS[:300])
-    np.testing.assert_array_equal(np.load(folders[-1] / "added_vectors.npy"), VECTORS[300:])
-    live = ~np.isin(np.arange(500), [299, 100, 399, 200])
-    opened = vector_search.VectorIndex.open(folders[-1] / "index.faiss", folders[-1] / "vectors.npy", live)
-    assert opened.live.tolist() == live.tolist()
-    assert all(opened.nearest(VECTORS[row], 1)[0] == [row] for row in (0, 298, 300, 398, 499))
-    assert not {299, 100, 399, 200} & set(opened.nearest(VECTORS[299], 500)[0].tolist())
+def test_an_update_leaves_the_published_index_as_it_is_while_that_is_served(kind, tmp_path):
+    keys = np.arange(500) * 11
+    served = written(tmp_path / "before", VECTORS, keys, kind)
+    octets, answer = (tmp_path / "before" / FILES.index).read_bytes(), served.nearest(VECTORS[3], 20)[0].tolist()
+    index = updated(tmp_path, VECTORS, keys, keys[3:5], np.delete(VECTORS, [3, 4], 0), np.delete(keys, [3, 4]), kind)
+    assert (tmp_path / "before" / FILES.index).read_bytes() == octets
+    assert served.nearest(VECTORS[3], 20)[0].tolist() == answer and answer[0] == 3
+    assert index.rows == 498
 
 
-def test_a_live_row_that_no_index_has_is_refused():
-    index = vector_search.build(VECTORS[:499], "flat")
-    with pytest.raises(ValueError, match="^the index lacks rows that are live$"):
-        vector_search.VectorIndex(index, VECTORS, live=np.ones(500, bool))
+def test_an_index_that_lacks_what_is_to_go_is_not_updated(tmp_path):
+    written(tmp_path, VECTORS, np.arange(500), "ivf")
+    path = tmp_path / FILES.index
+    message = f"{path} lacks vectors that it was published with: run python build_index.py --full"
+    with pytest.raises(StageError, match=f"^{message}$"):
+        vector_search.update(path, tmp_path / "new", np.array([500]), VECTORS[:0], np.empty(0, np.int64))
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(0, 499), max_size=40), st.integers(1, 499))
-def test_vectors_in_two_parts_are_read_as_one(rows, end):
-    parts, rows = vector_search.Vectors(VECTORS[:end], VECTORS[end:]), np.array(rows, np.int64)
-    assert len(parts) == 500 and parts.shape == VECTORS.shape
-    np.testing.assert_array_equal(parts[rows], VECTORS[rows])
-    np.testing.assert_allclose(parts.cosines(VECTORS[0], rows), VECTORS[rows] @ VECTORS[0], atol=1e-6)
-    np.testing.assert_array_equal([parts[row] for row in (0, end - 1, end, 499)], VECTORS[[0, end - 1, end, 499]])
-
-
-def test_what_stood_nearest_may_all_be_gone():
-    index = vector_search.build(CLUSTERED, "ivf")
-    live = np.arange(len(CLUSTERED)) >= 200  # the two clusters before are no more
-    searched = vector_search.VectorIndex(index, CLUSTERED, live=live)
-    near = exact_top_k(CLUSTERED[200:], CLUSTERED[0], 10) + 200
-    assert np.isin(searched.nearest(CLUSTERED[0], 10)[0], near).mean() >= 0.9
-
-
-@pytest.mark.parametrize("kind", ["flat", "ivf"])
-def test_what_was_added_does_not_hide_what_is_left_behind_what_is_gone(kind):
-    before, added = CLUSTERED[:-300], CLUSTERED[-300:]  # of other clusters than the query
-    index = vector_search.build(before, kind)
-    second = vector_search.without_rows(vector_search.build(before, kind))
-    vector_search.append(second, added, len(before))
-    live = np.ones(len(CLUSTERED), bool)
-    live[exact_top_k(before, CLUSTERED[0], 60)] = False
-    searched = vector_search.VectorIndex(index, vector_search.Vectors(before, added), second, live)
-    rows = np.flatnonzero(live)
-    assert np.isin(searched.nearest(CLUSTERED[0], 10)[0], rows[exact_top_k(CLUSTERED[rows], CLUSTERED[0], 10)]).mean() >= 0.9
+@pytest.mark.parametrize("keys", [np.arange(1, 501), np.append(np.arange(499), 3), np.arange(499)])
+def test_an_index_of_other_keys_than_the_vectors_have_is_refused(keys):
+    index = vector_search.build(VECTORS[: len(keys)], "flat", keys=keys)
+    with pytest.raises(ValueError, match="^the index holds other keys than the vectors have$"):
+        vector_search.VectorIndex(index, VECTORS)
 
 
 @pytest.mark.parametrize(("removed", "added", "due"), [(0, 0, False), (60, 40, False), (61, 40, True), (0, 101, True)])
 def test_an_index_is_built_anew_when_a_fifth_of_it_has_changed(removed, added, due):
     index = vector_search.build(unit_rows(500), "ivf")
-    assert vector_search.rebuild_is_due(index, rows=500 + added, live=500 + added - removed, built_rows=500) is due
+    assert vector_search.rebuild_is_due(index, rows=500 + added - removed, changed=added + removed, built_rows=500) is due
 
 
 def test_a_flat_index_that_has_outgrown_its_kind_is_built_anew(monkeypatch):
     index = vector_search.build(VECTORS, "flat")
-    assert not vector_search.rebuild_is_due(index, len(VECTORS), len(VECTORS), len(VECTORS))
+    assert not vector_search.rebuild_is_due(index, len(VECTORS), 0, len(VECTORS))
     monkeypatch.setattr(vector_search, "FLAT_ROWS", 499)
-    assert vector_search.rebuild_is_due(index, len(VECTORS), len(VECTORS), len(VECTORS))
-    assert not vector_search.rebuild_is_due(index, len(VECTORS), len(VECTORS), len(VECTORS), kind="flat")
+    assert vector_search.rebuild_is_due(index, len(VECTORS), 0, len(VECTORS))
+    assert not vector_search.rebuild_is_due(index, len(VECTORS), 0, len(VECTORS), kind="flat")
 
 
 # Served from the disk
@@ -295,9 +292,7 @@ def test_a_flat_index_that_has_outgrown_its_kind_is_built_anew(monkeypatch):
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
 def test_a_mapped_index_answers_as_the_one_in_memory(kind, tmp_path):
     built = vector_search.build(CLUSTERED, kind)
-    faiss.write_index(built, str(tmp_path / "index.faiss"))
-    atomic.write_array(tmp_path / "vectors.npy", CLUSTERED)
-    mapped = vector_search.VectorIndex.open(tmp_path / "index.faiss", tmp_path / "vectors.npy")
+    mapped = written(tmp_path, CLUSTERED, np.arange(len(CLUSTERED)), kind)
     plain = vector_search.VectorIndex(built, CLUSTERED)
     allowed = np.arange(len(CLUSTERED)) % 2 == 0
     for query in unit_rows(10, seed=9):
@@ -314,23 +309,11 @@ def mapped_bytes(path) -> int:
 
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
 def test_an_opened_index_and_its_vectors_are_mapped_not_loaded(kind, tmp_path):
-    paths = tmp_path / "index.faiss", tmp_path / "vectors.npy"
-    faiss.write_index(vector_search.build(CLUSTERED, kind), str(paths[0]))
-    atomic.write_array(paths[1], CLUSTERED)
-    opened = vector_search.VectorIndex.open(*paths)
+    paths = tmp_path / FILES.index, tmp_path / FILES.vectors
+    index = written(tmp_path, CLUSTERED, np.arange(len(CLUSTERED)), kind)
     assert [mapped_bytes(path) >= path.stat().st_size for path in paths] == [True, True]
-    assert len(opened.nearest(CLUSTERED[0], 5)[0]) == 5
+    assert len(index.nearest(CLUSTERED[0], 5)[0]) == 5
     assert mapped_bytes(paths[0]) and vector_search.read(paths[0]).ntotal == len(CLUSTERED)
-
-
-def test_the_rows_that_are_live_must_be_as_many_as_the_vectors(tmp_path):
-    paths = tmp_path / "index.faiss", tmp_path / "vectors.npy"
-    faiss.write_index(vector_search.build(VECTORS, "ivf"), str(paths[0]))
-    atomic.write_array(paths[1], VECTORS)
-    live = np.arange(500) > 1
-    assert vector_search.VectorIndex.open(*paths, live).rows == len(VECTORS) - 2
-    with pytest.raises(StageError, match="do not belong together: run python build_index.py again$"):
-        vector_search.VectorIndex.open(*paths, live[:-1])
 
 
 def test_a_search_leaves_the_threads_of_its_caller_as_they_were():
@@ -356,13 +339,13 @@ def test_a_filter_of_the_wrong_length_is_refused():
         INDEX.nearest(VECTORS[0], 5, np.ones(499, bool))
 
 
-def test_a_report_tells_kind_recall_times_and_tombstones():
+def test_a_report_tells_kind_recall_and_times():
     index = vector_search.build(VECTORS, "ivf", recall=1.0)
-    searched = vector_search.VectorIndex(index, VECTORS, live=~np.isin(np.arange(500), [5, 6]))
+    searched = vector_search.VectorIndex(index, VECTORS)
     report = vector_search.measure(searched, queries=50)
     assert 0 < report.pop("p50_ms") <= report.pop("p99_ms")
     recall = {"recall_at_10": vector_search.measure_recall(searched, 50), "recall_queries": 50}
-    assert report == {"kind": "IVF12,SQ8", "nprobe": index.nprobe, "rows": 498, "tombstones": 2} | recall
+    assert report == {"kind": "IVF12,SQ8", "nprobe": index.nprobe, "rows": 500} | recall
 
 
 def test_rows_of_zeros_are_no_queries_when_recall_is_measured():
@@ -392,11 +375,12 @@ def test_an_exact_index_has_recall_one():
     assert vector_search.measure_recall(INDEX) == 1.0
 
 
-def test_an_index_and_vectors_that_do_not_belong_together_are_refused(tmp_path):
-    faiss.write_index(vector_search.build(VECTORS), str(tmp_path / "index.faiss"))
-    atomic.write_array(tmp_path / "vectors.npy", VECTORS[:-1])
+@pytest.mark.parametrize("name", [FILES.vectors, FILES.keys])
+def test_an_index_and_vectors_that_do_not_belong_together_are_refused(name, tmp_path):
+    written(tmp_path, VECTORS, np.arange(500), "flat")
+    atomic.write_array(tmp_path / name, np.load(tmp_path / name)[:-1])
     with pytest.raises(StageError, match="do not belong together: run python build_index.py again$"):
-        vector_search.VectorIndex.open(tmp_path / "index.faiss", tmp_path / "vectors.npy")
+        vector_search.VectorIndex.open(tmp_path, FILES)
     (tmp_path / "index.faiss").write_bytes(b"no index")
     with pytest.raises(StageError, match="index.faiss is missing or damaged: run python build_index.py again$"):
-        vector_search.VectorIndex.open(tmp_path / "index.faiss", tmp_path / "vectors.npy")
+        vector_search.VectorIndex.open(tmp_path, FILES)

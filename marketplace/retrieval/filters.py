@@ -1,0 +1,96 @@
+"""What a result must be, and the names by which categories and places are asked for; the same for every engine."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from marketplace.cleaning.listings import CATEGORY_SEPARATOR, MAX_PRICE, category_levels
+
+MAX_NAME = 500  # characters of a category's or place's name; longer ones are cut, in listings and filters alike
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a result must be; None: anything.
+
+    category: a name at any level of the path, or a path from its start; location: a place's whole text, its town or its county,
+    or the beginning of one where no place is called so; prices in pounds, both ends included.
+    """
+
+    category: str | None = None
+    min_price: float | None = None
+    max_price: float | None = None
+    location: str | None = None
+
+
+def category_path(category: str) -> str:
+    """A path as categories are compared: without case and stray spaces."""
+    return _folded(CATEGORY_SEPARATOR.join(category_levels(category)))
+
+
+@functools.lru_cache(maxsize=10_000)
+def category_names(category: str) -> frozenset[str]:
+    """Every name that a filter may give for a listing of this path, as category_path() writes them: "A", "A / B" and "B" of
+    "A / B"."""
+    levels = category_levels(category)
+    paths = (CATEGORY_SEPARATOR.join(levels[: depth + 1]) for depth in range(len(levels)))
+    return frozenset(category_path(name) for name in (*levels, *paths))
+
+
+def place_name(location: str) -> str:
+    """A place as places are compared: without case, stray spaces and empty parts."""
+    parts = (" ".join(part.split()) for part in location.split(","))
+    return _folded(", ".join(part for part in parts if part))
+
+
+@functools.lru_cache(maxsize=10_000)
+def place_names(town: str, county: str) -> frozenset[str]:
+    """Every name of a listing's place, as place_name() writes them.
+
+    Of "Hanley, Stoke-on-Trent" in "Staffordshire": the whole text, the town and its parts, alone and with the county, and the
+    county.
+    """
+    towns = {place_name(name) for name in (town, *town.split(","))}
+    names = {*towns, *(place_name(f"{name}, {county}") for name in towns), place_name(county)}
+    return frozenset(names - {""})
+
+
+def comparable_price(pounds: float) -> float:
+    """A price as the columns hold prices, so that a bound is met by the price that was typed."""
+    return float(np.float32(min(pounds, MAX_PRICE)))
+
+
+def _folded(name: str) -> str:
+    """Without case, and without surrogates, which nothing can be written in."""
+    return name.casefold().encode("utf-8", "ignore").decode()[:MAX_NAME]
+
+
+class Places:
+    """Where the listings of some rows are, by every name of their places."""
+
+    def __init__(self, towns: np.ndarray, counties: np.ndarray, town_names: Sequence[str], county_names: Sequence[str]):
+        """towns, counties: (N,) codes of the names, negative for a row that is no more."""
+        pairs, place_of_row = np.unique(towns.astype(np.int64) << 32 | counties, return_inverse=True)
+        self._place_of_row = place_of_row.astype(np.int32)
+        self._places_named: dict[str, list[int]] = {}
+        for place, pair in enumerate(pairs.tolist()):
+            if pair >= 0:
+                for name in place_names(town_names[pair >> 32], county_names[pair & 0xFFFFFFFF]):
+                    self._places_named.setdefault(name, []).append(place)
+
+    def within(self, location: str) -> np.ndarray:
+        """(N,) bool of the rows in a place: those whose place is called so; where none is, those whose place begins so."""
+        return np.isin(self._place_of_row, self._found(location))
+
+    def __contains__(self, location: str) -> bool:
+        """Whether any row is in a place."""
+        return bool(self._found(location))
+
+    def _found(self, location: str) -> list[int]:
+        name = place_name(location)
+        found = self._places_named.get(name, [])
+        if name and not found:
+            found = [place for other, places in self._places_named.items() if other.startswith(name) for place in places]
+        return found
