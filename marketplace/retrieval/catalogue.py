@@ -6,7 +6,6 @@ import queue
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,8 @@ from marketplace.cleaning.listings import MAX_PRICE, category_levels
 from marketplace.files import atomic, generations, reading
 from marketplace.files.changes import Rows
 from marketplace.files.stages import StageError
-from marketplace.retrieval import words
+from marketplace.retrieval import postings as words
+from marketplace.retrieval.filters import Filters
 
 DATABASE, FILTERS = "catalogue.sqlite", "filters.json"
 PLACES = ("town", "county")
@@ -46,17 +46,6 @@ VIEWS = """
 CREATE TEMP VIEW products AS SELECT * FROM main.products UNION ALL SELECT * FROM added.products;
 CREATE TEMP VIEW photos AS SELECT * FROM main.photos UNION ALL SELECT * FROM added.photos;
 """
-
-
-@dataclass(frozen=True)
-class Filters:
-    """What a result must be. category: a name at any level of the path, or a path from its start; location: a town, a county,
-    or "Town, County"; prices in pounds, both ends included. None: anything."""
-
-    category: str | None = None
-    min_price: float | None = None
-    max_price: float | None = None
-    location: str | None = None
 
 
 def write(

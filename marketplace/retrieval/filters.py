@@ -1,0 +1,63 @@
+"""What a result must be, and the names by which categories and places are asked for; the same for every engine."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from marketplace.cleaning.listings import CATEGORY_SEPARATOR, MAX_PRICE, category_levels
+
+MAX_NAME = 500  # characters of a category's or place's name; longer ones are cut, in listings and filters alike
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a result must be; None: anything.
+
+    category: a name at any level of the path, or a path from its start; location: a place's whole text, its town or its county,
+    or the beginning of one where no place is called so; prices in pounds, both ends included.
+    """
+
+    category: str | None = None
+    min_price: float | None = None
+    max_price: float | None = None
+    location: str | None = None
+
+
+def category_path(category: str) -> str:
+    """A path as categories are compared: without case and stray spaces."""
+    return _folded(CATEGORY_SEPARATOR.join(category_levels(category)))
+
+
+def category_names(category: str) -> set[str]:
+    """Every name that a filter may give for a listing of this path, as category_path() writes them: "A", "A / B" and "B" of
+    "A / B"."""
+    levels = category_levels(category)
+    paths = (CATEGORY_SEPARATOR.join(levels[: depth + 1]) for depth in range(len(levels)))
+    return {category_path(name) for name in (*levels, *paths)}
+
+
+def place_name(location: str) -> str:
+    """A place as places are compared: without case, stray spaces and empty parts."""
+    parts = (" ".join(part.split()) for part in location.split(","))
+    return _folded(", ".join(part for part in parts if part))
+
+
+def place_names(town: str, county: str) -> set[str]:
+    """Every name of a listing's place, as place_name() writes them.
+
+    Of "Hanley, Stoke-on-Trent" in "Staffordshire": the whole text, the town and its parts, alone and with the county, and the
+    county.
+    """
+    towns = {place_name(name) for name in (town, *town.split(","))}
+    names = {*towns, *(place_name(f"{name}, {county}") for name in towns), place_name(county)}
+    return names - {""}
+
+
+def comparable_price(pounds: float) -> float:
+    """A price as the columns hold prices, so that a bound is met by the price that was typed."""
+    return float(np.float32(min(pounds, MAX_PRICE)))
+
+
+def _folded(name: str) -> str:
+    """Without case, and without surrogates, which nothing can be written in."""
+    return name.casefold().encode("utf-8", "ignore").decode()[:MAX_NAME]
