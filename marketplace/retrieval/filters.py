@@ -1,5 +1,6 @@
 """What a result must be, and the names by which categories and places are asked for; the same for every engine."""
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,12 +29,13 @@ def category_path(category: str) -> str:
     return _folded(CATEGORY_SEPARATOR.join(category_levels(category)))
 
 
-def category_names(category: str) -> set[str]:
+@functools.lru_cache(maxsize=10_000)
+def category_names(category: str) -> frozenset[str]:
     """Every name that a filter may give for a listing of this path, as category_path() writes them: "A", "A / B" and "B" of
     "A / B"."""
     levels = category_levels(category)
     paths = (CATEGORY_SEPARATOR.join(levels[: depth + 1]) for depth in range(len(levels)))
-    return {category_path(name) for name in (*levels, *paths)}
+    return frozenset(category_path(name) for name in (*levels, *paths))
 
 
 def place_name(location: str) -> str:
@@ -42,7 +44,8 @@ def place_name(location: str) -> str:
     return _folded(", ".join(part for part in parts if part))
 
 
-def place_names(town: str, county: str) -> set[str]:
+@functools.lru_cache(maxsize=10_000)
+def place_names(town: str, county: str) -> frozenset[str]:
     """Every name of a listing's place, as place_name() writes them.
 
     Of "Hanley, Stoke-on-Trent" in "Staffordshire": the whole text, the town and its parts, alone and with the county, and the
@@ -50,7 +53,7 @@ def place_names(town: str, county: str) -> set[str]:
     """
     towns = {place_name(name) for name in (town, *town.split(","))}
     names = {*towns, *(place_name(f"{name}, {county}") for name in towns), place_name(county)}
-    return names - {""}
+    return frozenset(names - {""})
 
 
 def comparable_price(pounds: float) -> float:

@@ -112,6 +112,8 @@ def test_the_best_k_are_the_first_k_of_all(index):
 def test_scores_of_given_listings_are_those_of_the_match_in_any_order(index):
     keys, scores = index.match("lovely guitar", 100)
     np.testing.assert_allclose(index.score("lovely guitar", keys[::-1]), scores[::-1], rtol=1e-5)
+    some = keys[:3], scores[:3]  # the others are asked for
+    np.testing.assert_allclose(index.score("lovely guitar", keys[::-1], some), scores[::-1], rtol=1e-5)
     assert not index.score("lovely guitar", np.array([5, 7])).any()  # keys of nobody
     assert index.score("lovely", np.empty(0, np.int64)).shape == (0,)
 
