@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -295,15 +295,21 @@ class WordIndex:
     def __len__(self) -> int:
         return self._searcher.num_docs
 
-    def match(self, text: str, k: int, filters: Filters | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def match(
+        self, text: str, k: int, filters: Filters | None = None, excluded: Collection[int] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Keys (n,) int64 and BM25 scores (n,) float32 of the k listings that match a text's words best: those with all the words
-        first, each kind by score.
+        first, each kind by score. excluded: keys of listings that are not to be found.
 
         For a word that no listing holds, those that begin so count, else those spelt much alike, at half their score.
         """
         wanted = self._words(text)
-        hits = self._best(wanted, self._conditions(filters), k) if wanted else []
-        return self._keys(hits), np.array([score for score, _ in hits], np.float32)
+        hits = self._best(wanted, self._conditions(filters), k + len(excluded)) if wanted else []
+        keys, scores = self._keys(hits), np.array([score for score, _ in hits], np.float32)
+        if len(excluded):
+            kept = ~np.isin(keys, np.fromiter(excluded, np.int64))
+            keys, scores = keys[kept][:k], scores[kept][:k]
+        return keys, scores
 
     def score(self, text: str, keys: np.ndarray, matched: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
         """(N,) float32 BM25 scores of the listings of `keys` for a text's words; 0 for one that holds none of them.
@@ -481,7 +487,8 @@ class WordIndex:
         exactly = self._named("places", name)
         if not name or self._searcher.search(exactly, 1).count:
             return exactly
-        return Query.phrase_prefix_query(self._schema, "places", [name])
+        # Not phrase_prefix_query, which finds the first 50 names only.
+        return Query.fuzzy_term_query(self._schema, "places", name, distance=0, prefix=True)
 
     def _counts(self, query: Query) -> Counts:
         ends = [*(float(np.float32(step - 0.01)) for step in PRICE_STEPS), None]

@@ -118,6 +118,13 @@ def test_scores_of_given_listings_are_those_of_the_match_in_any_order(index):
     assert index.score("lovely", np.empty(0, np.int64)).shape == (0,)
 
 
+def test_excluded_listings_leave_their_places_to_others(index):
+    everything = index.match("lovely guitar bed", 100)[0].tolist()
+    excluded = everything[1:4]
+    keys, scores = index.match("lovely guitar bed", 4, excluded=excluded)
+    assert keys.tolist() == [key for key in everything if key not in excluded][:4] and len(scores) == 4
+
+
 @pytest.mark.parametrize("typed", ["guitra", "giutar", "guittar", "gitar", "Guitär", "guitars", "acoustc guitar", "guit", "gui"])
 def test_a_misspelt_or_unfinished_word_finds_what_was_meant(index, typed):
     assert {0, 4} & set(rows_of(index.match(typed, 3)[0]))
@@ -311,6 +318,14 @@ def test_a_total_is_exact_up_to_a_thousand(tmp_path):
     assert (page.total, page.total_is_at_least) == (sum(table["price"].notna()), False)
 
 
+def test_the_beginning_of_a_place_finds_all_of_many_places(tmp_path):
+    table = named(*["Bed"] * 300)
+    table["town"] = [f"Newtown {number}" for number in range(300)]
+    words.write(tmp_path, [table], [np.arange(1, 301)])
+    page = words.WordIndex(tmp_path).search(None, Filters(location="newt"), with_counts=True)
+    assert page.total == 300 and len(page.counts.towns) == 300
+
+
 # Snippets.
 
 
@@ -374,6 +389,17 @@ def test_random_updates_give_the_answers_of_a_full_write(seed):
         once = written(root / "once", pd.DataFrame(list(live.values()), columns=TABLE.columns), np.array(list(live), np.int64))
         assert len(updated) == len(live)
         assert answers(updated) == answers(once)
+
+
+def test_many_updates_leave_few_segments(tmp_path):
+    words.write(folder_of(tmp_path, "0"), [TABLE], [KEYS])
+    for number in range(1, 13):
+        table, keys = named(f"Fresh thing {number}"), np.array([number])
+        words.update(tmp_path / str(number - 1), folder_of(tmp_path, str(number)), np.empty(0, np.int64), [table], [keys])
+    index = words.WordIndex(tmp_path / "12")
+    assert len(index) == len(TABLE) + 12 and index._searcher.num_segments < 9
+    assert sorted(index.match("fresh", 50)[0].tolist()) == list(range(1, 13))
+    assert len(contents(tmp_path / "12")) < 9 * 8  # nothing of segments that were merged
 
 
 def test_a_generation_is_served_while_the_next_is_written_from_its_files(tmp_path):
