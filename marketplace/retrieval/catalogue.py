@@ -16,7 +16,7 @@ from marketplace.files import atomic, generations, reading
 from marketplace.files.changes import Rows
 from marketplace.files.stages import StageError
 from marketplace.retrieval import postings as words
-from marketplace.retrieval.filters import Filters
+from marketplace.retrieval.filters import Filters, Places
 
 DATABASE, FILTERS = "catalogue.sqlite", "filters.json"
 PLACES = ("town", "county")
@@ -221,7 +221,7 @@ class Catalogue:
         self.columns = {name: np.asarray(reading.read_array(folder / f"{name}.npy")) for name in COLUMNS}
         self.names: dict[str, list[str]] = reading.read_json(folder / FILTERS)
         self._categories = _codes_by_name(self.names["category"])
-        self._places = {kind: _by_folded_name(self.names[kind]) for kind in PLACES}
+        self._places = Places(*(self.columns[kind] for kind in PLACES), *(self.names[kind] for kind in PLACES))
         self.listing_of_photo = self.columns["product_of_photo"]
         self.n_rows = len(self.columns["price"])  # of listings, tombstones included
         self.live = self.columns["duplicates"] != TOMBSTONE
@@ -268,17 +268,8 @@ class Catalogue:
         if filters.max_price is not None:
             masks.append(self.columns["price"] <= _pounds(filters.max_price))
         if filters.location is not None:
-            masks.append(self._in_place(filters.location))
+            masks.append(self._places.within(filters.location))
         return np.logical_and.reduce(masks) if masks else None
-
-    def _in_place(self, location: str) -> np.ndarray:
-        def within(kind: str, name: str) -> np.ndarray:
-            return np.isin(self.columns[kind], self._places[kind].get(name.strip().casefold(), []))
-
-        town, comma, county = location.partition(",")
-        if comma:
-            return within("town", town) & within("county", county)
-        return within("town", location) | within("county", location)
 
     def photos_of(self, listing_row: int) -> np.ndarray:
         """Rows of a listing's photos."""
@@ -405,10 +396,3 @@ def _pounds(price: float) -> np.float32:
 def search_words(text: str) -> list[str]:
     """The words of a text, as word search sees them."""
     return words.split(text)
-
-
-def _by_folded_name(names: list[str]) -> dict[str, list[int]]:
-    codes: dict[str, list[int]] = {}
-    for code, name in enumerate(names):
-        codes.setdefault(name.casefold(), []).append(code)
-    return codes

@@ -1,6 +1,7 @@
 """What a result must be, and the names by which categories and places are asked for; the same for every engine."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,3 +65,25 @@ def comparable_price(pounds: float) -> float:
 def _folded(name: str) -> str:
     """Without case, and without surrogates, which nothing can be written in."""
     return name.casefold().encode("utf-8", "ignore").decode()[:MAX_NAME]
+
+
+class Places:
+    """Where the listings of some rows are, by every name of their places."""
+
+    def __init__(self, towns: np.ndarray, counties: np.ndarray, town_names: Sequence[str], county_names: Sequence[str]):
+        """towns, counties: (N,) codes of the names, negative for a row that is no more."""
+        pairs, place_of_row = np.unique(towns.astype(np.int64) << 32 | counties, return_inverse=True)
+        self._place_of_row = place_of_row.astype(np.int32)
+        self._places_named: dict[str, list[int]] = {}
+        for place, pair in enumerate(pairs.tolist()):
+            if pair >= 0:
+                for name in place_names(town_names[pair >> 32], county_names[pair & 0xFFFFFFFF]):
+                    self._places_named.setdefault(name, []).append(place)
+
+    def within(self, location: str) -> np.ndarray:
+        """(N,) bool of the rows in a place: those whose place is called so; where none is, those whose place begins so."""
+        name = place_name(location)
+        found = self._places_named.get(name, [])
+        if name and not found:
+            found = [place for other, places in self._places_named.items() if other.startswith(name) for place in places]
+        return np.isin(self._place_of_row, found)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marketplace.files.stages import StageError
-from marketplace.retrieval import words
+from marketplace.retrieval import catalogue, words
 from marketplace.retrieval.filters import Filters
 
 NAMES = [
@@ -288,6 +288,22 @@ def test_filters_select_the_listings_that_pandas_selects(index, filters):
     assert index.search("lovely guitar bed", filters).total == len(by_words)
     top = index.match("lovely guitar bed", 3, filters)
     np.testing.assert_array_equal(top[1], index.match("lovely guitar bed", 100, filters)[1][:3])
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory) -> catalogue.Catalogue:
+    folder = tmp_path_factory.mktemp("catalogue")
+    table = TABLE.assign(product_id=[str(row) for row in range(len(TABLE))])
+    catalogue.write(folder, [table], ["a photo"], np.array([0]))
+    return catalogue.Catalogue(folder)
+
+
+@settings(deadline=None, max_examples=100)
+@given(FILTERS)
+def test_filters_select_the_same_listings_in_the_index_and_in_the_columns(index, listed, filters):
+    allowed = listed.allowed(filters)
+    rows = range(len(TABLE)) if allowed is None else np.flatnonzero(allowed).tolist()
+    assert sorted(rows_of(index.search(None, filters, k=100).keys)) == list(rows)
 
 
 def test_results_are_sorted_by_price_and_date_those_without_either_last(index):
