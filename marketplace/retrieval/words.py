@@ -491,25 +491,29 @@ class WordIndex:
         return Query.fuzzy_term_query(self._schema, "places", name, distance=0, prefix=True)
 
     def _counts(self, query: Query) -> Counts:
-        ends = [*(float(np.float32(step - 0.01)) for step in PRICE_STEPS), None]
-        # A range's upper end is left out: the next float32 above the last price that belongs to it.
-        limits = [float(np.nextafter(np.float32(end), np.float32(np.inf))) for end in ends[:-1]]
-        ranges = [
-            {"to": limits[0]},
-            *({"from": a, "to": b} for a, b in zip(limits, limits[1:], strict=False)),
-            {"from": limits[-1]},
-        ]
         asked = {field: {"terms": {"field": field, "size": MAX_NAMES}} for field in ("category_path", "town", "county")}
-        found = self._searcher.aggregate(query, asked | {"price": {"range": {"field": "price", "ranges": ranges}}})
+        ranges = _price_ranges()
+        asked["price"] = {"range": {"field": "price", "ranges": list(ranges.values())}}
+        found = self._searcher.aggregate(query, asked)
         towns, counties, paths = (_counted(found, field) for field in ("town", "county", "category_path"))
         categories = Counter()
         for path, count in paths.items():
             levels = category_levels(path)
             for depth in range(len(levels)):
                 categories[CATEGORY_SEPARATOR.join(levels[: depth + 1])] += count
-        of_ranges = [bucket["doc_count"] for bucket in found["price"]["buckets"]] or [0] * len(ranges)  # none without listings
-        prices = dict(zip(zip((0.0, *map(float, PRICE_STEPS)), ends, strict=True), of_ranges, strict=True))
-        return Counts(dict(categories), towns, counties, prices)
+        in_ranges = [bucket["doc_count"] for bucket in found["price"]["buckets"]] or [0] * len(ranges)  # none without listings
+        return Counts(dict(categories), towns, counties, dict(zip(ranges, in_ranges, strict=True)))
+
+
+def _price_ranges() -> dict[tuple[float, float | None], dict[str, float]]:
+    """The lowest and the highest price of each range, and the range as tantivy takes it: without its upper end, which is the next
+    float32 above the highest price."""
+    highest = [np.float32(step - 0.01) for step in PRICE_STEPS]
+    ends = [float(np.nextafter(price, np.float32(np.inf))) for price in highest]
+    lowest = (0.0, *map(float, PRICE_STEPS))
+    first, last = {"to": ends[0]}, {"from": ends[-1]}
+    between = ({"from": start, "to": end} for start, end in itertools.pairwise(ends))
+    return dict(zip(zip(lowest, (*map(float, highest), None), strict=True), (first, *between, last), strict=True))
 
 
 def _counted(found: dict, field: str) -> dict[str, int]:

@@ -410,8 +410,10 @@ def test_random_updates_give_the_answers_of_a_full_write(seed):
 def test_many_updates_leave_few_segments(tmp_path):
     words.write(folder_of(tmp_path, "0"), [TABLE], [KEYS])
     for number in range(1, 13):
-        table, keys = named(f"Fresh thing {number}"), np.array([number])
-        words.update(tmp_path / str(number - 1), folder_of(tmp_path, str(number)), np.empty(0, np.int64), [table], [keys])
+        table, keys, published = named(f"Fresh thing {number}"), np.array([number]), tmp_path / str(number - 1)
+        before = contents(published)
+        words.update(published, folder_of(tmp_path, str(number)), np.empty(0, np.int64), [table], [keys])
+        assert contents(published) == before
     index = words.WordIndex(tmp_path / "12")
     assert len(index) == len(TABLE) + 12 and index._searcher.num_segments < 9
     assert sorted(index.match("fresh", 50)[0].tolist()) == list(range(1, 13))
