@@ -508,12 +508,12 @@ class WordIndex:
 def _price_ranges() -> dict[tuple[float, float | None], dict[str, float]]:
     """The lowest and the highest price of each range, and the range as tantivy takes it: without its upper end, which is the next
     float32 above the highest price."""
-    highest = [np.float32(step - 0.01) for step in PRICE_STEPS]
-    ends = [float(np.nextafter(price, np.float32(np.inf))) for price in highest]
+    highest = [round(step - 0.01, 2) for step in PRICE_STEPS]
+    ends = [float(np.nextafter(np.float32(price), np.float32(np.inf))) for price in highest]
     lowest = (0.0, *map(float, PRICE_STEPS))
     first, last = {"to": ends[0]}, {"from": ends[-1]}
     between = ({"from": start, "to": end} for start, end in itertools.pairwise(ends))
-    return dict(zip(zip(lowest, (*map(float, highest), None), strict=True), (first, *between, last), strict=True))
+    return dict(zip(zip(lowest, (*highest, None), strict=True), (first, *between, last), strict=True))
 
 
 def _counted(found: dict, field: str) -> dict[str, int]:
