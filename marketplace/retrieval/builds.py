@@ -1,10 +1,13 @@
 """What a new generation of the index takes over of the published one: its engines, updated, where little has changed."""
 
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import faiss
 import numpy as np
+import pandas as pd
 
 from marketplace.files import atomic, generations, reading, stages
 from marketplace.files.stages import StageError
@@ -176,7 +179,7 @@ def write_engines(folder: Path, entries: Entries, settings: BuildSettings) -> No
         keys = reading.read_array(folder / files.keys)
         faiss.write_index(vector_search.build(vectors, *limits[kind], keys), str(folder / files.index))
         reading.release(vectors)
-    write_words(folder)
+    words.write(folder, *_listings(folder, keys))
 
 
 def update_engines(published: Path, folder: Path, entries: Entries, changes: dict[str, Changes]) -> None:
@@ -185,15 +188,18 @@ def update_engines(published: Path, folder: Path, entries: Entries, changes: dic
         files, came = vector_search.FILES[kind], changes[kind].came
         keys = reading.read_array(folder / files.keys)[came]
         vector_search.update(published / files.index, folder / files.index, changes[kind].gone, vectors[came], keys)
-    write_words(folder)
+    words.update(published, folder, changes["listings"].gone, *_listings(folder, keys, changes["listings"].came))
 
 
 def purge(folder: Path) -> None:
-    """Merge the segments of the word index, so that no word of a listing that is gone stays in a file."""
-    # words.py writes its index whole: nothing of what is gone is in it.
+    """Write the word index anew: an updated one holds words of listings that are gone, as tantivy's segments never change."""
+    shutil.rmtree(folder / words.FOLDER)
+    words.write(folder, *_listings(folder, reading.read_array(folder / vector_search.FILES["listings"].keys)))
 
 
-def write_words(folder: Path) -> None:
-    """Write the word index of the listings in the catalogue."""
-    texts = ([block[field].tolist() for field in catalogue.WORD_WEIGHTS] for block in catalogue.read_listings(folder))
-    words.write(folder, texts, list(catalogue.WORD_WEIGHTS.values()))
+def _listings(
+    folder: Path, keys: np.ndarray, rows: np.ndarray | None = None
+) -> tuple[Iterator[pd.DataFrame], Iterator[np.ndarray]]:
+    """The catalogue's listings of some rows, or of all, with their keys, in blocks of one size."""
+    blocks = (keys[start : start + catalogue.ROWS_AT_A_TIME] for start in range(0, len(keys), catalogue.ROWS_AT_A_TIME))
+    return catalogue.read_listings(folder, rows), blocks

@@ -16,13 +16,14 @@ from marketplace.files import atomic, reading
 from marketplace.files.stages import StageError
 from marketplace.retrieval import words
 from marketplace.retrieval.filters import Filters, Places, category_path, comparable_price
+from marketplace.retrieval.keys import RowsByKey
 
 DATABASE, FILTERS, CONTENT = "catalogue.sqlite", "filters.json", "content.npy"
+LISTING_KEYS = "listing_keys.npy"
 PLACES = ("town", "county")
 CODED = ("category", *PLACES)  # columns of codes, whose names are in FILTERS
 LISTING_COLUMNS = ("price", *CODED)
 COLUMNS = (*LISTING_COLUMNS, "product_of_photo", "duplicates")  # each a .npy of the same name
-WORD_WEIGHTS = {"name": 5.0, "description": 1.0, "category": 2.0}  # in BM25: a title says what a thing is
 ROWS_AT_A_TIME = 16_384  # of listings in memory
 LEAST_ALIKE, SUGGESTIONS = 60, 3  # per cent of the letters that a name suggested for an unknown one shares with it
 CONNECTIONS = 8  # to the database, shared by all threads: each query holds one for a millisecond or two
@@ -164,11 +165,11 @@ class Catalogue:
         self.n_products, self.n_photos = len(self.columns["price"]), len(self.listing_of_photo)
         self._photos = _Grouped(self.listing_of_photo, self.n_products)
         self._duplicates = _Grouped(self.columns["duplicates"], int(self.columns["duplicates"].max(initial=-1)) + 1)
-        self._words = words.WordIndex(folder, self.n_products)
-        if [self._count("products"), self._count("photos")] != [self.n_products, self.n_photos]:
-            raise StageError(
-                f"{self._path} and the filter columns beside it do not belong together: run python build_index.py again"
-            )
+        self._keys = np.asarray(reading.read_array(folder / LISTING_KEYS))
+        self._rows, self._words = RowsByKey(self._keys), words.WordIndex(folder)
+        counted = [self._count("products"), self._count("photos"), len(self._keys), len(self._words)]
+        if counted != [self.n_products, self.n_photos, self.n_products, self.n_products]:
+            raise StageError(f"{self._path} and the files beside it do not belong together: run python build_index.py again")
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -259,16 +260,31 @@ class Catalogue:
             found = {row: values for row, *values in connection.execute(query, (json.dumps(wanted),))}
         return [found[row] for row in wanted]
 
-    def match_words(self, query: str, k: int, allowed: np.ndarray | None = None) -> np.ndarray:
-        """Rows of the k listings that match a query's words best by BM25; those with all the words come first.
+    def match_words(
+        self, text: str, k: int, filters: Filters | None = None, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (n,) and BM25 scores (n,) of the k listings that match a text's words best; those with all the words come first.
 
-        For a word that no listing holds, those that begin so count, else those spelt much alike, at half their score.
+        filters: what a listing must pass; allowed: (P,) bool, which must hold as well and leave most of what passes.
         """
-        return self._words.match(query, k, allowed)
+        depth = k
+        while True:
+            keys, scores = self._words.match(text, depth, filters)
+            rows = self._rows.rows(keys)
+            if allowed is None:
+                return rows, scores
+            kept = np.flatnonzero(allowed[rows])
+            if len(kept) >= k or len(rows) < depth:
+                return rows[kept[:k]], scores[kept[:k]]
+            depth *= 4
 
-    def score_words(self, query: str, rows: np.ndarray) -> np.ndarray:
-        """(N,) BM25 scores of the listings of `rows` for any of a query's words; 0 for one that holds none of them."""
-        return self._words.score(query, rows)
+    def score_words(self, text: str, rows: np.ndarray, matched: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
+        """(N,) BM25 scores of the listings of `rows` for any of a text's words; 0 for one that holds none of them.
+
+        matched: what match_words() gave for the text, whose scores need not be asked for again.
+        """
+        by_key = None if matched is None else (self._keys[matched[0]], matched[1])
+        return self._words.score(text, self._keys[rows], by_key)
 
     def choices(self) -> dict:
         """What the filters can be set to, with the number of listings of each, for a page's menus."""

@@ -17,6 +17,7 @@ from marketplace.retrieval.ranking import KINDS, Ranker
 from marketplace.retrieval.vectors import FILES, VectorIndex
 
 WINDOW = 100  # results are ranked this many at a time, then ten times as many: a later page never changes an earlier one
+Matched = tuple[np.ndarray, np.ndarray]  # of Catalogue.match_words()
 CANDIDATES = 2  # of each kind of evidence, for each result of the window
 RESULT_FIELDS = ("product_id", "name", "category", "price", "price_plausible", "town", "county")
 Step = Callable[[str], AbstractContextManager]
@@ -132,14 +133,14 @@ class OpenIndex:
     ) -> list[dict]:
         """Listings that the evidence speaks for most, best first, from place `offset` on, at most k, none below min_score:
         fields for a client, the score and its parts. step: entered around the "search" for candidates and their "rank"."""
-        hits = self._hits(query, offset, offset + k, self.catalogue.allowed(filters), step=step)
+        hits = self._hits(query, offset, offset + k, self.catalogue.allowed(filters), filters, step=step)
         return self._results([hit for hit in hits if round(hit.score, 6) >= min_score])
 
     def ranked(self, query: Query, k: int, excluded: np.ndarray, kinds: Collection[str] = KINDS) -> np.ndarray:
         """Rows of the k listings that recommend() would give were the `excluded` rows not there, by the given evidence only."""
         allowed = np.ones(self.catalogue.n_products, bool)
         allowed[excluded] = False
-        return np.array([hit.row for hit in self._hits(query, 0, k, allowed, kinds)], int)
+        return np.array([hit.row for hit in self._hits(query, 0, k, allowed, kinds=kinds)], int)
 
     def _hits(
         self,
@@ -147,6 +148,7 @@ class OpenIndex:
         start: int,
         stop: int,
         allowed: np.ndarray | None,
+        filters: Filters | None = None,
         kinds: Collection[str] = KINDS,
         step: Step = contextlib.nullcontext,
     ) -> list[Hit]:
@@ -157,11 +159,11 @@ class OpenIndex:
         window = WINDOW
         while True:
             with step("search"):
-                rows = self._window(query, window, allowed)
+                rows, matched = self._window(query, window, allowed, filters)
             if not len(rows):
                 return hits
             with step("rank"):
-                evidence, best_photos = self.evidence(query, rows)
+                evidence, best_photos = self.evidence(query, rows, matched)
                 order, scores, parts = self.ranker.rank({kind: values for kind, values in evidence.items() if kind in kinds})
             ranked = groups[rows[order]]
             first = np.sort(np.unique(ranked, return_index=True)[1])  # of each group, by score
@@ -176,30 +178,42 @@ class OpenIndex:
                 return hits
             window *= 10
 
-    def _window(self, query: Query, window: int, allowed: np.ndarray | None) -> np.ndarray:
-        """Rows of the listings to rank for the first `window` results; fewer only where no more are there."""
-        rows = self.candidates(query, allowed, CANDIDATES * window)
+    def _window(
+        self, query: Query, window: int, allowed: np.ndarray | None, filters: Filters | None
+    ) -> tuple[np.ndarray, Matched]:
+        """candidates() to rank for the first `window` results; fewer only where no more are there."""
+        rows, matched = self.candidates(query, allowed, CANDIDATES * window, filters)
         if len(rows) >= window:
-            return rows
+            return rows, matched
         if not len(rows) and query.photos is None and query.text is None:  # words that no listing holds
-            return rows
+            return rows, matched
         # What passes the filters without any evidence, such as listings without a photo, comes last.
         others = np.ones(self.catalogue.n_products, bool) if allowed is None else allowed.copy()
         others[rows] = False
         if query.excluded_row is not None:
             others[query.excluded_row] = False
-        return np.concatenate([rows, np.flatnonzero(others)[: window - len(rows)]])
+        return np.concatenate([rows, np.flatnonzero(others)[: window - len(rows)]]), matched
 
     def _folded(self, query: Query, row: int, allowed: np.ndarray | None) -> int:
         """How many other listings of the same photo or text are folded into a hit."""
         copies = [copy for copy in self.catalogue.duplicates_of(row).tolist() if copy != query.excluded_row]
         return (len(copies) if allowed is None else int(allowed[copies].sum())) - 1
 
-    def candidates(self, query: Query, allowed: np.ndarray | None, depth: int = CANDIDATES * WINDOW) -> np.ndarray:
-        """Rows of the listings that any evidence finds, ascending; `depth` of each kind, at first as many as an answer is ranked
-        from."""
+    def candidates(
+        self,
+        query: Query,
+        allowed: np.ndarray | None,
+        depth: int = CANDIDATES * WINDOW,
+        filters: Filters | None = None,
+    ) -> tuple[np.ndarray, Matched]:
+        """Rows of the listings that any evidence finds, ascending, and those that the words found, with their scores; `depth` of
+        each kind, at first as many as an answer is ranked from.
+
+        allowed: (P,) bool, what may be found; filters: what it comes from, where it does, for the words' own index.
+        """
+        matched: Matched = (np.empty(0, np.int64), np.empty(0, np.float32))
         if allowed is not None and not allowed.any():
-            return np.empty(0, np.int64)
+            return matched[0], matched
         depth += query.excluded_row is not None
         found: list[np.ndarray] = []
         if query.photos is not None and self.catalogue.n_photos:
@@ -210,12 +224,15 @@ class OpenIndex:
         if query.text is not None:
             found.append(self.text_index.nearest(query.text, depth, allowed)[0])
         if query.words:
-            found.append(self.catalogue.match_words(query.words, depth, allowed))
+            matched = self.catalogue.match_words(query.words, depth, filters, allowed)
+            found.append(matched[0])
         rows = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
         # Not by `allowed`: a search among all is faster than one with a filter.
-        return rows if query.excluded_row is None else rows[rows != query.excluded_row]
+        return (rows if query.excluded_row is None else rows[rows != query.excluded_row]), matched
 
-    def evidence(self, query: Query, rows: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def evidence(
+        self, query: Query, rows: np.ndarray, matched: Matched | None = None
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """What speaks for each listing of `rows`: kind -> (N,) in [0, 1], and (N,) the row of its photo nearest to the query's,
         or of its first one; -1 where it has none.
 
@@ -230,7 +247,7 @@ class OpenIndex:
         if query.text is not None:
             evidence["text"] = self.ranker.similarity("text", self.text_index.vectors[rows] @ query.text)
         if query.words:
-            scores = self.catalogue.score_words(query.words, rows)
+            scores = self.catalogue.score_words(query.words, rows, matched)
             evidence["words"] = scores / max(scores.max(), 1e-9)
         if query.category is not None:
             evidence["category"] = self.tree.agreement(query.category, rows)

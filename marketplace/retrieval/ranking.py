@@ -115,11 +115,11 @@ def judge(
         questions = _questions(index, models, row, probabilities)
         category_by_words = {words: query.category for words, query in questions if query.photos is None}
         for words, query in questions:
-            rows = index.candidates(query, allowed)
+            rows, matched = index.candidates(query, allowed)
             if len(rows):
                 category = None if query.photos is None else category_by_words.get(words)
                 agreement = None if category is None else index.tree.agreement(category, rows)
-                judged.append(JudgedQuery(index.evidence(query, rows)[0], _relevance(index, row, rows), row, agreement))
+                judged.append(JudgedQuery(index.evidence(query, rows, matched)[0], _relevance(index, row, rows), row, agreement))
     return judged
 
 

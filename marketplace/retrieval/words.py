@@ -1,313 +1,531 @@
-"""Word search: BM25 over memory-mapped postings; words that begin so, or are spelt much alike, for those that nothing holds."""
+"""Word search over tantivy: stemmed words and their exact forms, filters and counts, sorting, snippets, misspelt words."""
 
 import contextlib
+import datetime
 import functools
+import html
 import itertools
+import json
 import math
 import re
-import sqlite3
+import shutil
+import tempfile
 import unicodedata
-from array import array
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import pandas as pd
+import tantivy
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
+from tantivy import Occur, Order, Query
 
-from marketplace.files import atomic, reading
+from marketplace.cleaning.listings import CATEGORY_SEPARATOR, category_levels
+from marketplace.files import generations
+from marketplace.files.stages import StageError
+from marketplace.retrieval import filters as names
+from marketplace.retrieval.filters import MAX_NAME, Filters
 
-ARRAYS = ("words", "stem_of_word", "stems", "postings_starts", "postings_rows", "postings_weights")  # each a .npy of that name
-K1, B = 1.2, 0.75  # of BM25, as in SQLite's FTS5
-LEAST_IDF = 1e-6  # of a word that most listings hold, as in FTS5
+FOLDER = "words"  # in a generation
+WEIGHTS = {"name": 5.0, "description": 1.0, "category": 2.0}  # in BM25: a title says what a thing is
+HEAP_BYTES = 256_000_000  # that writing may fill before a segment goes to disk: 100,000 listings are one segment
+MAX_BYTES = 64  # of a word; longer ones, such as encoded pictures, are nobody's query
 MAX_WORDS = 32  # of a query; the rest is noise
-MAX_LETTERS = 24  # of a word; longer ones are cut, in listings and queries alike
 PREFIX_LETTERS, PREFIX_STEMS = 3, 8  # shorter beginnings mean anything; the commonest words that begin so
 TYPO_LETTERS, TYPO_WORDS = 4, 3  # shorter words have too many neighbours; the nearest words, the commonest first
+MAX_TYPO_LETTERS = 24  # longer ones are not typed from memory
 UNSURE = 0.5  # what a guessed word counts, against one that is there
-ALL_WORDS = 1e6  # above any score
+EXACT_TOTAL = 1000  # a larger total is given as "at least"
+PRICE_STEPS = (10, 25, 50, 100, 250, 500, 1000)  # pounds; where the price ranges that are counted begin
+MAX_NAMES = 10_000  # of categories or places that are counted
+KEYS_AT_ONCE = 200  # asked for in one query: the time of a union of more terms grows faster than their number
+SNIPPET_CHARACTERS = 160
+
+Sort = Literal["relevance", "price_up", "price_down", "newest"]
+_ORDERS = {"price_up": ("cheapest", Order.Asc), "price_down": ("dearest", Order.Desc), "newest": ("newest", Order.Desc)}
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z]\w{1,30});")
+# Unicode's Default_Ignorable_Code_Point: soft hyphens, zero-width characters, directions, fillers, variation selectors, tags.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
+    "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+
+
+def _analyzer(*more: tantivy.Filter) -> tantivy.TextAnalyzer:
+    """Splits at what is neither letter nor digit. Accents that fold() leaves, such as that of "ø", are folded here."""
+    builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
+    folded = tantivy.Filter.lowercase(), tantivy.Filter.ascii_fold(), tantivy.Filter.remove_long(MAX_BYTES)
+    for one in (*folded, *more):
+        builder = builder.filter(one)
+    return builder.build()
+
+
+_ANALYZERS = {"exact": _analyzer(), "stem": _analyzer(tantivy.Filter.stemmer("english"))}
+
+
+def clean(text: str) -> str:
+    """A text as a person sees it: HTML entities as their characters; no soft hyphens, zero-width characters or surrogates."""
+    text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", _INVISIBLE.sub("", text.encode("utf-8", "ignore").decode()))
+
+
+def fold(text: str) -> str:
+    """A clean text without accents, and where it is not ASCII without case."""
+    text = clean(text)
+    if text.isascii():
+        return text
+    letters = unicodedata.normalize("NFKD", text.casefold())
+    return unicodedata.normalize("NFKC", "".join(itertools.filterfalse(unicodedata.combining, letters)))
 
 
 def split(text: str) -> list[str]:
-    """The words of a text, folded: no case, no accents, no punctuation."""
-    text = text.casefold()
-    if not text.isascii():
-        text = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
-    return [word[:MAX_LETTERS] for word in re.findall(r"[^\W_]+", text)]
+    """The words of a text in their exact form: no case, no accents, no punctuation."""
+    return _ANALYZERS["exact"].analyze(fold(text))
 
 
-def write(folder: Path, blocks: Iterable[Sequence[Sequence[str]]], weights: Sequence[float]) -> None:
-    """Write the index of listings' words.
+def _stem(word: str) -> str:
+    return _ANALYZERS["stem"].analyze(word)[0]
 
-    blocks: of listings in the order of their rows, each the texts of every field, of as many listings; weights: of a word's
-    occurrence in each field.
-    Source: BM25 (Robertson and Zaragoza 2009) with weighted term frequencies, as SQLite's FTS5 computes it; its inverse document
-    frequency is left to the search.
+
+# Writing.
+
+
+def write(folder: Path, listings: Iterable[pd.DataFrame], keys: Iterable[np.ndarray]) -> None:
+    """Write the word index of a generation.
+
+    listings: name, description, category, price (pounds or NaN), town, county, posted_on (ISO date or ""), some at a time;
+    keys: (N,) int64 of each of these blocks, positive, all different.
     """
-    vocabulary = _Vocabulary()
-    counted, lengths = _count_blocks(blocks, vocabulary, np.array(weights, np.float32))
-    starts = np.cumsum([len(block_lengths) for block_lengths in lengths])
-    norms = np.concatenate(lengths)
-    mean_length = max(float(norms.mean()), 1e-9)
-    norms = (K1 * (1 - B + B * norms / mean_length)).astype(np.float32)
-
-    arrays = vocabulary.arrays()
-    postings = _Postings(arrays.pop("place_of_code"), counted)
-    for start in starts[:-1]:
-        codes, sizes, rows, frequencies = counted.pop(0)  # its memory is free for those that are placed
-        weighted = frequencies * np.float32(K1 + 1) / (frequencies + norms[start + rows])
-        postings.place(codes, sizes, start + rows, weighted)
-    arrays |= postings.arrays()
-    for name in ARRAYS:
-        atomic.write_array(folder / f"{name}.npy", arrays[name])
+    (folder / FOLDER).mkdir()
+    index = _registered(tantivy.Index(_schema(), path=str(folder / FOLDER)))
+    expected = _commit(index, [], listings, keys)
+    _remove_locks(folder / FOLDER)
+    if (held := index.searcher().num_docs) != expected:
+        raise StageError(f"{folder / FOLDER} holds {held} of {expected} listings: run python build_index.py again")
 
 
-class _Vocabulary:
-    """The words met so far and their stems, each with a code in the order of their first occurrence."""
+def update(published: Path, folder: Path, gone: np.ndarray, listings: Iterable[pd.DataFrame], keys: Iterable[np.ndarray]) -> None:
+    """Write the word index of a generation that follows a published one, which stays as it is.
 
-    def __init__(self):
-        self._words: defaultdict[str, int] = defaultdict()
-        self._words.default_factory = self._words.__len__
-        self._stems: dict[str, int] = {}
-        self._stem_of_word = array("q")
-
-    def read(self, texts: Iterable[str]) -> tuple[np.ndarray, list[int]]:
-        """Codes of the stems of all words of some texts, and how many words each text has."""
-        codes, sizes = array("i"), []
-        for text in texts:
-            words = split(text)
-            codes.extend(map(self._words.__getitem__, words))
-            sizes.append(len(words))
-        new = list(itertools.islice(self._words, len(self._stem_of_word), None))
-        self._stem_of_word.extend(self._stems.setdefault(stem, len(self._stems)) for stem in _stem(new))
-        return np.array(self._stem_of_word)[codes], sizes
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """words and stems in ascending order, stem_of_word between them, and place_of_code: where the stem of each code went."""
-        words = np.array([word.encode() for word in self._words] or [b""])[: len(self._words)]
-        stems = np.array([stem.encode() for stem in self._stems] or [b""])[: len(self._stems)]
-        by_word, by_stem = np.argsort(words), np.argsort(stems)
-        place_of_code = np.argsort(by_stem)
-        return {
-            "words": words[by_word],
-            "stem_of_word": place_of_code[np.array(self._stem_of_word)[by_word]].astype(np.int32),
-            "stems": stems[by_stem],
-            "place_of_code": place_of_code,
-        }
-
-
-def _count_blocks(
-    blocks: Iterable[Sequence[Sequence[str]]], vocabulary: _Vocabulary, weights: np.ndarray
-) -> tuple[list[tuple[np.ndarray, ...]], list[np.ndarray]]:
-    """What _count() finds in each block, and (listings,) the number of words of each of its listings, after an empty array."""
-    counted, lengths = [], [np.empty(0, np.int64)]
-    for fields in blocks:
-        stems, sizes = vocabulary.read(itertools.chain(*fields))
-        listings = len(fields[0])
-        field_of_text, listing_of_text = np.divmod(np.arange(len(sizes)), listings)
-        rows = np.repeat(listing_of_text, sizes)
-        counted.append(_count(stems, rows, np.repeat(field_of_text, sizes), weights))
-        lengths.append(np.bincount(rows, minlength=listings))
-    return counted, lengths
-
-
-def _count(stems: np.ndarray, rows: np.ndarray, fields: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Of (n,) occurrences: the different stems, how many rows hold each, those rows, ascending, and their summed weights.
-
-    rows: below 2^24; weights: of the fields.
+    gone: (N,) int64 keys of listings that are no more or have changed; listings, keys: those that are new or have changed, as in
+    write(). The words of listings that are gone stay in the linked files, unseen, until write() makes all anew.
+    Raises StageError when the published index does not hold what is gone, or holds what is new.
     """
-    keys = np.sort(stems << 32 | rows << 8 | fields)  # plain numbers sort several times as fast as an order of them
-    pairs, weights = keys >> 8, weights[keys & 0xFF]
-    first = np.flatnonzero(np.diff(pairs, prepend=-1))
-    different, sizes = np.unique(pairs[first] >> 24, return_counts=True)
-    frequencies = np.add.reduceat(weights, first) if len(first) else weights
-    return different, sizes, (pairs[first] & 0xFFFFFF).astype(np.int32), frequencies
-
-
-class _Postings:
-    """The rows that hold each stem, and their weights, put in place one block of listings after the other."""
-
-    def __init__(self, place_of_code: np.ndarray, counted: list[tuple[np.ndarray, ...]]):
-        """place_of_code: (stems,) of the vocabulary; counted: the blocks to come."""
-        self._place_of_code = place_of_code
-        held = np.zeros(len(place_of_code), np.int64)
-        for codes, sizes, *_ in counted:
-            held[place_of_code[codes]] += sizes
-        self._ends = np.cumsum(held)
-        self._free = self._ends - held
-        self._rows, self._weights = np.empty(held.sum(), np.int32), np.empty(held.sum(), np.float32)
-
-    def place(self, codes: np.ndarray, sizes: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> None:
-        """Put postings, by stem, after those that are there. sizes: of each stem of `codes`."""
-        places = self._place_of_code[codes]
-        at = np.arange(len(rows)) + np.repeat(self._free[places] - (np.cumsum(sizes) - sizes), sizes)
-        self._rows[at], self._weights[at] = rows, weights
-        self._free[places] += sizes
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        starts = np.concatenate([[0], self._ends])
-        return {"postings_starts": starts, "postings_rows": self._rows, "postings_weights": self._weights}
-
-
-class _Part:
-    """The words and postings of the listings."""
-
-    def __init__(self, folder: Path):
-        self.words, self.stem_of_word, self.stems, self.starts, self.rows, self.weights = (
-            np.asarray(reading.read_array(folder / f"{name}.npy")) for name in ARRAYS
+    _link(published / FOLDER, folder / FOLDER)
+    index = _open(folder / FOLDER, published / FOLDER)
+    before = index.searcher().num_docs
+    expected = before - len(gone) + _commit(index, gone.tolist(), listings, keys)
+    _remove_locks(folder / FOLDER)
+    if (held := index.searcher().num_docs) != expected:
+        raise StageError(
+            f"{published / FOLDER} does not hold the listings of its generation ({held} after the update, not {expected}):"
+            " run python build_index.py --full"
         )
-        self._holding = np.diff(self.starts)
 
-    def holding(self, stems: np.ndarray) -> np.ndarray:
-        """(n,) how many listings hold each of (n,) stems."""
-        if not len(self.stems):
-            return np.zeros(len(stems), np.int64)
-        places = np.minimum(np.searchsorted(self.stems, stems), len(self.stems) - 1)
-        return np.where(self.stems[places] == stems, self._holding[places], 0)
 
-    def postings(self, stem: bytes) -> tuple[np.ndarray, np.ndarray]:
-        """Rows, ascending, and their weights."""
-        place = _find(self.stems, stem)
-        part = slice(0, 0) if place is None else slice(self.starts[place], self.starts[place + 1])
-        return self.rows[part], self.weights[part]
+def _link(published: Path, folder: Path) -> None:
+    folder.mkdir()
+    for path in published.glob("*"):
+        if path.suffix == ".json":  # replaced when the update is committed
+            shutil.copy2(path, folder / path.name)
+        elif path.suffix != ".lock":
+            generations.link(path, folder / path.name)
 
-    def holds(self, word: str) -> bool:
-        return _find(self.words, word.encode()) is not None
 
-    def stem_of(self, word: str) -> bytes:
-        """The stem of a word that it holds."""
-        return self.stems[self.stem_of_word[_find(self.words, word.encode())]]
+def _commit(index: tantivy.Index, gone: list[int], listings: Iterable[pd.DataFrame], keys: Iterable[np.ndarray]) -> int:
+    """Delete and add listings; returns how many were added. One thread: the order of rows is that of documents."""
+    added = 0
+    writer = index.writer(HEAP_BYTES, num_threads=1)
+    for start in range(0, len(gone), KEYS_AT_ONCE):
+        # By query: delete_documents_by_term finds no unsigned number, and says nothing.
+        writer.delete_documents_by_query(_holding_keys(index.schema, gone[start : start + KEYS_AT_ONCE]))
+    for block, block_keys in zip(listings, keys, strict=True):
+        for key, listing in zip(block_keys.tolist(), _records(block), strict=True):
+            writer.add_document(_document(key, *listing))
+        added += len(block)
+    writer.commit()
+    writer.wait_merging_threads()
+    index.reload()
+    return added
 
-    def stems_beginning(self, start: str) -> np.ndarray:
-        """The different stems of the words that begin so."""
-        first, last = np.searchsorted(self.words, [start.encode(), start.encode() + b"\xff"])
-        return self.stems[np.unique(self.stem_of_word[first:last])]
 
-    def spelt_alike(self, word: str, edits: int) -> list[tuple[int, bytes]]:
-        """How many edits, and the stem, of each of its words that is at most so many edits away."""
-        found = []
-        for letters in range(len(word) - edits, len(word) + edits + 1):
-            words, places = self.by_length.get(letters, ((), ()))
-            hits = process.extract(word, words, scorer=OSA.distance, score_cutoff=edits, limit=None)
-            found += [(distance, self.stems[self.stem_of_word[places[at]]]) for _, distance, at in hits]
-        return found
+def _remove_locks(folder: Path) -> None:
+    for path in folder.glob("*.lock"):
+        path.unlink()
 
-    @functools.cached_property
-    def by_length(self) -> dict[int, tuple[list[str], list[int]]]:
-        """Number of letters -> the words of so many, and their places; a number is not a misspelt number."""
-        grouped: dict[int, tuple[list[str], list[int]]] = {}
-        for place, word in enumerate(self.words.tolist()):
-            word = word.decode()
-            if word.isalpha():
-                words, places = grouped.setdefault(len(word), ([], []))
-                words.append(word)
-                places.append(place)
-        return grouped
+
+def _records(listings: pd.DataFrame) -> Iterator[tuple]:
+    columns = ("name", "description", "category", "price", "town", "county", "posted_on")
+    return zip(*(listings[column].tolist() for column in columns), strict=True)
+
+
+def _document(
+    key: int, name: str, description: str, category: str, price: float, town: str, county: str, posted_on: str
+) -> tantivy.Document:
+    document = tantivy.Document()  # field by field: given by keyword, fields have ended the writer
+    document.add_unsigned("key", key)
+    for field, text in (("name", name), ("description", description), ("category", category)):
+        folded = fold(text)
+        document.add_text(field, folded)
+        document.add_text(f"{field}_exact", folded)
+    for field, values in (("categories", names.category_names(category)), ("places", names.place_names(town, county))):
+        for value in sorted(values):
+            document.add_text(field, value)
+    path = CATEGORY_SEPARATOR.join(category_levels(category))
+    for field, value in (("category_path", path), ("town", town), ("county", county)):
+        if value:
+            document.add_text(field, value[:MAX_NAME])
+    priced, day = price == price, datetime.date.fromisoformat(posted_on[:10]).toordinal() if posted_on else 0
+    pounds = names.comparable_price(price) if priced else math.inf
+    bits = int(np.float32(pounds).view(np.uint32))  # 31 of them, which sort as prices do
+    if priced:
+        document.add_float("price", pounds)
+    for field, value in (("cheapest", bits), ("dearest", bits if priced else -1), ("newest", day)):
+        # Listings of one price or day have an order of their own, the same in every generation.
+        document.add_integer(field, value << 31 | key >> 32)
+    return document
+
+
+@functools.cache
+def _schema() -> tantivy.Schema:
+    builder = tantivy.SchemaBuilder()
+    for field in WEIGHTS:
+        builder.add_text_field(field, tokenizer_name="stem", index_option="freq")
+        builder.add_text_field(f"{field}_exact", tokenizer_name="exact", index_option="freq")
+    for field in ("categories", "places"):  # what filters may name
+        builder.add_text_field(field, tokenizer_name="raw", index_option="basic")
+    for field in ("category_path", "town", "county"):  # what is counted
+        builder.add_text_field(field, tokenizer_name="raw", index_option="basic", fast=True)
+    builder.add_unsigned_field("key", indexed=True, fast=True)
+    builder.add_float_field("price", fast=True)
+    for field, _ in _ORDERS.values():
+        builder.add_integer_field(field, fast=True)
+    return builder.build()
+
+
+def _registered(index: tantivy.Index) -> tantivy.Index:
+    for name, analyzer in _ANALYZERS.items():
+        index.register_tokenizer(name, analyzer)
+    index.config_reader("manual")
+    return index
+
+
+def _open(folder: Path, published: Path) -> tantivy.Index:
+    """An index, by the files or links in a folder; StageError when that of the published one is missing or damaged."""
+    try:
+        return _registered(tantivy.Index.open(str(folder)))
+    except (ValueError, OSError) as error:
+        raise StageError(f"{published} is missing or damaged ({error}): run python build_index.py --full") from None
+
+
+@contextlib.contextmanager
+def _view(folder: Path) -> Iterator[Path]:
+    """A folder of links to open an index by; once open, its files stay mapped when these are gone.
+
+    tantivy puts lock files into the folder that it opens, and a generation may be on a disk that is only read.
+    """
+    view = Path(tempfile.mkdtemp())
+    try:
+        for path in folder.glob("*"):
+            (view / path.name).symlink_to(path.absolute())
+        yield view
+    finally:
+        while view.exists():  # a thread of tantivy's may just have put another lock there
+            shutil.rmtree(view, ignore_errors=True)
+
+
+def _holding_keys(schema: tantivy.Schema, keys: Iterable[int]) -> Query:
+    # Not term_set_query, which walks through the dictionary of all keys.
+    return Query.boolean_query([(Occur.Should, Query.term_query(schema, "key", key, index_option="basic")) for key in keys])
+
+
+# Reading.
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many listings of a result each filter would leave: by category path, at every level; by town and county; and by price
+    range, both ends included, None for no upper end."""
+
+    categories: dict[str, int]
+    towns: dict[str, int]
+    counties: dict[str, int]
+    prices: dict[tuple[float, float | None], int]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A part of a result. keys: (n,) int64; scores: (n,) float32, NaN without words; total: of the listings of the whole result,
+    or of as many at least; counts: None where they were not asked for."""
+
+    keys: np.ndarray
+    scores: np.ndarray
+    total: int
+    total_is_at_least: bool
+    counts: Counts | None
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """A part of a text, and which characters of it are words that were looked for: (start, end) each, ascending."""
+
+    text: str
+    marks: list[tuple[int, int]]
 
 
 class WordIndex:
     """The words of one generation's listings; safe to read from many threads."""
 
-    def __init__(self, folder: Path, rows: int):
-        """rows: of the catalogue's listings."""
-        self._rows = self._listings = rows
-        self._parts = [_Part(folder)]
+    def __init__(self, folder: Path):
+        """Raises StageError when the index is missing or damaged."""
+        with _view(folder / FOLDER) as view:
+            index = _open(view, folder / FOLDER)
+            segments = json.loads((view / "meta.json").read_bytes())["segments"]
+        self._searcher = index.searcher()
+        self._schema = index.schema
+        self._deleted = sum(segment["deletes"]["num_deleted_docs"] for segment in segments if segment["deletes"])
+        self._spelt = functools.lru_cache(maxsize=64)(self._words_by_length)
 
-    def match(self, query: str, k: int, allowed: np.ndarray | None = None) -> np.ndarray:
-        """Rows of the k listings that match a query's words best: those with all the words first, each kind by score."""
-        scores, held = np.zeros(self._rows, np.float32), np.zeros(self._rows, np.uint8)
-        words = self._postings(query)
-        for rows, values in itertools.chain(*words):
-            scores[rows] += values
-            held[rows] += 1
-        found = np.flatnonzero(held > 0 if allowed is None else (held > 0) & allowed)
-        keys = scores[found] + ALL_WORDS * (held[found] == len(words)).astype(float)
-        if len(found) > k:
-            best = keys >= np.partition(keys, -k)[-k]
-            found, keys = found[best], keys[best]
-        return found[np.lexsort((found, -keys))][:k]
+    def __len__(self) -> int:
+        return self._searcher.num_docs
 
-    def score(self, query: str, rows: np.ndarray) -> np.ndarray:
-        """(N,) scores of the listings of `rows` for a query's words; 0 for one that holds none of them."""
-        scores = np.zeros(len(rows), np.float32)
-        for holding, values in itertools.chain(*self._postings(query)):
-            if len(holding):
-                places = np.minimum(np.searchsorted(holding, rows), len(holding) - 1)
-                scores += np.where(holding[places] == rows, values[places], 0)
-        return scores
+    def match(
+        self, text: str, k: int, filters: Filters | None = None, excluded: Collection[int] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Keys (n,) int64 and BM25 scores (n,) float32 of the k listings that match a text's words best: those with all the words
+        first, each kind by score. excluded: keys of listings that are not to be found.
 
-    def _postings(self, query: str) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-        """For each different word of a query that anything holds, and each part of the index: rows, ascending, and scores."""
-        found: dict[tuple, list[tuple[np.ndarray, np.ndarray]]] = {}
-        for word in list(dict.fromkeys(split(query)))[:MAX_WORDS]:
+        For a word that no listing holds, those that begin so count, else those spelt much alike, at half their score.
+        """
+        wanted = self._words(text)
+        hits = self._best(wanted, self._conditions(filters), k + len(excluded)) if wanted else []
+        keys, scores = self._keys(hits), np.array([score for score, _ in hits], np.float32)
+        if len(excluded):
+            kept = ~np.isin(keys, np.fromiter(excluded, np.int64))
+            keys, scores = keys[kept][:k], scores[kept][:k]
+        return keys, scores
+
+    def score(self, text: str, keys: np.ndarray, matched: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
+        """(N,) float32 BM25 scores of the listings of `keys` for a text's words; 0 for one that holds none of them.
+
+        matched: what match() gave for the same text, so that only the other listings are asked for: each costs 5 to 10
+        microseconds, the more the more segments there are.
+        """
+        score_of = {} if matched is None else dict(zip(matched[0].tolist(), matched[1].tolist(), strict=True))
+        wanted, others = self._words(text), [key for key in keys.tolist() if key not in score_of]
+        for start in range(0, len(others) if wanted else 0, KEYS_AT_ONCE):
+            asked = Query.const_score_query(_holding_keys(self._schema, others[start : start + KEYS_AT_ONCE]), 0.0)
+            hits = self._searcher.search(_every(_any_of(wanted), asked), KEYS_AT_ONCE, count=False).hits
+            score_of.update(zip(self._keys(hits).tolist(), (score for score, _ in hits), strict=True))
+        return np.array([score_of.get(key, 0.0) for key in keys.tolist()], np.float32)
+
+    def search(
+        self,
+        text: str | None,
+        filters: Filters | None = None,
+        sort: Sort = "relevance",
+        k: int = 10,
+        offset: int = 0,
+        with_counts: bool = False,
+    ) -> Page:
+        """The listings that pass the filters and, where a text is given, hold any of its words.
+
+        relevance: in the order of match(), without a text the newest first. Listings without a price or date come last where
+        that is sorted by.
+        """
+        wanted = None if text is None else self._words(text)
+        conditions = self._conditions(filters)
+        query = _every(*([] if wanted is None else [_any_of(wanted)]), *conditions)
+        total = self._searcher.search(query, 1).count
+        if wanted and sort == "relevance":
+            hits = self._best(wanted, conditions, offset + k)[offset:]
+            scores = [score for score, _ in hits]
+        else:
+            field, order = _ORDERS["newest" if sort == "relevance" else sort]
+            hits = self._searcher.search(query, k, count=False, offset=offset, order_by_field=field, order=order).hits
+            scores = [np.nan] * len(hits)
+        counts = self._counts(query) if with_counts else None
+        return Page(self._keys(hits), np.array(scores, np.float32), min(total, EXACT_TOTAL), total > EXACT_TOTAL, counts)
+
+    def snippet(self, text: str, description: str, max_characters: int = SNIPPET_CHARACTERS) -> Snippet:
+        """The part of a listing's description that holds most of a text's words; its beginning where it holds none."""
+        description = clean(description)
+        generator = tantivy.SnippetGenerator.create(self._searcher, _any_of(self._words(text)), self._schema, "description")
+        generator.set_max_num_chars(max_characters)
+        document = tantivy.Document()
+        document.add_text("description", description)
+        found = generator.snippet_from_doc(document)
+        if not found.fragment():
+            return Snippet(description[:max_characters], [])
+        raw = found.fragment().encode()
+        marks = [(len(raw[: mark.start].decode()), len(raw[: mark.end].decode())) for mark in found.highlighted()]
+        return Snippet(found.fragment(), marks)
+
+    def _keys(self, hits: Sequence[tuple]) -> np.ndarray:
+        return np.array(self._searcher.fast_field_values("key", [address for _, address in hits]), np.int64)
+
+    def _best(self, wanted: list[list[Query]], conditions: list[Query], limit: int) -> list[tuple]:
+        """Scores and addresses of listings with all the words, then of those with some, each kind by score."""
+
+        def search(query: Query) -> list[tuple]:
+            return self._searcher.search(_every(query, *conditions), limit, count=False).hits
+
+        hits = search(_every(*(_any_of([word]) for word in wanted)))
+        if len(hits) < limit and len(wanted) > 1:
+            with_all = {(address.segment_ord, address.doc) for _, address in hits}
+            others = (hit for hit in search(_any_of(wanted)) if (hit[1].segment_ord, hit[1].doc) not in with_all)
+            hits = [*hits, *others][:limit]
+        return hits
+
+    # What is asked for.
+
+    def _words(self, text: str) -> list[list[Query]]:
+        """For each different word of a text that anything holds, the queries whose scores are summed up."""
+        found: dict[tuple[str, ...], list[Query]] = {}
+        for word in list(dict.fromkeys(split(text)))[:MAX_WORDS]:
             stems, certainty = self._expand(word)
             if stems and stems not in found:
-                parts = [[part.postings(stem) for stem in stems] for part in self._parts]
-                weights = [np.float32(certainty * self._idf(count)) for count in self._holding(np.array(stems))]
-                found[stems] = [_union(postings, weights) for postings in parts]
+                found[stems] = self._fields(stems, certainty)
         return list(found.values())
 
-    def _idf(self, holding: int) -> float:
-        return max(math.log((self._listings - holding + 0.5) / (holding + 0.5)), LEAST_IDF)
+    def _fields(self, stems: tuple[str, ...], certainty: float) -> list[Query]:
+        """Where one of some stems may be; of several that one listing holds, the best counts."""
+        each = [
+            [
+                Query.boost_query(Query.term_query(self._schema, field, stem, index_option="freq"), certainty * weight)
+                for field, weight in WEIGHTS.items()
+            ]
+            for stem in stems
+        ]
+        return each[0] if len(each) == 1 else [Query.disjunction_max_query([_any_of([fields]) for fields in each])]
 
-    def _expand(self, word: str) -> tuple[tuple[bytes, ...], float]:
+    def _expand(self, word: str) -> tuple[tuple[str, ...], float]:
         """The stems that a query's word means, and how much they count: itself, else what begins so, else what is spelt alike."""
-        own = [part.stem_of(word) for part in self._parts if part.holds(word)]
-        if stems := self._commonest(own or [_stem([word])[0].encode()], 1):
-            return stems, 1.0
-        begun = [stem for part in self._parts for stem in part.stems_beginning(word)] if len(word) >= PREFIX_LETTERS else []
-        if stems := self._commonest(begun, PREFIX_STEMS):
-            return stems, UNSURE
-        if len(word) >= TYPO_LETTERS and word.isalpha():
+        own = _stem(word)
+        if self._holding(own):
+            return (own,), 1.0
+        if len(word) >= PREFIX_LETTERS:
+            begun = Counter()
+            for field in WEIGHTS:
+                begun.update(dict(self._searcher.terms_with_prefix(f"{field}_exact", word)))
+            if stems := self._commonest(begun, PREFIX_STEMS):
+                return stems, UNSURE
+        if TYPO_LETTERS <= len(word) <= MAX_TYPO_LETTERS and word.isalpha():
             return self._nearest_spelt(word), UNSURE
         return (), 0.0
 
-    def _nearest_spelt(self, word: str) -> tuple[bytes, ...]:
-        """Words of 4 or 5 letters may differ by one edit, longer ones by two; a neighbouring pair of letters turned round is one.
+    def _holding(self, stem: str) -> int:
+        """In how many fields a stem is, 0 when none but deleted listings hold it."""
+        count = sum(self._searcher.doc_freq(field, stem) for field in WEIGHTS)
+        if 0 < count <= self._deleted * len(WEIGHTS):
+            query = _any_of([[Query.term_query(self._schema, field, stem, index_option="basic") for field in WEIGHTS]])
+            return count if self._searcher.search(query, 1).count else 0
+        return count
 
-        Source: Elasticsearch, "fuzziness AUTO".
+    def _commonest(self, words: dict[str, int], most: int) -> tuple[str, ...]:
+        """The stems of some words, given with the number of fields that each is in: the commonest first."""
+        counts = Counter()
+        for word, count in words.items():
+            counts[_stem(word)] += count
+        ordered = sorted(counts, key=lambda stem: (-counts[stem], stem))
+        return tuple(itertools.islice(filter(self._holding, ordered), most))
+
+    def _nearest_spelt(self, word: str) -> tuple[str, ...]:
+        """Words of 4 or 5 letters may differ by one edit, longer ones by two; a neighbouring pair of letters turned round is one,
+        and the first letter is right.
+
+        Source: Elasticsearch, "fuzziness AUTO" and "prefix_length".
         """
         edits = 1 if len(word) < 6 else 2
-        near = [found for part in self._parts for found in part.spelt_alike(word, edits)]
-        for wanted in range(1, edits + 1):
-            if stems := self._commonest([stem for distance, stem in near if distance == wanted], TYPO_WORDS):
+        near: dict[int, dict[str, int]] = {}
+        spelt = self._spelt(word[0])
+        for letters in range(len(word) - edits, len(word) + edits + 1):
+            counts = spelt.get(letters, {})
+            for other, distance, _ in process.extract(word, counts.keys(), scorer=OSA.distance, score_cutoff=edits, limit=None):
+                near.setdefault(distance, {})[other] = counts[other]
+        for distance in sorted(near):
+            if stems := self._commonest(near[distance], TYPO_WORDS):
                 return stems
         return ()
 
-    def _holding(self, stems: np.ndarray) -> np.ndarray:
-        """(n,) how many listings hold each of (n,) stems."""
-        return np.sum([part.holding(stems) for part in self._parts], axis=0)
+    def _words_by_length(self, letter: str) -> dict[int, dict[str, int]]:
+        """Number of letters -> the words of so many that begin with a letter, and the number of fields that each is in; a number
+        is not a misspelt number."""
+        grouped: dict[int, dict[str, int]] = {}
+        for field in WEIGHTS:
+            for word, count in self._searcher.terms_with_prefix(f"{field}_exact", letter):
+                if word.isalpha():
+                    words = grouped.setdefault(len(word), {})
+                    words[word] = words.get(word, 0) + count
+        return grouped
 
-    def _commonest(self, stems: Sequence[bytes], most: int) -> tuple[bytes, ...]:
-        """Of some stems, those that most listings hold."""
-        different = np.unique(np.array(stems, "S"))
-        holding = self._holding(different)
-        order = np.argsort(-holding, kind="stable")[:most]
-        return tuple(different[order[holding[order] > 0]].tolist())
+    # What must be.
+
+    def _conditions(self, filters: Filters | None) -> list[Query]:
+        """Queries that add nothing to a score."""
+        filters, found = filters or Filters(), []
+        if filters.category is not None:
+            found.append(self._named("categories", names.category_path(filters.category)))
+        low, high = (None if bound is None else names.comparable_price(bound) for bound in (filters.min_price, filters.max_price))
+        if (low, high) != (None, None):
+            found.append(Query.range_query(self._schema, "price", tantivy.FieldType.Float, low, high))
+        if filters.location is not None:
+            found.append(self._in_place(names.place_name(filters.location)))
+        return [Query.const_score_query(query, 0.0) for query in found]
+
+    def _named(self, field: str, name: str) -> Query:
+        return Query.term_query(self._schema, field, name, index_option="basic") if name else Query.empty_query()
+
+    def _in_place(self, name: str) -> Query:
+        """The places that are called so; where none is, those that begin so."""
+        exactly = self._named("places", name)
+        if not name or self._searcher.search(exactly, 1).count:
+            return exactly
+        # Not phrase_prefix_query, which finds the first 50 names only.
+        return Query.fuzzy_term_query(self._schema, "places", name, distance=0, prefix=True)
+
+    def _counts(self, query: Query) -> Counts:
+        asked = {field: {"terms": {"field": field, "size": MAX_NAMES}} for field in ("category_path", "town", "county")}
+        ranges = _price_ranges()
+        asked["price"] = {"range": {"field": "price", "ranges": list(ranges.values())}}
+        found = self._searcher.aggregate(query, asked)
+        towns, counties, paths = (_counted(found, field) for field in ("town", "county", "category_path"))
+        categories = Counter()
+        for path, count in paths.items():
+            levels = category_levels(path)
+            for depth in range(len(levels)):
+                categories[CATEGORY_SEPARATOR.join(levels[: depth + 1])] += count
+        in_ranges = [bucket["doc_count"] for bucket in found["price"]["buckets"]] or [0] * len(ranges)  # none without listings
+        return Counts(dict(categories), towns, counties, dict(zip(ranges, in_ranges, strict=True)))
 
 
-def _union(postings: list[tuple[np.ndarray, np.ndarray]], weights: list[np.float32]) -> tuple[np.ndarray, np.ndarray]:
-    """Listings with any of several stems, and the score of each one's best. weights: factors of the stems' postings."""
-    if len(postings) == 1:
-        return postings[0][0], postings[0][1] * weights[0]
-    rows, place = np.unique(np.concatenate([rows for rows, _ in postings]), return_inverse=True)
-    scores = np.zeros(len(rows), np.float32)
-    weighted = [values * weight for (_, values), weight in zip(postings, weights, strict=True)]
-    np.maximum.at(scores, place, np.concatenate(weighted))
-    return rows, scores
+def _price_ranges() -> dict[tuple[float, float | None], dict[str, float]]:
+    """The lowest and the highest price of each range, and the range as tantivy takes it: without its upper end, which is the next
+    float32 above the highest price."""
+    highest = [round(step - 0.01, 2) for step in PRICE_STEPS]
+    ends = [float(np.nextafter(np.float32(price), np.float32(np.inf))) for price in highest]
+    lowest = (0.0, *map(float, PRICE_STEPS))
+    first, last = {"to": ends[0]}, {"from": ends[-1]}
+    between = ({"from": start, "to": end} for start, end in itertools.pairwise(ends))
+    return dict(zip(zip(lowest, (*highest, None), strict=True), (first, *between, last), strict=True))
 
 
-def _find(ordered: np.ndarray, word: bytes) -> int | None:
-    place = int(np.searchsorted(ordered, word))
-    return place if place < len(ordered) and ordered[place] == word else None
+def _counted(found: dict, field: str) -> dict[str, int]:
+    return {bucket["key"]: bucket["doc_count"] for bucket in found[field]["buckets"]}
 
 
-def _stem(words: Sequence[str]) -> list[str]:
-    """The words' Porter stems, as SQLite's tokenizer makes them."""
-    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
-        connection.execute("CREATE VIRTUAL TABLE texts USING fts5 (word, content='', tokenize='porter unicode61')")
-        connection.execute("CREATE VIRTUAL TABLE terms USING fts5vocab (texts, 'instance')")
-        connection.executemany("INSERT INTO texts (rowid, word) VALUES (?, ?)", enumerate(words))
-        stems = dict(connection.execute("SELECT doc, term FROM terms WHERE offset = 0"))
-    return [stems.get(place, word) for place, word in enumerate(words)]
+def _any_of(words: list[list[Query]]) -> Query:
+    """Flat: a union of terms is faster than one of unions."""
+    return Query.boolean_query([(Occur.Should, query) for queries in words for query in queries])
+
+
+def _every(*queries: Query) -> Query:
+    if len(queries) == 1:
+        return queries[0]
+    return Query.boolean_query([(Occur.Must, query) for query in queries]) if queries else Query.all_query()

@@ -84,7 +84,7 @@ def test_the_words_alone_tell_the_category_where_the_ranker_says_so(recommender,
 
 def plain_hits(recommender: Recommender, query, count: int, allowed: np.ndarray) -> list[tuple]:
     """Row, photo, score and folded listings of the first `count` hits, one candidate after the other."""
-    rows = recommender.candidates(query, allowed, 200)
+    rows, _ = recommender.candidates(query, allowed, 200)
     if len(rows) < 100:
         others = [row for row in np.flatnonzero(allowed) if row not in rows and row != query.excluded_row]
         rows = np.concatenate([rows, others[: 100 - len(rows)]]).astype(int)
@@ -209,9 +209,9 @@ def test_the_ranker_is_fitted_on_validation_listings_against_training_ones_only(
     candidates, seen = recommender.candidates, set()
 
     def watched(*arguments):
-        rows = candidates(*arguments)
+        rows, matched = candidates(*arguments)
         seen.update(rows.tolist())
-        return rows
+        return rows, matched
 
     monkeypatch.setattr(recommender, "candidates", watched)
     probabilities = reading.read_array(demo_dir / "embeddings" / "probabilities.npy")
