@@ -159,7 +159,7 @@ def write_generation(index_dir: Path, source: Path, products: pd.DataFrame, vect
 
     from marketplace.files import atomic, generations, reading, stages
     from marketplace.models import photo_model
-    from marketplace.retrieval import builds, catalogue, keys
+    from marketplace.retrieval import builds, catalogue, keys, words
     from marketplace.retrieval import vectors as vector_search
 
     text_vectors = clustered(len(products), reading.read_array(source / "text_vectors.npy").shape[1], seed=0)
@@ -167,17 +167,19 @@ def write_generation(index_dir: Path, source: Path, products: pd.DataFrame, vect
         image_ids = [f"i{row}" for row in range(len(products))]
         ids = {"photos": image_ids, "listings": products["product_id"].tolist()}
         for kind, rows in (("photos", vectors), ("listings", text_vectors)):
-            files, row_keys = vector_search.FILES[kind], keys.keys(ids[kind])
-            faiss.write_index(vector_search.build(rows, keys=row_keys), str(folder / files.index))
-            atomic.write_array(folder / files.vectors, rows)
-            atomic.write_array(folder / files.keys, row_keys)
+            names, row_keys = vector_search.FILES[kind], keys.keys(ids[kind])
+            faiss.write_index(vector_search.build(rows, keys=row_keys), str(folder / names.index))
+            atomic.write_array(folder / names.vectors, rows)
+            atomic.write_array(folder / names.keys, row_keys)
         catalogue.write(folder, [products], image_ids, np.arange(len(products)))
-        builds.write_words(folder)
+        words.write(folder, *builds.listing_blocks(folder, row_keys))
         for name in (*photo_model.FILES, "ranker.json"):
             shutil.copy2(files.get(name, source / name), folder / name)
         own = vectors.shape[1] != photo_model.Description.load(folder).dimension
         digests = stages.digests(folder, *generations.files_of(folder))
-        atomic.write_json(folder / "report.json", {"own_embeddings": own, "files": digests})
+        atomic.write_json(
+            folder / "report.json", {"own_embeddings": own, "files": digests, "schema": stages.STAGES["index"].schema}
+        )
 
 
 def renamed_generation(index_dir: Path, source: Path, prefix: str) -> str:

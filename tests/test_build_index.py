@@ -247,7 +247,7 @@ def everything(generation: Path) -> dict:
         }
     words = {}
     for query in ("quotes second line", "bik", "guitra", "table with chairs", "the"):
-        best = listed.match_words(query, 10_000)
+        best, _ = listed.match_words(query, 10_000)
         words[query] = {product["product_id"] for product in listed.products(best)}
     return {"listings": found, "words": words, "choices": listed.choices()}
 

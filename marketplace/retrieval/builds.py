@@ -179,7 +179,7 @@ def write_engines(folder: Path, entries: Entries, settings: BuildSettings) -> No
         keys = reading.read_array(folder / files.keys)
         faiss.write_index(vector_search.build(vectors, *limits[kind], keys), str(folder / files.index))
         reading.release(vectors)
-    words.write(folder, *_listings(folder, keys))
+    words.write(folder, *listing_blocks(folder, keys))
 
 
 def update_engines(published: Path, folder: Path, entries: Entries, changes: dict[str, Changes]) -> None:
@@ -188,18 +188,18 @@ def update_engines(published: Path, folder: Path, entries: Entries, changes: dic
         files, came = vector_search.FILES[kind], changes[kind].came
         keys = reading.read_array(folder / files.keys)[came]
         vector_search.update(published / files.index, folder / files.index, changes[kind].gone, vectors[came], keys)
-    words.update(published, folder, changes["listings"].gone, *_listings(folder, keys, changes["listings"].came))
+    words.update(published, folder, changes["listings"].gone, *listing_blocks(folder, keys, changes["listings"].came))
 
 
 def purge(folder: Path) -> None:
     """Write the word index anew: an updated one holds words of listings that are gone, as tantivy's segments never change."""
     shutil.rmtree(folder / words.FOLDER)
-    words.write(folder, *_listings(folder, reading.read_array(folder / vector_search.FILES["listings"].keys)))
+    words.write(folder, *listing_blocks(folder, reading.read_array(folder / vector_search.FILES["listings"].keys)))
 
 
-def _listings(
+def listing_blocks(
     folder: Path, keys: np.ndarray, rows: np.ndarray | None = None
 ) -> tuple[Iterator[pd.DataFrame], Iterator[np.ndarray]]:
     """The catalogue's listings of some rows, or of all, with their keys, in blocks of one size."""
     blocks = (keys[start : start + catalogue.ROWS_AT_A_TIME] for start in range(0, len(keys), catalogue.ROWS_AT_A_TIME))
-    return catalogue.read_listings(folder, rows), blocks
+    return catalogue.readlisting_blocks(folder, rows), blocks

@@ -295,6 +295,8 @@ def listed(tmp_path_factory) -> catalogue.Catalogue:
     folder = tmp_path_factory.mktemp("catalogue")
     table = TABLE.assign(product_id=[str(row) for row in range(len(TABLE))])
     catalogue.write(folder, [table], ["a photo"], np.array([0]))
+    np.save(folder / catalogue.LISTING_KEYS, np.arange(len(TABLE)))
+    words.write(folder, [table], [np.arange(len(TABLE))])
     return catalogue.Catalogue(folder)
 
 
