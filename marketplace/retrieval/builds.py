@@ -202,4 +202,4 @@ def listing_blocks(
 ) -> tuple[Iterator[pd.DataFrame], Iterator[np.ndarray]]:
     """The catalogue's listings of some rows, or of all, with their keys, in blocks of one size."""
     blocks = (keys[start : start + catalogue.ROWS_AT_A_TIME] for start in range(0, len(keys), catalogue.ROWS_AT_A_TIME))
-    return catalogue.readlisting_blocks(folder, rows), blocks
+    return catalogue.read_listings(folder, rows), blocks
