@@ -121,12 +121,17 @@ def test_an_index_of_vectors_of_your_own_answers_for_listings_but_not_for_photos
 
 
 def test_new_vectors_make_a_new_generation(copied, capsys):
-    before = generations.current_generation(copied / "index").name
+    assert build_index.main(["--data", str(copied), "--kind", "flat"]) == 0
+    before = generations.current_generation(copied / "index")
+    assert (before / "vectors.npy").samefile(copied / "embeddings" / "vectors.npy")  # linked, not copied
     vectors = np.load(copied / "embeddings" / "vectors.npy")
     atomic.write_array(copied / "embeddings" / "vectors.npy", np.roll(vectors, 1, axis=1))
     stamp(copied, "embeddings")
-    assert build_index.main(["--data", str(copied)]) == 0
-    assert generations.current_generation(copied / "index").name != before
+    assert build_index.main(["--data", str(copied), "--kind", "flat"]) == 0
+    after = generations.current_generation(copied / "index")
+    assert after != before
+    np.testing.assert_array_equal(np.load(before / "vectors.npy"), vectors)
+    np.testing.assert_array_equal(np.load(after / "vectors.npy"), np.roll(vectors, 1, axis=1))
 
 
 @pytest.mark.parametrize("main", [extract_embeddings.main, build_index.main, lambda a: train.main([*a, *TRAIN_FLAGS])])

@@ -23,7 +23,7 @@ RANKER, REPORT = "ranker.json", "report.json"
 class BuildSettings:
     """What decides how a generation is built: only one with equal settings is updated.
 
-    kind, recall, max_memory_bytes: of the photo index, as search.build() takes them; models: the digest of each file of
+    kind, recall, max_memory_bytes: of the photo index, as vectors.build() takes them; models: the digest of each file of
     data/model/ that serving needs; own_embeddings: whether the photos' vectors are not the model's; dimension: of those.
     """
 
@@ -90,7 +90,7 @@ class Published:
         return found
 
     def is_outgrown(self, changes: dict[str, "Changes"], rows: dict[str, int], settings: BuildSettings) -> bool:
-        """Whether one of its indexes is too old to be updated (search.rebuild_is_due()), or would take more memory than it may.
+        """Whether one of its indexes is too old to be updated (vectors.rebuild_is_due()), or would take more memory than it may.
 
         rows: of the new generation's photos and listings.
         """

@@ -112,6 +112,22 @@ def test_filters_hold_for_every_result_and_give_all_that_match(client, demo_dir,
     assert found and all(result["town"] == town for result in found)
 
 
+def test_a_category_or_place_that_no_listing_has_is_422_with_the_nearest_and_filters_that_nothing_meets_are_200(client, products):
+    town = max(products["town"], key=len)
+    for field, typed, kind, meant in (
+        ("location", f"{town[:-2]}{town[-1]}q", "place", town),
+        ("category", "Bxq", "category", None),
+    ):
+        refused = client.get("/search", params={"q": "good", field: typed})
+        sentence = f'no listing has the {kind} "{typed}": '
+        assert refused.status_code == 422 and refused.json()["detail"].startswith(sentence)
+        assert f'"{meant}"' in refused.json()["detail"] or not meant
+    similar = client.get(f"/products/{products.index[0]}/similar", params={"location": "Bxq"})
+    assert similar.json() == {"detail": 'no listing has the place "Bxq": GET /filters lists them'}
+    met_by_none = client.get("/search", params={"q": "good", "location": town, "min_price": 1e9})
+    assert (met_by_none.status_code, met_by_none.json()["results"]) == (200, [])
+
+
 def test_pages_follow_each_other_without_gaps_or_repeats(client, demo_dir, photos_table):
     image = raw_photo(demo_dir, photos_table["image_id"][0])
     form = {"text": "red guitar", "k": 40}
