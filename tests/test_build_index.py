@@ -90,13 +90,18 @@ def answers(recommender: Recommender, query, **options) -> tuple[set, list[float
     return {(hit["product_id"].removeprefix("new-"), hit["duplicates"]) for hit in surely}, scores
 
 
+def but_for_words(generation: Path) -> dict[str, bytes]:
+    """The files of a generation without those of its word index, to which tantivy gives random names."""
+    return {name: content for name, content in files_below(generation).items() if not name.startswith("words/")}
+
+
 def test_an_update_writes_what_is_there_now_in_the_order_of_the_tables(changed):
     report, full = (reading.read_json(folder / "report.json") for folder in (changed.updated, changed.full))
     assert report["updated"] == changed.before and full["updated"] is None
     assert report["changed_rows"]["listings"] == ADDED + GONE + 2 * EDITED
     assert report["drift"] == report["changed_rows"] and full["drift"] == {"photos": 0, "listings": 0}
     assert report["photos"] == report["index"]["rows"] == full["photos"]
-    ours, theirs = files_below(changed.updated), files_below(changed.full)
+    ours, theirs = but_for_words(changed.updated), but_for_words(changed.full)
     engines = {"index.faiss", "text.faiss", "report.json"}  # these keep what did not change where it was
     assert ours.keys() == theirs.keys() and {name for name in ours if ours[name] != theirs[name]} <= engines
     assert ours["ranker.json"] == changed.files["ranker.json"]
@@ -156,10 +161,23 @@ def test_an_update_answers_as_a_full_build_does(changed):
             assert ours == theirs
     assert updated.catalogue.choices() == full.catalogue.choices()
     for name in products["name"]:
-        ours, our_scores = answers(updated, updated.query(text=name))
-        theirs, their_scores = answers(full, full.query(text=name))
+        _, our_scores = answers(updated, updated.query(text=name))
+        _, their_scores = answers(full, full.query(text=name))
+        # Until tantivy merges its segments, BM25 counts the words of listings that are gone too.
+        np.testing.assert_allclose(our_scores, their_scores, atol=0.05)
+
+
+def test_a_purged_update_answers_words_as_a_full_build_does(changed, tmp_path):
+    shutil.copytree(changed.data_dir, tmp_path / "data")
+    random_change(tmp_path / "data", np.random.default_rng(1))
+    made = []
+    for flags in (["--purge"], ["--full"]):
+        assert build_index.main(["--data", str(tmp_path / "data"), *flags]) == 0
+        made.append(Recommender(generations.current_generation(tmp_path / "data" / "index")))
+    for row, listing in enumerate(made[0].catalogue.products(range(made[0].catalogue.n_products))):
+        (ours, our_scores), (theirs, their_scores) = (answers(opened, opened.query(text=listing["name"])) for opened in made)
         np.testing.assert_allclose(our_scores, their_scores, atol=2e-6)
-        assert ours == theirs
+        assert ours == theirs, row
 
 
 def test_what_is_gone_is_found_no_more_and_what_is_new_is_found(changed):
@@ -275,7 +293,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("after", [0, 1, 3, 6, 12, 20, 25])
-def test_an_update_killed_at_any_moment_ends_with_the_same_bytes(after, changed, tmp_path, monkeypatch):
+def test_an_update_killed_at_any_moment_ends_with_the_same_bytes_and_answers(after, changed, tmp_path, monkeypatch):
     data_dir = tmp_path / "data"
     shutil.copytree(changed.data_dir, data_dir)  # as it is after a full build
     random_change(data_dir, np.random.default_rng(1))
@@ -301,9 +319,10 @@ def test_an_update_killed_at_any_moment_ends_with_the_same_bytes(after, changed,
     assert files_below(published) == before
     assert build_index.main(["--data", str(data_dir)]) == 0
     found = generations.current_generation(data_dir / "index")
-    ours, theirs = files_below(found), files_below(expected)
+    ours, theirs = but_for_words(found), but_for_words(expected)
     assert found.name == expected.name and ours.keys() == theirs.keys()
     assert {name for name in ours if ours[name] != theirs[name]} <= {"report.json"}  # it tells times
+    assert everything(found) == everything(expected)
 
 
 KILLED_UPDATE = """
