@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import uvicorn
+from hypothesis import settings
 
 import api
 import build_index
@@ -16,6 +17,10 @@ import train
 from demo import sample
 from marketplace.cleaning import listings
 from marketplace.files import reading, stages
+
+# No test is timed: a busy machine would fail it.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 LISTINGS = 60
 TRAIN_FLAGS = ["--backbone", "efficientnet_lite0", "--image-size", "96", "--epochs", "15", "--workers", "0", "--device", "cpu"]
