@@ -37,7 +37,7 @@ def test_the_published_generation_holds_all_that_serving_needs(demo_dir):
     assert report["index"]["recall_at_10"] == 1.0 and report["index"]["kind"] == "Flat"
     assert {name: report["files"][name] for name in photo_model.FILES} == stages.digests(demo_dir / "model", *photo_model.FILES)
     assert report["files"] == stages.digests(
-        generation, *(path.name for path in generation.iterdir() if path.name != "report.json")
+        generation, *(name for name in generations.files_of(generation) if name != "report.json")
     )
     assert report["index"]["bytes_per_vector"] == pytest.approx(4 * report["dimension"], rel=0.1)
     names = {"index.faiss", "vectors.npy", "text.faiss", "catalogue.sqlite", "ranker.json", *photo_model.FILES}

@@ -193,7 +193,7 @@ def test_a_build_killed_while_it_publishes_leaves_the_old_generation_serving(dat
     before = generation_files.current_generation(data_dir / "index").name
     code = (
         "import os, pathlib, signal, sys; from marketplace.files import generations\n"
-        "generations._put_in_place = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "generations.os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)\n"
         "with generations.new_generation(pathlib.Path(sys.argv[1]), 'half') as folder: (folder / 'index.faiss').write_bytes(b'')"
     )
     with TestClient(api.create_app(Settings(data_dir, api_key=KEY))) as client:
