@@ -155,12 +155,14 @@ def widen(data_dir: Path, count: int, folder: Path) -> None:
     atomic.write_csv(folder / "dataset" / "training_data.csv", owners.iloc[np.arange(count) % len(owners)].assign(image_id=ids))
     (folder / "dataset" / "settings.json").symlink_to(data_dir / "dataset" / "settings.json")
     for name in ("images", "dataset"):
-        known = stages.read_manifest(data_dir / name)
+        manifest = stages.read_manifest(data_dir / name)
         inputs = (
-            stages.digests(folder, *(name for name in known["inputs"] if not name.startswith("--"))) if name == "dataset" else {}
+            stages.digests(folder, *(name for name in manifest["inputs"] if not name.startswith("--")))
+            if name == "dataset"
+            else {}
         )
         outputs = ["photos.csv"] if name == "images" else ["settings.json", "training_data.csv"]
-        stages.Stage(folder, name, known["arguments"], inputs).finish(known["counts"], outputs)
+        stages.Stage(folder, name, manifest["arguments"], inputs).finish(manifest["counts"], outputs)
 
 
 def peak_mb(data_dir: Path) -> float:

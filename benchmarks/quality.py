@@ -179,7 +179,7 @@ class Pooled:
         rows = self.rows(drawn)
         columns = [self.columns[name][rows] for name in names]
         fold = np.where(np.isnan(np.stack(columns)).any(axis=0), -1, self.columns["fold"][rows])
-        return float(np.mean([statistic(*(column[fold == of] for column in columns)) for of in np.unique(fold[fold >= 0])]))
+        return float(np.mean([statistic(*(column[fold == one] for column in columns)) for one in np.unique(fold[fold >= 0])]))
 
 
 def compare(pooled: Pooled, statistic: Callable[..., float], ours: list[str], baseline: list[str] | float) -> dict | None:
@@ -312,7 +312,7 @@ def main() -> int:
         fold_dir = args.data / f"fold-{fold}"
         print(f"fold {fold + 1} of {args.folds}", file=sys.stderr)
         prepare_fold(args.data / "all", fold_dir, pd.Series(split, index=table["product_id"]))
-        if fold:  # the untrained trunk's features of every photo depend on no split
+        if fold:  # the untrained backbone's features of every photo depend on no split
             link_folder(args.data / "fold-0" / "features", fold_dir / "features")
         run_script(fold_dir, "dataset.py", "--split-column", "fold_split", *dataset_flags)
         torn = stages.read_manifest(fold_dir / "dataset")["counts"]["clusters_spanning_given_splits"]

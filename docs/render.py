@@ -224,8 +224,8 @@ def search_peers() -> str:
 
 
 def stage_seconds() -> str:
-    known = result("stages")
-    figures = known["figures"]
+    kept = result("stages")
+    figures = kept["figures"]
     cells = [[f"`{name}/`", f"{seconds:g}"] for name, seconds in figures["seconds"].items()]
     heads = ["stage", f"seconds for {figures['listings']:,} listings, {figures['photos']:,} photos"]
     return f"{table(heads, cells)}\n\n{measured('stages')}"

@@ -143,12 +143,12 @@ def test_lines_of_text_are_short(path):
 
 def test_every_figure_says_when_where_and_how_it_was_measured():
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
-        known = json.loads(path.read_text(encoding="utf-8"))
-        assert set(known) == MEASURED, path.name
-        assert re.fullmatch(r"\d{4}-\d\d-\d\d", known["date"]), path.name
-        assert not known["commit"].endswith("-dirty"), f"{path.name} was measured in a state that no commit holds"
-        script = known["command"].split()[1]
-        assert (ROOT / script).is_file(), known["command"]
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        assert set(kept) == MEASURED, path.name
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", kept["date"]), path.name
+        assert not kept["commit"].endswith("-dirty"), f"{path.name} was measured in a state that no commit holds"
+        script = kept["command"].split()[1]
+        assert (ROOT / script).is_file(), kept["command"]
 
 
 def test_a_part_that_the_code_does_not_know_is_an_error():

@@ -367,6 +367,6 @@ def load(images_dir: Path, image_id: str, transform: Callable[[bytes], object]) 
 def pixel_digests(images_dir: Path, image_ids: Sequence[str]) -> np.ndarray:
     """(N,) text, the sha256 of each kept photo's pixels; photos.csv has more rows of an id when several files bore it."""
     table = reading.read_csv(images_dir / "photos.csv", usecols=["image_id", "status", "sha256"])
-    of_kept = table[table["status"] == "ok"].set_index("image_id")["sha256"]
-    assert of_kept.index.is_unique, "two photos of one id were kept"
-    return of_kept.loc[list(image_ids)].to_numpy()
+    kept = table[table["status"] == "ok"].set_index("image_id")["sha256"]
+    assert kept.index.is_unique, "two photos of one id were kept"
+    return kept.loc[list(image_ids)].to_numpy()

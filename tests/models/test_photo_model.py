@@ -151,7 +151,8 @@ def test_neighbours_kept_is_what_a_plain_count_gives():
     shares = []
     for row in range(25):
         nearest = [
-            sorted((i for i in range(40) if i != row), key=lambda i, of=of: -of[row] @ of[i])[:10] for of in (exact, other)
+            sorted((i for i in range(40) if i != row), key=lambda i, rows=rows: -rows[row] @ rows[i])[:10]
+            for rows in (exact, other)
         ]
         shares.append(len(set(nearest[0]) & set(nearest[1])) / 10)
     assert int8.neighbours_kept(exact, other, 25) == pytest.approx(np.mean(shares))

@@ -55,8 +55,8 @@ def test_every_answer_carries_a_request_id_and_careful_headers(client):
 
 
 def test_a_trace_id_is_kept_and_a_clients_own_words_are_not(client):
-    known = "0af76519-16cd-43dd-8448-eb211c80319c"
-    assert client.get("/readyz", headers={"X-Request-ID": known}).headers["X-Request-ID"] == known
+    trace_id = "0af76519-16cd-43dd-8448-eb211c80319c"
+    assert client.get("/readyz", headers={"X-Request-ID": trace_id}).headers["X-Request-ID"] == trace_id
     for words in ("ring 07700 900123", "x" * 20, "a" * 65, "abc"):
         assert client.get("/readyz", headers={"X-Request-ID": words}).headers["X-Request-ID"] != words
 
