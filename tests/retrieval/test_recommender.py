@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import shutil
 
 import numpy as np
@@ -7,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from marketplace.cleaning import listings
-from marketplace.files import generations, reading
+from marketplace.files import atomic, generations, reading
+from marketplace.files.stages import StageError
 from marketplace.retrieval import open_index, ranking
 from marketplace.retrieval.catalogue import Filters
 from marketplace.retrieval.recommender import Recommender
@@ -134,6 +136,16 @@ def test_an_index_opened_without_models_answers_for_listings_as_the_recommender_
         assert opened.recommend(opened.query_of(row), 10) == recommender.recommend(recommender.query_of(row), 10)
     by_words = opened.query_by(recommender.table_models, text="blue bicycle for sale")
     assert opened.recommend(by_words, 10) == recommender.recommend(recommender.query(text="blue bicycle for sale"), 10)
+
+
+def test_a_generation_of_another_version_is_one_sentence(demo_dir, tmp_path):
+    published = generations.current_generation(demo_dir / "index")
+    shutil.copytree(published, tmp_path / "older")
+    report = reading.read_json(published / "report.json")
+    atomic.write_json(tmp_path / "older" / "report.json", report | {"schema": report["schema"] - 1})
+    expected = f"{tmp_path / 'older'} was built by another version of this program: run python build_index.py"
+    with pytest.raises(StageError, match=f"^{re.escape(expected)}$"):
+        Recommender(tmp_path / "older")
 
 
 def test_a_photo_alone_brings_its_own_listing_first(recommender, queries):
