@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from marketplace.retrieval.catalogue import PLACES, Catalogue, Filters, search_w
 from marketplace.retrieval.categories import CategoryTree
 from marketplace.retrieval.ranking import KINDS, Ranker
 from marketplace.retrieval.vectors import FILES, VectorIndex
+from marketplace.retrieval.words import Counts, Sort
 
 WINDOW = 100  # results are ranked this many at a time, then ten times as many: a later page never changes an earlier one
 Matched = tuple[np.ndarray, np.ndarray]  # of Catalogue.match_words()
@@ -43,13 +44,24 @@ class Query:
 @dataclass(frozen=True)
 class Hit:
     """A listing found: its row, the row of its photo nearest to the query's, its score, the parts of that, and how many other
-    listings with the same photo or text are folded into it."""
+    listings with the same photo or text are folded into it. One that is not ranked has no score."""
 
     row: int
     photo_row: int | None
-    score: float
+    score: float | None
     parts: dict[str, float]
     duplicates: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """Listings for a client, and how many the whole result holds that they are a part of: `total`, or as many at least; counts:
+    of the whole result, None where they were not asked for."""
+
+    results: list[dict]
+    total: int
+    total_is_at_least: bool
+    counts: Counts | None
 
 
 class OpenIndex:
@@ -134,7 +146,47 @@ class OpenIndex:
         """Listings that the evidence speaks for most, best first, from place `offset` on, at most k, none below min_score:
         fields for a client, the score and its parts. step: entered around the "search" for candidates and their "rank"."""
         hits = self._hits(query, offset, offset + k, self.catalogue.allowed(filters), filters, step=step)
-        return self._results([hit for hit in hits if round(hit.score, 6) >= min_score])
+        return self._results([hit for hit in hits if round(hit.score, 6) >= min_score], query.words)
+
+    def search(
+        self,
+        query: Query,
+        k: int,
+        filters: Filters = Filters(),  # noqa: B008
+        offset: int = 0,
+        min_score: float = 0.0,
+        with_counts: bool = False,
+        step: Step = contextlib.nullcontext,
+    ) -> Found:
+        """recommend(), and how large the whole result is: min_score makes no difference to that, and folded listings count."""
+        results = self.recommend(query, k, filters, offset, min_score, step)
+        _, page = self.catalogue.search(self._required_words(query, filters), filters, k=1, with_counts=with_counts)
+        return Found(results, page.total, page.total_is_at_least, page.counts)
+
+    def browse(
+        self,
+        text: str | None,
+        k: int,
+        filters: Filters = Filters(),  # noqa: B008
+        offset: int = 0,
+        sort: Sort = "newest",
+        with_counts: bool = False,
+    ) -> Found:
+        """The listings that pass the filters and, where a text is given, hold any of its words, sorted, none folded."""
+        rows, page = self.catalogue.search(text, filters, sort, k, offset, with_counts)
+        photos = [None if photo < 0 else photo for photo in self._best_photos(Query(), rows)[0].tolist()]
+        hits = [Hit(row, photo, None, {}, 0) for row, photo in zip(rows.tolist(), photos, strict=True)]
+        return Found(self._results(hits, text), page.total, page.total_is_at_least, page.counts)
+
+    def _required_words(self, query: Query, filters: Filters) -> str | None:
+        """What a listing must hold a word of to be in a ranked result, beside passing the filters; None where nothing.
+
+        By meaning every listing is more or less alike, and comes after those that hold the words; where there is no meaning and
+        none holds the words, none is found at all.
+        """
+        if query.photos is not None or query.text is not None:
+            return None
+        return None if query.words and len(self.catalogue.match_words(query.words, 1, filters)[0]) else ""
 
     def ranked(self, query: Query, k: int, excluded: np.ndarray, kinds: Collection[str] = KINDS) -> np.ndarray:
         """Rows of the k listings that recommend() would give were the `excluded` rows not there, by the given evidence only."""
@@ -278,21 +330,26 @@ class OpenIndex:
         by_town, by_county = map(bool, self._place_names(place))  # no name in common is nothing in common
         return np.where(town & county & by_town, 1.0, np.where(county & by_county, 0.5, 0.0))
 
-    def _results(self, hits: list[Hit]) -> list[dict]:
-        """The fields of each hit for a client."""
+    def _results(self, hits: list[Hit], text: str | None) -> list[dict]:
+        """The fields of each hit for a client; a text's words are marked in them."""
         photo_rows = [hit.photo_row for hit in hits if hit.photo_row is not None]
         image_id_of = dict(zip(photo_rows, self.catalogue.image_ids(photo_rows), strict=True)) | {None: None}
-        products = self.catalogue.products([hit.row for hit in hits], RESULT_FIELDS)
+        fields = RESULT_FIELDS if text is None else (*RESULT_FIELDS, "description")
+        products = self.catalogue.products([hit.row for hit in hits], fields)
+        highlighter = None if text is None else self.catalogue.highlighter(text)
         results = []
         for hit, product in zip(hits, products, strict=True):
             image_id = image_id_of[hit.photo_row]
+            snippet = highlighter and asdict(highlighter.snippet(product.pop("description")))
             results.append(
                 product
                 | {
+                    "name_marks": highlighter.marks(product["name"]) if highlighter else [],
+                    "snippet": snippet,
                     "image_id": image_id,
                     "photo_url": image_id and f"/images/{image_id}.jpg",
                     "duplicates": hit.duplicates,
-                    "score": round(hit.score, 6),
+                    "score": None if hit.score is None else round(hit.score, 6),
                     "parts": {kind: round(value, 6) for kind, value in hit.parts.items()},
                 }
             )
