@@ -293,11 +293,14 @@ class Catalogue:
         sort: words.Sort = "newest",
         k: int = 10,
         offset: int = 0,
-        with_counts: bool = False,
-    ) -> tuple[np.ndarray, words.Page]:
-        """WordIndex.search(), and the rows (n,) of the listings on the page."""
-        page = self._words.search(text, filters, sort, k, offset, with_counts)
-        return self._rows.rows(page.keys), page
+    ) -> tuple[np.ndarray, int]:
+        """Rows (n,) of the listings that WordIndex.search() finds, and the number of all."""
+        keys, total = self._words.search(text, filters, sort, k, offset)
+        return self._rows.rows(keys), total
+
+    def counts(self, text: str | None, filters: Filters) -> words.Counts:
+        """Of all listings that search() finds."""
+        return self._words.counts(text, filters)
 
     def highlighter(self, text: str) -> words.Highlighter:
         """Marks a text's words in listings."""

@@ -20,6 +20,7 @@ from marketplace.retrieval.words import Counts, Sort
 WINDOW = 100  # results are ranked this many at a time, then ten times as many: a later page never changes an earlier one
 Matched = tuple[np.ndarray, np.ndarray]  # of Catalogue.match_words()
 CANDIDATES = 2  # of each kind of evidence, for each result of the window
+EXACT_TOTAL = 1000  # a larger total is given as "at least"
 RESULT_FIELDS = ("product_id", "name", "category", "price", "price_plausible", "town", "county")
 Step = Callable[[str], AbstractContextManager]
 
@@ -62,6 +63,11 @@ class Found:
     total: int
     total_is_at_least: bool
     counts: Counts | None
+
+    @classmethod
+    def among(cls, total: int, results: list[dict], counts: Counts | None) -> "Found":
+        """total: however many."""
+        return cls(results, min(total, EXACT_TOTAL), total > EXACT_TOTAL, counts)
 
 
 class OpenIndex:
@@ -145,8 +151,7 @@ class OpenIndex:
     ) -> list[dict]:
         """Listings that the evidence speaks for most, best first, from place `offset` on, at most k, none below min_score:
         fields for a client, the score and its parts. step: entered around the "search" for candidates and their "rank"."""
-        hits = self._hits(query, offset, offset + k, self.catalogue.allowed(filters), filters, step=step)
-        return self._results([hit for hit in hits if round(hit.score, 6) >= min_score], query.words)
+        return self._ranked_results(query, k, self.catalogue.allowed(filters), filters, offset, min_score, step)
 
     def search(
         self,
@@ -158,10 +163,15 @@ class OpenIndex:
         with_counts: bool = False,
         step: Step = contextlib.nullcontext,
     ) -> Found:
-        """recommend(), and how large the whole result is: min_score makes no difference to that, and folded listings count."""
-        results = self.recommend(query, k, filters, offset, min_score, step)
-        _, page = self.catalogue.search(self._required_words(query, filters), filters, k=1, with_counts=with_counts)
-        return Found(results, page.total, page.total_is_at_least, page.counts)
+        """recommend() by a person's words, and the whole result: min_score makes no difference to that, and folded listings count."""
+        allowed = self.catalogue.allowed(filters)
+        results = self._ranked_results(query, k, allowed, filters, offset, min_score, step)
+        # Here is decided what belongs to a ranked result. By meaning every listing is more or less alike, so that all that pass
+        # the filters come after those that hold the words; where there is no meaning and none holds the words, none comes.
+        any_found = query.text is not None or bool(query.words and len(self.catalogue.match_words(query.words, 1, filters)[0]))
+        passing = self.catalogue.n_products if allowed is None else int(np.count_nonzero(allowed))
+        counts = self.catalogue.counts(None if any_found else "", filters) if with_counts else None
+        return Found.among(passing if any_found else 0, results, counts)
 
     def browse(
         self,
@@ -173,20 +183,17 @@ class OpenIndex:
         with_counts: bool = False,
     ) -> Found:
         """The listings that pass the filters and, where a text is given, hold any of its words, sorted, none folded."""
-        rows, page = self.catalogue.search(text, filters, sort, k, offset, with_counts)
+        rows, total = self.catalogue.search(text, filters, sort, k, offset)
         photos = [None if photo < 0 else photo for photo in self._best_photos(Query(), rows)[0].tolist()]
         hits = [Hit(row, photo, None, {}, 0) for row, photo in zip(rows.tolist(), photos, strict=True)]
-        return Found(self._results(hits, text), page.total, page.total_is_at_least, page.counts)
+        counts = self.catalogue.counts(text, filters) if with_counts else None
+        return Found.among(total, self._results(hits, text), counts)
 
-    def _required_words(self, query: Query, filters: Filters) -> str | None:
-        """What a listing must hold a word of to be in a ranked result, beside passing the filters; None where nothing.
-
-        By meaning every listing is more or less alike, and comes after those that hold the words; where there is no meaning and
-        none holds the words, none is found at all.
-        """
-        if query.photos is not None or query.text is not None:
-            return None
-        return None if query.words and len(self.catalogue.match_words(query.words, 1, filters)[0]) else ""
+    def _ranked_results(
+        self, query: Query, k: int, allowed: np.ndarray | None, filters: Filters, offset: int, min_score: float, step: Step
+    ) -> list[dict]:
+        hits = self._hits(query, offset, offset + k, allowed, filters, step=step)
+        return self._results([hit for hit in hits if round(hit.score, 6) >= min_score], query.words)
 
     def ranked(self, query: Query, k: int, excluded: np.ndarray, kinds: Collection[str] = KINDS) -> np.ndarray:
         """Rows of the k listings that recommend() would give were the `excluded` rows not there, by the given evidence only."""

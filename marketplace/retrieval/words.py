@@ -39,7 +39,6 @@ PREFIX_LETTERS, PREFIX_STEMS = 3, 8  # shorter beginnings mean anything; the com
 TYPO_LETTERS, TYPO_WORDS = 4, 3  # shorter words have too many neighbours; the nearest words, the commonest first
 MAX_TYPO_LETTERS = 24  # longer ones are not typed from memory
 UNSURE = 0.5  # what a guessed word counts, against one that is there
-EXACT_TOTAL = 1000  # a larger total is given as "at least"
 PRICE_STEPS = (10, 25, 50, 100, 250, 500, 1000)  # pounds; where the price ranges that are counted begin
 MAX_NAMES = 10_000  # of categories or places that are counted
 KEYS_AT_ONCE = 200  # asked for in one query: the time of a union of more terms grows faster than their number
@@ -272,17 +271,6 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Page:
-    """A part of a result. keys: (n,) int64; total: the listings of the whole result, or as many at least; counts: of the whole
-    result, None where they were not asked for."""
-
-    keys: np.ndarray
-    total: int
-    total_is_at_least: bool
-    counts: Counts | None
-
-
-@dataclass(frozen=True)
 class Snippet:
     """A part of a text, and which characters of it are words that were looked for: (start, end) each, ascending."""
 
@@ -343,18 +331,27 @@ class WordIndex:
         sort: Sort = "newest",
         k: int = 10,
         offset: int = 0,
-        with_counts: bool = False,
-    ) -> Page:
-        """The listings that pass the filters and, where a text is given, hold any of its words.
-
-        Those without a price or date come last where that is sorted by.
-        """
-        query = _every(*([] if text is None else [_any_of(self._words(text))]), *self._conditions(filters))
+    ) -> tuple[np.ndarray, int]:
+        """Keys (n,) int64 of the listings that pass the filters and, where a text is given, hold any of its words, k of them from
+        place `offset` on, and the number of all; those without a price or date come last where that is sorted by."""
         field, order = _ORDERS[sort]
-        total = self._searcher.search(query, 1).count
-        hits = self._searcher.search(query, k, count=False, offset=offset, order_by_field=field, order=order).hits
-        counts = self._counts(query) if with_counts else None
-        return Page(self._keys(hits), min(total, EXACT_TOTAL), total > EXACT_TOTAL, counts)
+        found = self._searcher.search(self._asked(text, filters), k, offset=offset, order_by_field=field, order=order)
+        return self._keys(found.hits), found.count
+
+    def counts(self, text: str | None, filters: Filters | None = None) -> Counts:
+        """Of all listings that search() finds."""
+        asked = {field: {"terms": {"field": field, "size": MAX_NAMES}} for field in ("category_path", "town", "county")}
+        ranges = _price_ranges()
+        asked["price"] = {"range": {"field": "price", "ranges": list(ranges.values())}}
+        found = self._searcher.aggregate(self._asked(text, filters), asked)
+        towns, counties, paths = (_counted(found, field) for field in ("town", "county", "category_path"))
+        categories = Counter()
+        for path, count in paths.items():
+            levels = category_levels(path)
+            for depth in range(len(levels)):
+                categories[CATEGORY_SEPARATOR.join(levels[: depth + 1])] += count
+        in_ranges = [bucket["doc_count"] for bucket in found["price"]["buckets"]] or [0] * len(ranges)  # none without listings
+        return Counts(dict(categories), towns, counties, dict(zip(ranges, in_ranges, strict=True)))
 
     def highlighter(self, text: str) -> "Highlighter":
         """Marks a text's words, or those that they were taken for, in listings."""
@@ -377,6 +374,10 @@ class WordIndex:
         return hits
 
     # What is asked for.
+
+    def _asked(self, text: str | None, filters: Filters | None) -> Query:
+        """The listings that pass the filters and, where a text is given, hold any of its words."""
+        return _every(*([] if text is None else [_any_of(self._words(text))]), *self._conditions(filters))
 
     def _words(self, text: str) -> list[list[Query]]:
         """For each different word of a text that anything holds, the queries whose scores are summed up."""
@@ -482,20 +483,6 @@ class WordIndex:
             return exactly
         # Not phrase_prefix_query, which finds the first 50 names only.
         return Query.fuzzy_term_query(self._schema, "places", name, distance=0, prefix=True)
-
-    def _counts(self, query: Query) -> Counts:
-        asked = {field: {"terms": {"field": field, "size": MAX_NAMES}} for field in ("category_path", "town", "county")}
-        ranges = _price_ranges()
-        asked["price"] = {"range": {"field": "price", "ranges": list(ranges.values())}}
-        found = self._searcher.aggregate(query, asked)
-        towns, counties, paths = (_counted(found, field) for field in ("town", "county", "category_path"))
-        categories = Counter()
-        for path, count in paths.items():
-            levels = category_levels(path)
-            for depth in range(len(levels)):
-                categories[CATEGORY_SEPARATOR.join(levels[: depth + 1])] += count
-        in_ranges = [bucket["doc_count"] for bucket in found["price"]["buckets"]] or [0] * len(ranges)  # none without listings
-        return Counts(dict(categories), towns, counties, dict(zip(ranges, in_ranges, strict=True)))
 
 
 class Highlighter:
