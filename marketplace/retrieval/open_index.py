@@ -163,7 +163,7 @@ class OpenIndex:
         with_counts: bool = False,
         step: Step = contextlib.nullcontext,
     ) -> Found:
-        """recommend() by a person's words, and the whole result: min_score makes no difference to that, and folded listings count."""
+        """recommend() by a person's words, and the whole result, in which folded listings and those below min_score count too."""
         allowed = self.catalogue.allowed(filters)
         results = self._ranked_results(query, k, allowed, filters, offset, min_score, step)
         # Here is decided what belongs to a ranked result. By meaning every listing is more or less alike, so that all that pass
