@@ -131,14 +131,6 @@ def describe(index: faiss.Index) -> dict:
     return {"kind": f"IVF{ivf.nlist},SQ{8 * ivf.code_size // ivf.d}", "nprobe": ivf.nprobe}
 
 
-def measure_recall(searched: "VectorIndex", queries: int = RECALL_QUERIES) -> float:
-    """recall@10 of searches against exact search, queried with evenly spaced rows of the index; each row itself left out.
-
-    A row as near as the tenth nearest counts as one of them: which of several equal photos comes first is chance.
-    """
-    return _recall(searched, *_exact_neighbours(searched, queries))
-
-
 def measure(searched: "VectorIndex", queries: int = RECALL_QUERIES) -> dict:
     """What a report says of an index: describe(), rows, recall@10, and milliseconds of one search at a time.
 
