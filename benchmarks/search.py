@@ -3,8 +3,8 @@ and usearch.
 
 The vectors are 20,000 Gaussian centres plus 0.6 sigma, 256-d, seed 0, normalised; the queries, of the same kind, are not in the
 index. One query at a time, on one thread. Below 200,000 vectors a centre has fewer than ten: most of a query's nearest neighbours
-are then its nearest by chance, all over the space, and lists help little. So real photos' vectors are measured too, where a folder
-of them is given: each many times, plus 0.6 of the difference of two others.
+are then its nearest by chance, all over the space, and lists help little. So real photos' vectors are measured too, where a
+folder of them is given: each many times, plus 0.6 of the difference of two others.
 
 Reads   the vectors of a finished data folder's photos (--embeddings data/embeddings)
 Run     python benchmarks/search.py                        (--quick: under a minute; --no-peers leaves the other libraries out)
