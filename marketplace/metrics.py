@@ -9,6 +9,7 @@ from sklearn.metrics import r2_score
 
 PRICE_BOUNDS = (1.0, 20_000.0)  # pounds; outside them listings are gifts, jokes and houses, which no median error should hang on
 CALIBRATION_BINS = 15
+RELIABILITY_BINS = 10  # of a score
 RESAMPLES = 2_000  # of the bootstrap: the ends of its intervals then vary by about a twentieth of their width
 PERMUTATIONS = 9_999
 CHUNK_SCORES = 1 << 23  # similarities held at a time: 32 MB, some 150 MB with the orders made of them
@@ -91,6 +92,36 @@ def ndcg(found: np.ndarray, available: np.ndarray, k: int = 10) -> float:
 
 def _dcg(grades: np.ndarray) -> float:
     return float(((2.0**grades - 1) / np.log2(np.arange(2, len(grades) + 2))).sum())
+
+
+def reciprocal_rank(right: np.ndarray, k: int = 10) -> float:
+    """1 over the rank of the first right one among k results, best first; 0 where none is. Its mean is MRR@k."""
+    places = np.flatnonzero(np.asarray(right)[:k])
+    return 1 / (int(places[0]) + 1) if len(places) else 0.0
+
+
+def precision(right: np.ndarray, available: int, k: int = 10) -> float:
+    """The share of right ones among k results, of `available` where fewer than k could be right; NaN where none could."""
+    return float(np.asarray(right)[:k].sum() / min(k, available)) if available else np.nan
+
+
+def reliability(scores: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
+    """What share is right at each height of a score (N,) in [0, 1]: RELIABILITY_BINS equal bins, those without any left out.
+
+    Each: low and high ends, answers, their mean score, and the share of them that is right.
+    """
+    bins = np.minimum((np.asarray(scores) * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)
+    table = pd.DataFrame({"score": np.asarray(scores, np.float64), "right": np.asarray(right, np.float64)}).groupby(bins)
+    return [
+        {
+            "low": index / RELIABILITY_BINS,
+            "high": (index + 1) / RELIABILITY_BINS,
+            "answers": len(rows),
+            "score": round(float(rows["score"].mean()), 6),
+            "right": round(float(rows["right"].mean()), 6),
+        }
+        for index, rows in table
+    ]
 
 
 def macro_f1(labels: np.ndarray, guesses: np.ndarray, weights: np.ndarray) -> float:
