@@ -29,7 +29,6 @@ from marketplace.models import charts, embedding, report
 from marketplace.models.price_model import Evidence, PriceModel
 from marketplace.models.text_model import TableModels
 from marketplace.retrieval import ranking
-from marketplace.retrieval.questions import ListingWords
 from marketplace.retrieval.recommender import Recommender
 
 WHITENED_DIMENSION = 256  # at most
@@ -165,13 +164,6 @@ def read_photo_array(path: Path, image_ids: list[str]) -> np.ndarray:
 def draw_rows(rows: np.ndarray, size: int, seed: int) -> np.ndarray:
     """`size` of the rows, or all when there are fewer; ascending."""
     return rows if len(rows) <= size else np.sort(np.random.default_rng(seed).choice(rows, size, replace=False))
-
-
-def words_of_listings(listings: pd.DataFrame, recommender: Recommender) -> ListingWords:
-    """What shoppers' questions are made from; one fold for listings that answers show as one."""
-    rows = [recommender.catalogue.product_row(name) for name in listings["product_id"]]
-    folds = recommender.catalogue.columns["duplicates"][rows]
-    return ListingWords(listings["name"], listings["description"], listings["category"], folds)
 
 
 def guess_categories(catalogue: Catalogue, words: list[str], models: TableModels) -> dict[str, np.ndarray]:

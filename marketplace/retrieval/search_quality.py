@@ -1,7 +1,7 @@
 """How well a search answers what shoppers type, beside plain BM25 on the same questions."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,17 @@ from marketplace.files import reading
 from marketplace.files.progress import progress
 from marketplace.files.stages import StageError
 from marketplace.retrieval.filters import Filters
-from marketplace.retrieval.questions import ASKED_FOR, COMMON, MISSPELT_LETTERS, RIGHT, ListingWords, Question, split
+from marketplace.retrieval.questions import (
+    ASKED_FOR,
+    COMMON,
+    MISSPELT_LETTERS,
+    RAREST,
+    RIGHT,
+    ListingWords,
+    Question,
+    ask,
+    split,
+)
 from marketplace.retrieval.recommender import Recommender
 
 K = 10  # answers looked at
@@ -29,6 +39,16 @@ NONSENSE = (
 )
 STRANGE_EDITS = 2  # a word that is nearer to one of the catalogue is a misspelt word, not nonsense
 IMPOSSIBLE_QUERIES = 100  # at most, drawn by seed
+# What is measured of each kind of questions: of the listing asked for its reciprocal rank (the mean is MRR@10) or whether it is
+# first, where it alone is wanted; else nDCG@10 by the grades of questions.py.
+FIGURES = {
+    **dict.fromkeys(RAREST, "mrr_at_10"),
+    "title": "first",
+    "words": "ndcg_at_10",
+    "category": "ndcg_at_10",
+    "misspelt": "ndcg_at_10",
+}
+COLUMNS = ("kind", "words", "row", "figure", "ours", "bm25", "answers")
 
 
 @dataclass(frozen=True)
@@ -79,26 +99,109 @@ class PlainBM25:
         return Found(best, scores[best])
 
 
-def answer_questions(search: Search, listings: ListingWords, questions: Sequence[Question]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What became of each question, and of each of its answers.
+@dataclass(frozen=True)
+class Answered:
+    """What became of what shoppers type, ours beside plain BM25's.
 
-    The first table has a row each question: kind, row (of the listing asked for, -1 for a category), reciprocal_rank (of the
-    first answer that is the thing asked for), first (1 where the first one is), ndcg_at_10, answers (how many). The second
-    one has a row each answer: kind, score, right.
+    questions: a row each: kind, words, row (of the listing asked for, -1 for none), figure (the name of what is measured, one of
+    FIGURES), ours and bm25 (its values, NaN where not defined), answers (how many we gave). Typed queries have the kind "typed
+    <their own>". answers: a row each of ours: question (the row of the first table), score, right. nonsense and impossible: (n,)
+    1 where we answer nothing, as is right.
     """
-    asked, answered = [], []
-    for question in progress(questions, "ask what shoppers type", "question"):
-        found, grades = search(question.words, Filters()), listings.grades(question)
-        given = grades[found.rows]
-        best = np.partition(grades, -min(K, len(grades)))[-K:]
-        row = -1 if question.row is None else question.row
-        rank = metrics.reciprocal_rank(given == ASKED_FOR, K)
-        asked.append((question.kind, row, rank, float(rank == 1), metrics.ndcg(given, best, K), len(given)))
-        answered += [(question.kind, score, right) for score, right in zip(found.scores, given >= RIGHT, strict=True)]
-    return (
-        pd.DataFrame(asked, columns=["kind", "row", "reciprocal_rank", "first", "ndcg_at_10", "answers"]),
-        pd.DataFrame(answered, columns=["kind", "score", "right"]),
+
+    questions: pd.DataFrame
+    answers: pd.DataFrame
+    nonsense: np.ndarray
+    impossible: np.ndarray
+
+    def figures(self, seed: int) -> dict[str, dict | None]:
+        """Every figure with its interval, by name; BM25's with "_bm25" at the end."""
+        figures = {}
+        for (kind, figure), table in self.questions.groupby(["kind", "figure"], sort=False):
+            for suffix in ("", "_bm25"):
+                figures[name_of(kind, figure) + suffix] = metrics.mean(table[suffix.strip("_") or "ours"].to_numpy(), seed)
+        emptied = (self.questions["answers"] == 0).to_numpy(np.float64)
+        return figures | {
+            "nonsense_answered_by_nothing": metrics.mean(self.nonsense, seed),
+            "impossible_filter_answered_by_nothing": metrics.mean(self.impossible, seed),
+            "good_question_answered_by_nothing": metrics.mean(emptied, seed),
+            "score_calibration_error": self.calibration_error(seed),
+        }
+
+    def calibration_error(self, seed: int) -> dict | None:
+        """Of the scores as probabilities of being right; its interval is over the questions."""
+        question, scores, right = (self.answers[name].to_numpy() for name in ("question", "score", "right"))
+        asked = np.unique(question)
+
+        def error(drawn: np.ndarray) -> float:
+            return metrics.calibration_error(scores, right, np.bincount(drawn, minlength=len(self.questions))[question])
+
+        return metrics.figure(error, asked, seed)
+
+    def reliability(self) -> list[dict[str, float]]:
+        return metrics.reliability(self.answers["score"].to_numpy(), self.answers["right"].to_numpy())
+
+
+def name_of(kind: str, figure: str) -> str:
+    """The name of a figure of one kind of questions in report.json."""
+    return f"{kind.replace(' ', '_')}_{figure}"
+
+
+def measure(
+    recommender: Recommender, listings: pd.DataFrame, rows: Sequence[int], seed: int, queries: pd.DataFrame | None = None
+) -> Answered:
+    """Ask for the listings of `rows` among all, their own clusters not left out.
+
+    listings: of dataset.listings_with_splits(); queries: of read_queries().
+    """
+    words = words_of_listings(recommender, listings)
+    ours, bm25 = search_by(recommender, listings["product_id"]), PlainBM25(words)
+    questions, answers = answer_questions(ours, bm25, words, ask(words, rows, seed))
+    if queries is not None:
+        rights = right_answers(queries, listings["name"], listings["category"])
+        typed, typed_answers = answer_queries(ours, bm25, queries, rights)
+        typed_answers["question"] += len(questions)
+        questions, answers = pd.concat([questions, typed], ignore_index=True), pd.concat([answers, typed_answers])
+    return Answered(
+        questions,
+        answers,
+        answered_by_nothing(ours, [(text, Filters()) for text in nonsense(words)]),
+        answered_by_nothing(ours, impossible(words, listings["price"].to_numpy(), rows, seed)),
     )
+
+
+def words_of_listings(recommender: Recommender, listings: pd.DataFrame) -> ListingWords:
+    """What questions are made from; one fold for listings that answers show as one."""
+    rows = [recommender.catalogue.product_row(product_id) for product_id in listings["product_id"]]
+    folds = recommender.catalogue.columns["duplicates"][rows]
+    return ListingWords(listings["name"], listings["description"], listings["category"], folds)
+
+
+def answer_questions(
+    ours: Search, bm25: Search, listings: ListingWords, questions: Sequence[Question]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of Answered."""
+    asked, answers = [], []
+    for position, question in enumerate(progress(questions, "ask what shoppers type", "question")):
+        grades, found = listings.grades(question), ours(question.words, Filters())
+        figure = FIGURES[question.kind]
+        values = [measured(figure, grades, rows) for rows in (found.rows, bm25(question.words, Filters()).rows)]
+        row = -1 if question.row is None else question.row
+        asked.append((question.kind, question.words, row, figure, *values, len(found.rows)))
+        answers.append(_rated(position, found, grades >= RIGHT))
+    return pd.DataFrame(asked, columns=COLUMNS), pd.concat(answers, ignore_index=True)
+
+
+def measured(figure: str, grades: np.ndarray, rows: np.ndarray) -> float:
+    """One of FIGURES of the listings `rows`, best first. grades: (P,) of every listing."""
+    if figure == "ndcg_at_10":
+        return metrics.ndcg(grades[rows], -np.partition(-grades, min(K, len(grades)) - 1)[:K], K)
+    rank = metrics.reciprocal_rank(grades[rows] == ASKED_FOR, K)
+    return float(rank == 1) if figure == "first" else rank
+
+
+def _rated(question: int, found: Found, right: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame({"question": question, "score": found.scores, "right": right[found.rows]})
 
 
 def read_queries(path: Path) -> pd.DataFrame:
@@ -126,13 +229,17 @@ def right_answers(queries: pd.DataFrame, names: Sequence[str], categories: Seque
         yield found[0] | found[1]
 
 
-def answer_queries(search: Search, queries: pd.DataFrame, rights: Sequence[np.ndarray]) -> pd.DataFrame:
-    """kind, query, p_at_10 (the share of right ones among the ten best answers, of as many as there are; NaN for 0), answers."""
-    values = []
-    for query, right in zip(queries["query"], rights, strict=True):
-        rows = search(query, Filters()).rows
-        values.append((metrics.precision(right[rows], int(right.sum()), K), len(rows)))
-    return queries[["kind", "query"]].assign(**dict(zip(("p_at_10", "answers"), np.array(values).reshape(-1, 2).T, strict=True)))
+def answer_queries(
+    ours: Search, bm25: Search, queries: pd.DataFrame, rights: Iterable[np.ndarray]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of Answered. rights: of right_answers()."""
+    asked, answers = [], []
+    for position, (kind, query, right) in enumerate(zip(queries["kind"], queries["query"], rights, strict=True)):
+        found = ours(query, Filters())
+        values = [metrics.precision(right[rows], int(right.sum()), K) for rows in (found.rows, bm25(query, Filters()).rows)]
+        asked.append((f"typed {kind}", query, -1, "p_at_10", *values, len(found.rows)))
+        answers.append(_rated(position, found, right))
+    return pd.DataFrame(asked, columns=COLUMNS), pd.concat(answers, ignore_index=True)
 
 
 def nonsense(listings: ListingWords) -> list[str]:
@@ -166,6 +273,6 @@ def is_telling(listings: ListingWords, word: str) -> bool:
     return long_enough and listings.names_holding(word) >= COMMON
 
 
-def share_answered_by_nothing(search: Search, queries: Sequence[tuple[str, Filters]]) -> np.ndarray:
+def answered_by_nothing(search: Search, queries: Sequence[tuple[str, Filters]]) -> np.ndarray:
     """(n,) 1 where a query is answered by nothing, else 0."""
     return np.array([len(search(words, filters).rows) == 0 for words, filters in queries], np.float64)
