@@ -12,7 +12,7 @@ from marketplace.cleaning.listings import category_levels
 
 WORD = "[a-z0-9]+"
 RAREST = ("rarest_1", "rarest_2", "rarest_3")  # how the one listing is looked for: the rarest words of its title
-KINDS = ("words", *RAREST, "title", "category", "misspelt")
+KINDS = (*RAREST, "title", "words", "category", "misspelt")
 ASKED_FOR, ALIKE, SAME_MAIN = 3, 2, 1  # the grades of answers, above 0
 RIGHT = ALIKE  # a shopper calls an answer right from this grade on
 MOST_WORDS = 4  # of a title, in a question of some of its words

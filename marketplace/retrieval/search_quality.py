@@ -20,7 +20,6 @@ from marketplace.retrieval.questions import (
     ASKED_FOR,
     COMMON,
     MISSPELT_LETTERS,
-    RAREST,
     RIGHT,
     ListingWords,
     Question,
@@ -39,15 +38,18 @@ NONSENSE = (
 )
 STRANGE_EDITS = 2  # a word that is nearer to one of the catalogue is a misspelt word, not nonsense
 IMPOSSIBLE_QUERIES = 100  # at most, drawn by seed
-# What is measured of each kind of questions: of the listing asked for its reciprocal rank (the mean is MRR@10) or whether it is
-# first, where it alone is wanted; else nDCG@10 by the grades of questions.py.
-FIGURES = {
-    **dict.fromkeys(RAREST, "mrr_at_10"),
-    "title": "first",
-    "words": "ndcg_at_10",
-    "category": "ndcg_at_10",
-    "misspelt": "ndcg_at_10",
+# kind of question -> what was typed, and what is measured: of the listing asked for its reciprocal rank (the mean is MRR@10) or
+# whether it is first, where it alone is wanted; else nDCG@10 by the grades of questions.py.
+MEASURED = {
+    "rarest_1": ("the rarest word of a title", "mrr_at_10"),
+    "rarest_2": ("its two rarest words", "mrr_at_10"),
+    "rarest_3": ("its three rarest words", "mrr_at_10"),
+    "title": ("a whole title", "first"),
+    "words": ("one to four words of a title", "ndcg_at_10"),
+    "category": ("a leaf category's name", "ndcg_at_10"),
+    "misspelt": ("a misspelt word", "ndcg_at_10"),
 }
+FIGURE_TITLES = {"mrr_at_10": "MRR@10", "first": "that listing first", "ndcg_at_10": "nDCG@10", "p_at_10": "P@10"}
 COLUMNS = ("kind", "words", "row", "figure", "ours", "bm25", "answers")
 
 
@@ -103,10 +105,10 @@ class PlainBM25:
 class Answered:
     """What became of what shoppers type, ours beside plain BM25's.
 
-    questions: a row each: kind, words, row (of the listing asked for, -1 for none), figure (the name of what is measured, one of
-    FIGURES), ours and bm25 (its values, NaN where not defined), answers (how many we gave). Typed queries have the kind "typed
-    <their own>". answers: a row each of ours: question (the row of the first table), score, right. nonsense and impossible: (n,)
-    1 where we answer nothing, as is right.
+    questions: a row each: kind ("typed <kind>" of a typed query), words, row (of the listing asked for, -1 for none), figure (of
+    FIGURE_TITLES, what is measured), ours and bm25 (its values, NaN where nothing could be right), answers (how many we gave).
+    answers: a row each of ours: question (its row in the first table), score, right. nonsense and impossible: (n,) 1 where we
+    answer nothing, as is right.
     """
 
     questions: pd.DataFrame
@@ -120,13 +122,19 @@ class Answered:
         for (kind, figure), table in self.questions.groupby(["kind", "figure"], sort=False):
             for suffix in ("", "_bm25"):
                 figures[name_of(kind, figure) + suffix] = metrics.mean(table[suffix.strip("_") or "ours"].to_numpy(), seed)
-        emptied = (self.questions["answers"] == 0).to_numpy(np.float64)
+        answerable = self.questions[self.questions["ours"].notna()]
+        emptied = (answerable["answers"] == 0).to_numpy(np.float64)
         return figures | {
             "nonsense_answered_by_nothing": metrics.mean(self.nonsense, seed),
             "impossible_filter_answered_by_nothing": metrics.mean(self.impossible, seed),
             "good_question_answered_by_nothing": metrics.mean(emptied, seed),
             "score_calibration_error": self.calibration_error(seed),
         }
+
+    def titles(self) -> dict[str, str]:
+        """Figure -> what was typed and how it is measured, in words, in the order asked."""
+        pairs = self.questions[["kind", "figure"]].drop_duplicates().itertuples(index=False)
+        return {name_of(kind, figure): f"{MEASURED.get(kind, [kind])[0]}: {FIGURE_TITLES[figure]}" for kind, figure in pairs}
 
     def calibration_error(self, seed: int) -> dict | None:
         """Of the scores as probabilities of being right; its interval is over the questions."""
@@ -184,7 +192,7 @@ def answer_questions(
     asked, answers = [], []
     for position, question in enumerate(progress(questions, "ask what shoppers type", "question")):
         grades, found = listings.grades(question), ours(question.words, Filters())
-        figure = FIGURES[question.kind]
+        figure = MEASURED[question.kind][1]
         values = [measured(figure, grades, rows) for rows in (found.rows, bm25(question.words, Filters()).rows)]
         row = -1 if question.row is None else question.row
         asked.append((question.kind, question.words, row, figure, *values, len(found.rows)))
@@ -193,7 +201,7 @@ def answer_questions(
 
 
 def measured(figure: str, grades: np.ndarray, rows: np.ndarray) -> float:
-    """One of FIGURES of the listings `rows`, best first. grades: (P,) of every listing."""
+    """One of FIGURE_TITLES of the listings `rows`, best first. grades: (P,) of every listing."""
     if figure == "ndcg_at_10":
         return metrics.ndcg(grades[rows], -np.partition(-grades, min(K, len(grades)) - 1)[:K], K)
     rank = metrics.reciprocal_rank(grades[rows] == ASKED_FOR, K)
