@@ -292,14 +292,13 @@ def compare_questions(questions: pd.DataFrame) -> dict[str, dict | None]:
     }
 
 
-def answered_by_nothing(reports: list[dict]) -> dict[str, dict | None]:
-    """The mean over the folds' report.json of what is answered by nothing, beside what should be."""
+def compare_with_targets(reports: list[dict]) -> dict[str, dict | None]:
+    """What should be answered by nothing, and how honest the score is: the mean over the folds' report.json."""
     found: dict[str, dict | None] = {}
-    for name, target in (("nonsense", 1.0), ("impossible_filter", 1.0), ("good_question", 0.0)):
-        key = f"{name}_answered_by_nothing"
-        values = [report[key]["value"] for report in reports if report[key]]
+    for name, target in search_quality.TARGETS.items():
+        values = [report[name]["value"] for report in reports if report[name]]
         ours = round(float(np.mean(values)), 4) if values else np.nan
-        found[key] = {"ours": ours, "baseline": target, "difference": round(ours - target, 4)} if values else None
+        found[name] = {"ours": ours, "baseline": target, "difference": round(ours - target, 4)} if values else None
     return found
 
 
@@ -355,7 +354,7 @@ def main() -> int:
         reports.append(reading.read_json(fold_dir / "evaluation" / "report.json"))
     pooled = pd.concat(measured_folds, ignore_index=True)
     assert sorted(pooled["product_id"]) == sorted(table["product_id"]), "each listing is in test once"
-    found = compare_questions(pd.concat(questions, ignore_index=True)) | answered_by_nothing(reports) | compare_all(pooled)
+    found = compare_questions(pd.concat(questions, ignore_index=True)) | compare_with_targets(reports) | compare_all(pooled)
     show(found)
     print(json.dumps(found))
     if not args.quick:

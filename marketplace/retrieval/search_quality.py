@@ -49,6 +49,12 @@ MEASURED = {
     "category": ("a leaf category's name", "ndcg_at_10"),
     "misspelt": ("a misspelt word", "ndcg_at_10"),
 }
+TARGETS = {  # of what has no right answer, or of the score: figure -> what it should be
+    "nonsense_answered_by_nothing": 1.0,
+    "impossible_filter_answered_by_nothing": 1.0,
+    "good_question_answered_by_nothing": 0.0,
+    "score_calibration_error": 0.0,
+}
 FIGURE_TITLES = {"mrr_at_10": "MRR@10", "first": "that listing first", "ndcg_at_10": "nDCG@10", "p_at_10": "P@10"}
 COLUMNS = ("kind", "words", "row", "figure", "ours", "bm25", "answers")
 
