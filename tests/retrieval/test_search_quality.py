@@ -108,6 +108,25 @@ def test_a_typed_query_that_nothing_could_answer_is_left_out_of_its_figure(tmp_p
     assert figures["typed_plain_p_at_10"] is figures["good_question_answered_by_nothing"] is None
 
 
+def test_a_catalogue_in_another_alphabet_asks_by_category_at_most_and_nothing_fails():
+    words = ListingWords(["диван", "стол"], ["", "дуб"], ["Дом / Sofas", "Дом / Столы"], np.arange(2))
+    asked = ask(words, range(2))
+    assert [question.words for question in asked] == ["Sofas", "Столы"]
+    table, answers = search_quality.answer_questions(PlainBM25(words), PlainBM25(words), words, asked)
+    assert table["answers"].tolist() == [0, 0] and answers.empty
+    table, answers = search_quality.answer_questions(PlainBM25(words), PlainBM25(words), words, [])
+    assert search_quality.Answered(table, answers, np.empty(0), np.empty(0)).figures(seed=0) == dict.fromkeys(
+        search_quality.TARGETS
+    )
+
+
+def test_a_file_without_a_query_is_one_sentence(tmp_path):
+    path = write_queries(tmp_path / "queries.csv", [])
+    with pytest.raises(StageError) as error:
+        search_quality.read_queries(path)
+    assert str(error.value) == f"{path} holds no query: give at least one"
+
+
 def test_a_pattern_that_is_none_is_one_sentence(tmp_path):
     path = write_queries(tmp_path / "queries.csv", ["plain,sofa,(sofa,sofa"])
     with pytest.raises(StageError) as error:
