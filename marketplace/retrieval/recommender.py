@@ -7,7 +7,7 @@ import numpy as np
 from marketplace.cleaning import listings, photos
 from marketplace.files import reading, stages
 from marketplace.files.stages import StageError
-from marketplace.models import photo_model, price_model, text_model
+from marketplace.models import photo_model, price_model, text_encoder, text_model
 from marketplace.retrieval.open_index import OpenIndex, Query
 
 
@@ -27,6 +27,7 @@ class Recommender(OpenIndex):
         super().__init__(generation_dir)
         self.table_models = text_model.TableModels.load(generation_dir)
         self.price_model = price_model.PriceModel.load(generation_dir, self.table_models)
+        self.text_encoder = text_encoder.TextEncoder.load(generation_dir)  # None where the models were trained without one
         self.photo_model = photo_model.PhotoModel(generation_dir, runtime, device)
         # Vectors of one's own (build_index.py --embeddings) answer for listings; no photo can be compared with them.
         self.takes_photos = not self.report["own_embeddings"]
@@ -37,6 +38,7 @@ class Recommender(OpenIndex):
         pairs = [
             ("photos", self.photo_index.rows, self.catalogue.n_photos),
             ("listings", self.text_index.rows, self.catalogue.n_products),
+            *(("listings", own.rows, self.catalogue.n_products) for own in (self.names_index, self.meanings_index) if own),
             ("classes", len(self.photo_model.description.classes), self.table_models.n_classes),
         ]
         if self.takes_photos:
