@@ -190,7 +190,8 @@ def write_ranker(
     if not enough or settings.own_embeddings:
         return {"chosen": "by_hand"}
     probabilities = reading.read_array(data_dir / "embeddings" / "probabilities.npy")
-    queries = ranking.judge(OpenIndex(folder), TableModels.load(folder), entries.splits, probabilities)
+    models = TableModels.load(folder).before_refit()  # the questions are about validation listings
+    queries = ranking.judge(OpenIndex(folder), models, entries.splits, probabilities)
     ranker, chosen = ranking.fit(queries, background)
     ranker.save(folder / builds.RANKER)
     return chosen
