@@ -67,7 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--data", default="data", type=Path, help="folder of all stages (default: %(default)s)")
-    add("--backbone", default="resnet50", help=f"torchvision classifier, or {network.LITE0} (default: %(default)s)")
+    add("--backbone", default="resnet50", help=f"torchvision classifier, or {', '.join(network.LITES)} (default: %(default)s)")
     add("--weights", default="imagenet", help="imagenet, none, or a .pth or .safetensors file (default: %(default)s)")
     add(
         "--text-encoder",

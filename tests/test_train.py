@@ -164,7 +164,8 @@ def test_flags_that_make_no_sense_are_usage_errors(flags, message, capsys):
     [
         (
             ["--backbone", "nonsense"],
-            "--backbone nonsense is unknown: use resnet50, efficientnet_lite0 or another torchvision classifier",
+            "--backbone nonsense is unknown: use resnet50, efficientnet_lite0, efficientnet_lite1, efficientnet_lite2 "
+            "or another torchvision classifier",
         ),
         (["--backbone", "fasterrcnn_resnet50_fpn", "--weights", "none"], "--backbone fasterrcnn_resnet50_fpn is unknown: use"),
         (
