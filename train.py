@@ -158,7 +158,8 @@ def run(args: argparse.Namespace) -> dict:
             return {}  # left to rank 0: the cached features need one process
         if ranks.share(stage.is_done()):
             return stage.summary()
-        photo_network = build_network(args)  # may fail: before begin()
+        photo_network = build_network(args)  # may fail, as what follows: before begin()
+        encoder = encoder_export.open_encoder(text_encoder.NONE if ranks.rank else args.text_encoder)
         run_key = hashlib.sha256(json.dumps([stage.arguments, stage.inputs]).encode()).hexdigest()
         checkpoint = training.Checkpoint(stage.folder / CHECKPOINT, run_key, args.resume)
         if ranks.rank == 0:
@@ -172,13 +173,14 @@ def run(args: argparse.Namespace) -> dict:
         if ranks.rank:
             train_end_to_end(photo_network, data, checkpoint, ranks, lambda **values: None)
             return {}
-        return train(stage, args, photo_network, data, checkpoint)
+        return train(stage, args, photo_network, encoder, data, checkpoint)
 
 
 def train(
     stage: stages.Stage,
     args: argparse.Namespace,
     photo_network: network.PhotoNetwork,
+    source: encoder_export.Source,
     data: "Photos",
     checkpoint: training.Checkpoint,
 ) -> dict:
@@ -197,7 +199,7 @@ def train(
         vectors = photo_network.of_features(torch.from_numpy(chosen.features))[0].numpy()
     by_photo = validation_probabilities(data, stage.folder)
     begin("export the text encoder")
-    encoder = export_encoder(args.text_encoder, args.data, data.config.seed, stage.folder)
+    encoder = export_encoder(source, args.data, data.config.seed, stage.folder)
     begin("fit the models of words and prices")
     figures = fit_table_models(data, vectors, by_photo, stage.folder)
     report = {"chosen": chosen.name, "validation": chosen.figures}
@@ -404,10 +406,10 @@ def validation_probabilities(data: Photos, model_dir: Path) -> pd.DataFrame:
     return pd.DataFrame(by_photo.numpy()).groupby(data.validation.table["product_id"].to_numpy()).mean()
 
 
-def export_encoder(name: str, data_dir: Path, seed: int, model_dir: Path) -> text_encoder.Description:
+def export_encoder(source: encoder_export.Source, data_dir: Path, seed: int, model_dir: Path) -> text_encoder.Description:
     """Write the text encoder, its 8 bits checked on listings of no test split."""
     table = listings_with_splits(data_dir)
-    return encoder_export.export(model_dir, name, texts(table[table["split"] != "test"]), seed)
+    return encoder_export.export(model_dir, source, texts(table[table["split"] != "test"]), seed)
 
 
 def fit_table_models(data: Photos, vectors: np.ndarray, by_photo: pd.DataFrame, model_dir: Path) -> dict[str, dict]:
