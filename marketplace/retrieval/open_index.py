@@ -10,7 +10,7 @@ import numpy as np
 
 from marketplace.cleaning import listings
 from marketplace.files import reading
-from marketplace.models import photo_model, text_model
+from marketplace.models import photo_model, text_encoder, text_model
 from marketplace.retrieval.catalogue import PLACES, Catalogue, Filters, search_words
 from marketplace.retrieval.categories import CategoryTree
 from marketplace.retrieval.ranking import KINDS, Ranker
@@ -82,6 +82,9 @@ class OpenIndex:
         self.catalogue = Catalogue(folder)
         self.photo_index = VectorIndex.open(folder, FILES["photos"])
         self.text_index = VectorIndex.open(folder, FILES["listings"])
+        self.names_index = self.meanings_index = None  # of the text encoder's vectors, where there is one
+        if text_encoder.Description.load(folder).dimension:
+            self.names_index, self.meanings_index = (VectorIndex.open(folder, FILES[kind]) for kind in ("names", "meanings"))
         self.dimension = self.photo_index.index.d
         self.ranker = Ranker.load(folder / "ranker.json")
         self.classes = photo_model.Description.load(folder).classes
