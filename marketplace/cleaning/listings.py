@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from marketplace.cleaning.redaction import UUID, redact, strip_leak
+from marketplace.cleaning.folding import limit_marks
+from marketplace.cleaning.redaction import UUID, redact
+from marketplace.cleaning.sellers import strip_leak
 from marketplace.files import reading
 
 CATEGORY_SEPARATOR = " / "
@@ -22,13 +24,13 @@ _BREAK = re.compile("\r\n|[\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
 
 
 def normalise_breaks(text: str) -> str:
-    """The text with every line break as a newline, without NUL characters and outer white space."""
-    return _BREAK.sub("\n", text.replace("\0", "")).strip()
+    """The text with every line break as a newline, without NUL characters, outer white space and towers of accents."""
+    return limit_marks(_BREAK.sub("\n", text.replace("\0", "")).strip())
 
 
 def single_line(text: str) -> str:
-    """The text with every line break as a space, without NUL characters and outer white space."""
-    return _BREAK.sub(" ", text.replace("\0", "")).strip()
+    """The text with every line break as a space, without NUL characters, outer white space and towers of accents."""
+    return limit_marks(_BREAK.sub(" ", text.replace("\0", "")).strip())
 
 
 # Fields of a listing.

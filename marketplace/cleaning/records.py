@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from marketplace.cleaning import export_csv, listings, redaction
+from marketplace.cleaning import export_csv, listings, redaction, sellers
 from marketplace.files.progress import progress
 
 LISTING_COLUMNS = ["id", "product_name", "category", "product_description", "price", "location"]  # none may be empty
@@ -61,7 +61,7 @@ def clean_listing(raw: dict[str, str], extra: dict[str, str]) -> tuple[str, dict
     except ValueError:
         return "bad_price", {}
     name = redaction.redact(listings.title(raw["product_name"]))
-    description, posted_on = redaction.strip_leak(listings.normalise_breaks(raw["product_description"]))
+    description, posted_on = sellers.strip_leak(listings.normalise_breaks(raw["product_description"]))
     levels = listings.category_levels(redaction.redact(raw["category"]))
     for column, value in (("product_name", name), ("product_description", description), ("category", levels)):
         if not value:
@@ -101,7 +101,7 @@ def clean_extra(raw: dict[str, str], extra: dict[str, str]) -> dict[str, str]:
 
 def clean_text(text: str) -> str:
     """Any raw text with its line breaks normalised and its personal data marked."""
-    return redaction.redact(redaction.mask_leak(listings.normalise_breaks(text)))
+    return redaction.redact(listings.normalise_breaks(text))
 
 
 def clean_id(text: str) -> str:
