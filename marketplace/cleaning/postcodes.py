@@ -61,7 +61,7 @@ _ORDINAL = re.compile("1st|2nd|3rd|[04-9]th")  # "SE2 2nd hand"
 _TO_PLACE = frozenset(
     re.findall(
         "[a-z]+",
-        """postcode post code pc address location located in from at near to around off area collect collection collected pick up
+        """postcode pc address location located in from at near to around off area collect collection collected pick up
         pickup deliver delivery deliverable based is viewing road rd street st lane ln avenue ave close cl drive crescent court
         way place hill gardens park terrace green grove square walk mews house flat and or sw se ne nw london leeds bristol
         birmingham manchester liverpool sheffield nottingham leicester coventry cardiff belfast glasgow edinburgh newcastle
@@ -78,7 +78,7 @@ _TO_PLACE = frozenset(
 _TO_MODEL = frozenset(
     re.findall(
         "[a-z]+",
-        """model serial part ref reference sku mpn number no type series version laptop tv monitor printer camera phone tablet
+        """model serial part ref reference sku mpn number no type series version catalogue code laptop tv monitor printer camera phone tablet
         fridge freezer washer dryer hoover drill saw amp guitar lens tyre filter battery cartridge bulb toner motherboard
         asus acer dell lenovo sony samsung lg bosch siemens canon nikon epson brother panasonic philips toshiba hitachi sharp
         miele neff beko hotpoint indesit zanussi aeg smeg whirlpool dyson vax shark makita dewalt ryobi karcher stihl husqvarna
@@ -132,16 +132,16 @@ def _is_postcode(match: re.Match, start: int, outward: str) -> bool:
         return False  # "S4-3WE" and "Baumatic BT10.3GL" are models
     if "\n" in gap and not (area.isupper() and inward[1:].isupper() and not unit):
         return False
-    if not gap and not to_place and word and word[2].isspace() and _is_model(word[1]):
+    if not to_place and word and word[2].isspace() and _is_model(word[1], bool(gap)):
         return False
     if (len(area) == 1 or not gap) and (before in ("-", "/") or after[:1] in ("-", "/")) and not _beside_another(match, start):
         return False
     return _stands_apart(match, area, start)
 
 
-def _is_model(word: str) -> bool:
-    """Whether a code after this word is rather a model's: after a maker, or a name in capitals ("ROG GL503GE")."""
-    return word.lower() in _TO_MODEL or (len(word) > 1 and word.isupper())
+def _is_model(word: str, has_gap: bool) -> bool:
+    """Whether a code after this word is rather a model's: after a maker, or in one piece after capitals ("ROG GL503GE")."""
+    return word.lower() in _TO_MODEL or (not has_gap and len(word) > 1 and word.isupper())
 
 
 def _beside_another(match: re.Match, start: int) -> bool:

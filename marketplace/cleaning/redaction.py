@@ -63,7 +63,7 @@ _CALLED_PHONE = re.compile(
     rf"(?P<number>[(\[]?(?:00[1-9](?:{_GAP}[0-9]){{8,12}}|\+?0(?!\.[0-9](?!\.))(?:{_GAP}[0-9]){{8,10}}|{_MOBILE}))(?![0-9])"
 )
 
-_MAYBE_PHONE = re.compile(f"[0-9oO](?:{_GAP}[/,'\"|\\\\]?[0-9oOlI]){{8}}")
+_MAYBE_PHONE = re.compile(r"[0-9oO](?:[\W_]{0,9}+[0-9oOlI]){8}")
 
 # Letters for 0 and 1, beside a digit and in no word: "O77OO 9OO123".
 _LETTERS = re.compile(r"(?:(?<=[0-9])|(?<![^\W_]))[oOlI]{1,3}(?:(?=[0-9])|(?<=[0-9].)(?![^\W_])|(?<=[0-9]..)(?![^\W_]))")
