@@ -18,7 +18,7 @@ from marketplace.cleaning import listings, redaction
 from marketplace.cleaning.listings import CATEGORY_SEPARATOR
 from marketplace.files.stages import StageError
 
-MAX_PIECES_AHEAD = 10_000  # lines with a comma that one record may have
+MAX_PIECES_AHEAD = 50_000  # lines with a comma that one record may have
 MAX_STARTS_IN_FIELD = 50  # lines in one quoted field that look like the start of a record
 MAX_PIECES_MENDED = 50  # lines with a comma that a record of broken quoting may have
 
@@ -83,7 +83,7 @@ class Layout:
             return False
         following = self.columns[self.price + 1 : self.price + 2] if self.price is not None else []
         if following and following[0] in _TEXT_COLUMNS:
-            return not (_THOUSANDS.fullmatch(fields[self.price]) and _HUNDREDS.fullmatch(fields[self.price + 1]))
+            return not (_THOUSANDS.fullmatch(fields[self.price].strip()) and _HUNDREDS.fullmatch(fields[self.price + 1].strip()))
         return True
 
     def is_priced(self, fields: list[str] | None) -> bool:
@@ -117,9 +117,9 @@ class Layout:
 
 
 _TEXT_COLUMNS = ("product_name", "category", "product_description", "location")
-_THOUSANDS = re.compile(r"\s*£?[0-9]{1,3}\s*")
-_HUNDREDS = re.compile(r"\s*[0-9]{3}(?:\.[0-9]*)?\s*")
-_ENDS_IN_THOUSANDS = re.compile(r"(?:^|,)\s*£?[0-9]{1,3}$")
+_THOUSANDS = re.compile("£?[0-9]{1,3}")
+_HUNDREDS = re.compile(r"[0-9]{3}(?:\.[0-9]*)?")
+_ENDS_IN_THOUSANDS = re.compile(r"(?:^|,)\s?£?[0-9]{1,3}$")
 
 
 def _is_price(text: str) -> bool:
@@ -188,8 +188,8 @@ def _unquoted(fields: list[str], layout: Layout) -> list[str]:
 
 # A field beside a comma, quoted or not: read backwards it looks the same.
 _QUOTED, _PLAIN = re.compile(r'"(?:[^"\n]|"")*+"'), re.compile(r'[^",\n]*')
-_PRICE = re.compile(r"£[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?(?=,|$)")
-_PRICE_BACKWARDS = re.compile(r"(?:[0-9]*\.)?(?:[0-9]{3},)+[0-9]{1,3}£(?=,|$)")
+_PRICE = re.compile(r"£[0-9]{1,3}(?:,[0-9]{3}){1,9}(?:\.[0-9]*)?(?=,|$)")
+_PRICE_BACKWARDS = re.compile(r"(?:[0-9]*\.)?(?:[0-9]{3},){1,9}[0-9]{1,3}£(?=,|$)")
 _COMMAS = {"product_name": 100, "location": 1}  # before a blank, which a field may have outside quotes
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 # Bounded, as html.unescape is not: it fails on a number of more than 4,300 digits. "&amp;amp;" has been through two programs.
-_ENTITY = re.compile(r"&(?:amp;)*(?P<name>#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z]\w{1,30});")
+_ENTITY = re.compile(r"&(?:amp;){0,9}(?P<name>#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z]\w{1,30});")
 
 # Unicode's Default_Ignorable_Code_Point: soft hyphens, zero-width characters, directions, fillers, variation selectors, tags.
 _IGNORABLE = (
@@ -101,8 +101,8 @@ def _reshape(text: str) -> tuple[str, list[tuple[int, int, bool]]]:
 def _shown(special: str) -> str:
     if special[0] == "<":
         return " "
-    char = unescape(special) if special[0] == "&" else ""
-    return char if len(char) == 1 and not INVISIBLE.match(char) else " " if char else ""
+    shown = INVISIBLE.sub("", unescape(special)) if special[0] == "&" else ""
+    return shown if len(shown) < 2 else " "
 
 
 @functools.lru_cache(maxsize=10_000)
@@ -119,7 +119,7 @@ def _plain(char: str) -> str:
 
 
 def unescape(text: str) -> str:
-    """The text with HTML entities as their characters, however often they were escaped."""
+    """The text with HTML entities as their characters, though they were escaped more than once."""
     return _ENTITY.sub(lambda entity: html.unescape(f"&{entity['name']};"), text)
 
 

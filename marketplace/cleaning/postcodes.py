@@ -78,7 +78,8 @@ _TO_PLACE = frozenset(
 _TO_MODEL = frozenset(
     re.findall(
         "[a-z]+",
-        """model serial part ref reference sku mpn number no type series version catalogue code laptop tv monitor printer camera phone tablet
+        """model serial part ref reference sku mpn number no type series version catalogue code
+        laptop tv monitor printer camera phone tablet
         fridge freezer washer dryer hoover drill saw amp guitar lens tyre filter battery cartridge bulb toner motherboard
         asus acer dell lenovo sony samsung lg bosch siemens canon nikon epson brother panasonic philips toshiba hitachi sharp
         miele neff beko hotpoint indesit zanussi aeg smeg whirlpool dyson vax shark makita dewalt ryobi karcher stihl husqvarna
@@ -107,10 +108,9 @@ def _outward(match: re.Match) -> tuple[int, str]:
     """Where the postcode starts, and its outward code; an empty one when there is no such district."""
     area, district = match["area"], match["district"].upper()
     first_of_two = area.upper() not in _AREAS or (area[0].islower() and area[1:].isupper())  # "ROADB45 9XE", "inN1 1AA"
-    for letters in (area[-1:],) if first_of_two else (area, area[-1:]):
-        if (outward := letters.upper() + district) in OUTWARD:
-            return match.end("area") - len(letters), outward
-    return 0, ""
+    letters = area[-1:] if first_of_two else area
+    outward = letters.upper() + district
+    return match.end("area") - len(letters), outward if outward in OUTWARD else ""
 
 
 def _is_postcode(match: re.Match, start: int, outward: str) -> bool:

@@ -38,7 +38,7 @@ _NAME_AND_PLACE = re.compile(r"(?P<name>[^.\n]{1,60})\.\s{0,9}[A-Z][^.\n]{1,40}\
 
 _IN = re.compile(r"\sin\s+", re.IGNORECASE)
 
-_NAME = re.compile(r"(?:[^.\n\"]|(?<=\b[A-Z])\.|(?<=\bMr)\.|(?<=\bMrs)\.|(?<=\bMs)\.|(?<=\bDr)\.)+")  # "J. Smith", "Dr. Ann"
+_NAME = re.compile(r"(?:[^.\n\"]|(?<=\b[A-Z])\.|(?<=\bMr)\.|(?<=\bMrs)\.|(?<=\bMs)\.|(?<=\bDr)\.){1,60}")  # "J. Smith", "Dr. Ann"
 
 _NAME_END = re.compile(
     r"\s(?:in|on|at|from|for)\s|[,\"\n!?;|()<>]|\s[-&]\s*$|(?<!\b[A-Z])(?<!\bM[rs])(?<!\bMrs)(?<!\bDr)\.|$", re.IGNORECASE
@@ -48,7 +48,7 @@ _FIRST_WORDS = re.compile(r"[^\W\d_][\w'\u2019-]*(?:\s[^\W\d_][\w'\u2019-]*){0,2
 
 _PLACE_END = re.compile(r"(?<!\bSt)(?<!\bMt)\.(?=\s|$)")  # the full stops of "St. Albans" and "A.B" end nothing
 
-_CUT_DATE = re.compile(r"\s*\d{1,2}(?:\s+[A-Z][a-z]*)?(?:\s+\d{1,3})?\s*$")
+_CUT_DATE = re.compile(r"\s{0,9}\d{1,2}(?:\s+[A-Z][a-z]*)?(?:\s+\d{1,3})?\s*$")
 
 # Sellers' own words about the post: by whom or when something is posted ...
 _NO_SELLER = re.compile(

@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from marketplace.cleaning import redaction
+from tests.cleaning.spellings import INNOCENT, SPELLINGS, cases, marked, plain
 
 PHONES = [
     "07700 900123",
@@ -172,6 +173,47 @@ def test_an_email_address_becomes_a_mark(email):
     assert redaction.redact(f"write to {email} please") == "write to [email] please"
 
 
+NOT_FOUND = {  # what nothing short of reading would find
+    "Ring zero seven seven hundred, nine hundred, «one two three»",
+    "Ring «07seven00 900123» today",
+    "Ring «0 double 7 00 900123» today",
+    "Ring «07700 and 900123» today",
+    "Tel: «960001»",
+    "write to «joe at g mail dot com» please",
+    "write to «joe gmail com» please",
+    "write to «joe@exa mple.com» please",
+    "from «S W 1 A 1 A A», or",
+    "from «SW1A 1 AA», or",
+    "from «W1A OAX», or",
+    "from «M2 8GB», or",
+    "Posted by «Air Force» in Beds in Leeds. Nice",
+    "The seller is «Ann Smith». Collect soon",
+}
+
+FOUND_BY_MISTAKE = {"Spitfire MK1 1HD print"}
+
+
+def test_there_are_enough_spellings_and_innocent_texts_to_judge_by():
+    assert len({case for _, case in SPELLINGS}) == len(SPELLINGS) >= 200 and len(set(cases(INNOCENT))) >= 200
+
+
+@pytest.mark.parametrize(("mark", "case"), SPELLINGS)
+def test_personal_data_becomes_a_mark_in_the_spellings_that_people_use(mark, case):
+    assert (redaction.redact(plain(case)) == marked(case, mark)) == (case not in NOT_FOUND)
+
+
+@pytest.mark.parametrize("text", cases(INNOCENT))
+def test_an_innocent_text_stays(text):
+    assert (redaction.redact(text) == text) == (text not in FOUND_BY_MISTAKE)
+
+
+@pytest.mark.parametrize("invisible", ["\u200b", "\u2060", "\ufeff", "\u00ad", "\u200d", "\u202a", "&shy;", "&#8203;"])
+def test_an_invisible_character_hides_nothing(invisible):
+    for mark, secret in (("[phone]", "07700 900123"), ("[email]", "joe@example.com"), ("[postcode]", "SW1A 1AA")):
+        text = f"from {invisible.join(secret)}, please"
+        assert redaction.redact(text) == f"from {mark}, please"
+
+
 PERSONAL = st.lists(
     st.one_of(
         st.sampled_from([*PHONES, *POSTCODES, *EMAILS, *KEPT, "[phone]", "[postcode]", "[email]", "[name]"]),
@@ -183,6 +225,8 @@ PERSONAL = st.lists(
 
 @given(PERSONAL | st.text(max_size=60))
 @example("07700 90012307700 900123 +4407700900123(020) 7946 0958")
+@example("e16anE1 6ANe16anE1 6AN/E2 7BB/E1 6AN")
+@example("Posted Posted by A in B. by A in B. 2 May 2021")
 def test_redacting_twice_is_redacting_once(text):
     once = redaction.redact(text)
     assert redaction.redact(once) == once

@@ -71,3 +71,67 @@ def test_the_sellers_name_in_a_raw_record_becomes_a_mark(seller, rest):
 def test_every_day_of_the_calendar_is_read(day):
     sentence = f"Posted by Ann in Home in Leeds. {day.day} {day:%B} {day.year}"
     assert sellers.strip_leak(f"Bed. {sentence}") == ("Bed.", day.isoformat())
+
+
+@pytest.mark.parametrize(
+    "words", ["Posted by", "posted by", "POSTED BY", "Posted By", "Posted by:", "Posted\xa0by", "Posted&nbsp;by"]
+)
+@pytest.mark.parametrize("place", ["Beds in Leeds", "beds in leeds", "BEDS IN LEEDS"])
+def test_the_leak_sentence_goes_in_any_capitals(words, place):
+    assert sellers.strip_leak(f"Oak bed. {words} Ann Smith in {place}. 25 February 2022") == ("Oak bed.", "2022-02-25")
+
+
+@pytest.mark.parametrize(("date", "posted_on"), [("25/02/2022", "2022-02-25"), ("2022-02-25", "2022-02-25"), ("31/02/2022", "")])
+def test_a_date_in_figures_is_read_too(date, posted_on):
+    assert sellers.strip_leak(f"Bed. Posted by Ann in Beds in Leeds. {date}") == ("Bed.", posted_on)
+
+
+def test_a_name_in_a_sentence_of_no_shape_of_the_sites_becomes_a_mark_and_the_rest_stays():
+    text = "Oak bed. Posted by Ann Smith. Collect from Leeds"
+    assert sellers.strip_leak(text) == (text, "")
+    assert redaction.redact(text) == "Oak bed. Posted by [name]. Collect from Leeds"
+
+
+@pytest.mark.parametrize("blanks", [" ", "\n", "\t", "\xa0", "\u2003"])
+def test_blanks_without_end_hide_no_name(blanks):
+    assert "Ann" not in redaction.redact(f"Posted by{blanks * 5000}Ann. Collect")
+    assert sellers.strip_leak(f"Bed. Posted{blanks * 5000}by Ann in Beds in Leeds. 2 May 2021") == ("Bed.", "2021-05-02")
+
+
+SENTENCES = st.lists(
+    st.sampled_from(
+        [
+            "Posted by ",
+            "posted by ",
+            "Posted ",
+            "by ",
+            "Ann",
+            " in ",
+            "Beds",
+            "Leeds",
+            ". ",
+            "2 May 2021",
+            "\n",
+            "[name]",
+            "hand",
+            "é ",
+        ]
+    )
+    | st.text(max_size=4),
+    max_size=20,
+).map("".join)
+
+
+@given(SENTENCES)
+def test_what_is_left_of_a_text_is_of_the_text(text):
+    left, posted_on = sellers.strip_leak(text)
+    letters = iter(text)
+    assert all(char in letters for char in left if char.strip())
+    assert posted_on in ("", "2021-05-02") or re.search(r"\d", text)
+
+
+@given(SENTENCES)
+def test_names_are_found_in_order_within_the_text(text):
+    spans = sellers.find(text)
+    assert spans == sorted(spans) and all(start < stop <= len(text) for start, stop in spans)
+    assert all(stop <= start for (_, stop), (start, _) in zip(spans, spans[1:], strict=False))
