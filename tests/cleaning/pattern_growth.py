@@ -30,8 +30,8 @@ def _faults(items: list, following: list, pattern: re.Pattern) -> Iterator[str]:
             body = list(value[2])
             if any(inner[0] not in CHARACTERS for inner in body) or len(body) > 1:
                 yield f"repeats more than one character without end: {pattern.pattern}"
-            elif taken := _first(body, pattern.flags) & _first(rest, pattern.flags):
-                yield f"{sorted(taken)[:3]} may be taken by a repeat or by what follows it: {pattern.pattern}"
+            elif both := _first(body, pattern.flags) & _first(rest, pattern.flags):
+                yield f"{sorted(both)[:3]} may be taken by a repeat or by what follows it: {pattern.pattern}"
         elif kind in REPEATS:
             yield from _faults(list(value[2]), rest, pattern)
         elif kind in (_constants.ATOMIC_GROUP, _constants.POSSESSIVE_REPEAT):
@@ -52,7 +52,7 @@ def _first(items: list, flags: int) -> set[str]:
     found = set()
     for kind, value in items:
         if kind in CHARACTERS:
-            return found | _taken(kind, value, flags)
+            return found | taken(kind, value, flags)
         if kind in (*REPEATS, _constants.POSSESSIVE_REPEAT):
             found |= _first(list(value[2]), flags)
             if value[0] > 0:
@@ -66,7 +66,8 @@ def _first(items: list, flags: int) -> set[str]:
     return found
 
 
-def _taken(kind, value, flags: int) -> set[str]:
+def taken(kind, value, flags: int) -> set[str]:
+    """The sample's characters that one part of a pattern takes."""
     state = _parser.State()
     state.flags = flags
     one = _compiler.compile(_parser.SubPattern(state, [(kind, value)]), flags)
