@@ -1,8 +1,7 @@
-"""Whether texts take linear time, and what redaction finds and leaves.
+"""Whether the time that a text takes grows as the text does.
 
 Every regular expression that meets a user's text is run on texts made from it to be hard: what it matches, over and over, and
 what it begins to match, without an end. The functions are run on pieces of what they look for. Time is the processor's.
-Recall and precision are on the lists in tests/cleaning/spellings.py, beside phonenumbers where it is installed.
 
 Run     python benchmarks/patterns.py --quick
         python benchmarks/patterns.py
@@ -24,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from marketplace.cleaning import duplicates, export_csv, folding, listings, postcodes, redaction, sellers
 from marketplace.retrieval import filters, words
 from marketplace.service import middleware
-from tests.cleaning import pattern_growth, spellings
+from tests.cleaning import pattern_growth
 
 MODULES = (duplicates, export_csv, folding, listings, postcodes, redaction, sellers, words, middleware)
 FUNCTIONS: dict[str, Callable[[str], object]] = {
@@ -208,50 +207,12 @@ def measure_functions(characters: int) -> dict:
     return measure("function", [(name, run, *text) for name, run in FUNCTIONS.items() for text in texts], characters)
 
 
-def measure_redaction() -> dict:
-    """What becomes exactly the mark it should, by mark, and which innocent texts stay."""
-    found = {mark: [0, 0] for mark in spellings.BLOCKS}
-    for mark, case in spellings.SPELLINGS:
-        found[mark][0] += redaction.redact(spellings.plain(case)) == spellings.marked(case, mark)
-        found[mark][1] += 1
-    innocent = spellings.cases(spellings.INNOCENT)
-    figures = {"found": found, "innocent": [sum(redaction.redact(text) == text for text in innocent), len(innocent)]}
-    return figures | measure_phonenumbers(innocent)
-
-
-def measure_phonenumbers(innocent: list[str]) -> dict:
-    """The same for telephone numbers with Google's library, strict and lenient; nothing where it is not installed.
-
-    Numbers for drama are not valid ones to it, so it gets the spellings with a mobile prefix that is in use.
-    """
-    try:
-        import phonenumbers
-    except ImportError:
-        return {}
-    figures = {}
-    for name in ("VALID", "POSSIBLE"):
-        leniency = getattr(phonenumbers.Leniency, name)
-
-        def mark(text: str, leniency=leniency) -> str:
-            for match in reversed(list(phonenumbers.PhoneNumberMatcher(text, "GB", leniency=leniency))):
-                text = f"{text[: match.start].removesuffix('+')}[phone]{text[match.end :]}"
-            return text
-
-        cases = [case.replace("7700", "7400") for case in spellings.cases(spellings.PHONES)]
-        hits = sum(mark(spellings.plain(case)) == spellings.marked(case, "[phone]") for case in cases)
-        figures[name.lower()] = {
-            "found": [hits, len(cases)],
-            "innocent": [sum(mark(text) == text for text in innocent), len(innocent)],
-        }
-    return {"phonenumbers": figures}
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="texts of 100,000 characters, not a million")
     args = parser.parse_args()
     characters = 100_000 if args.quick else 1_000_000
-    figures = {"characters": characters, **measure_redaction(), **measure_patterns(characters), **measure_functions(characters)}
+    figures = {"characters": characters, **measure_patterns(characters), **measure_functions(characters)}
     print(json.dumps(figures))
     if not args.quick:
         results.save("patterns", figures, results.command())

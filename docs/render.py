@@ -208,13 +208,13 @@ SPEED = (
 
 def redaction() -> str:
     """What redaction finds and leaves, by mark, beside phonenumbers."""
-    figures = result("patterns")["figures"]
+    figures = result("redaction")["figures"]
     rows = [[f"spellings of `{mark}`", share(counts)] for mark, counts in figures["found"].items()]
     rows.append(["innocent texts that stay", share(figures["innocent"])])
     for name, counts in figures.get("phonenumbers", {}).items():
         rows.append([f"`phonenumbers`, {name}: spellings of `[phone]`", share(counts["found"])])
         rows.append([f"`phonenumbers`, {name}: innocent texts that stay", share(counts["innocent"])])
-    return f"{table(['texts', 'right'], rows)}\n\n{measured('patterns')}"
+    return f"{table(['texts', 'right'], rows)}\n\n{measured('redaction')}"
 
 
 def share(counts: list[int]) -> str:

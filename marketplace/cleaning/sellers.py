@@ -125,12 +125,9 @@ def _read(text: str, posted: re.Match, window_end: int) -> Sentence:
     no_seller = bool(_NO_SELLER.match(text, name_start, window_end))
     if sentence := _dated(text, posted, window_end, is_own, no_seller):
         return sentence
-    if is_own or no_seller or text.startswith("[name]", name_start):
-        marked = text.startswith("[name]", name_start)
-        return Sentence(_undated(text, posted, window_end) if marked and not is_own else None, None, "")
-    if whole := _undated(text, posted, window_end):
-        return Sentence(whole, _name(text, posted, window_end), "")
-    return Sentence(None, _name(text, posted, window_end), "")
+    if is_own or no_seller or text.startswith("[name]", name_start):  # marked already: what was left then stays
+        return Sentence(None, None, "")
+    return Sentence(_undated(text, posted, window_end), _name(text, posted, window_end), "")
 
 
 def _dated(text: str, posted: re.Match, window_end: int, is_own: bool, no_seller: bool) -> Sentence | None:
