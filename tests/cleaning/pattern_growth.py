@@ -18,8 +18,7 @@ def faults(pattern: re.Pattern) -> Iterator[str]:
     """
     tree = _parser.parse(pattern.pattern, pattern.flags)
     yield from _faults(list(tree), [], pattern)
-    first, *rest = list(tree)
-    if _is_unbounded(*first) and rest:
+    if _begins_unbounded(list(tree)):
         yield f"begins with a repeat that later parts may reject: {pattern.pattern}"
 
 
@@ -41,6 +40,16 @@ def _faults(items: list, following: list, pattern: re.Pattern) -> Iterator[str]:
         elif kind is _constants.BRANCH:
             for branch in value[1]:
                 yield from _faults(list(branch), rest, pattern)
+
+
+def _begins_unbounded(items: list) -> bool:
+    """Whether an unbounded repeat, with more after it, can come before all that must be there."""
+    for number, (kind, value) in enumerate(items):
+        if _is_unbounded(kind, value):
+            return number + 1 < len(items)
+        if kind not in REPEATS or value[0] > 0:
+            return False
+    return False
 
 
 def _is_unbounded(kind, value) -> bool:

@@ -23,7 +23,8 @@ def test_a_pattern_takes_linear_time(name):
 
 
 @pytest.mark.parametrize(
-    "pattern", [r"a+a", r"x\s+\s*y", r"x(?:a+)+y", r"\s+by", r"x\w+\d", r"x(?:a|bc)*d", r"x\s*(?:\s|y)", r"(?<=x)\s+\s?y"]
+    "pattern",
+    [r"a+a", r"x\s+\s*y", r"x(?:a+)+y", r"\s+by", r"x\w+\d", r"x(?:a|bc)*d", r"(?:£)?\s*\d", r"x\s*(?:\s|y)", r"(?<=x)\s+\s?y"],
 )
 def test_a_pattern_of_square_time_is_found(pattern):
     assert list(faults(re.compile(pattern)))
