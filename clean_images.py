@@ -22,6 +22,7 @@ import pandas as pd
 
 from marketplace.cleaning import photos
 from marketplace.cleaning.pool import READ_ERROR, Result, Task, clean_all
+from marketplace.cleaning.redaction import redact
 from marketplace.cleaning.sources import Photo, Source, image_id_of, list_source, rejected_by_name
 from marketplace.files import atomic, cli, s3, stages
 from marketplace.files.progress import progress
@@ -219,7 +220,9 @@ def _write_jpeg(path: Path, jpeg: bytes) -> None:
 def _row(photo: Photo, unread_reason: str | None, records: Mapping[str, Mapping]) -> dict:
     image_id = image_id_of(photo.name)
     row = {"status": "rejected", "reason": unread_reason} if unread_reason else records[image_id]["row"]
-    return {"image_id": _printable(image_id), "source": _printable(photo.name)} | row
+    # A file's name is text too; the id of a cleaned photo is what its file is called, and stays.
+    shown_id = image_id if row["status"] == "ok" else redact(image_id)
+    return {"image_id": _printable(shown_id), "source": _printable(redact(photo.name))} | row
 
 
 def _printable(name: str) -> str:

@@ -192,6 +192,18 @@ def test_a_file_too_large_to_be_a_photo_is_not_read(tmp_path, clean, monkeypatch
     assert statuses(tmp_path / "data")["huge.jpg"] == "too_large"
 
 
+def test_personal_data_in_a_files_name_is_marked(tmp_path, clean):
+    names = {"call 07700 900123.jpg": photo_bytes(7), "joe@example.com/whole.jpg": photo_bytes(8)}
+    source = write_folder(tmp_path / "source", good_photos() | names)
+    assert clean("--photos", source, "--max-rejected", 0.5)[0] == 0
+    found = [row for row in rows(tmp_path / "data") if "[" in row["source"]]
+    assert [(row["image_id"], row["source"], row["status"]) for row in found] == [
+        ("call [phone]", "call [phone].jpg", "rejected"),
+        ("whole", "[email]/whole.jpg", "ok"),
+    ]
+    assert "900123" not in (tmp_path / "data" / "images" / "photos.csv").read_text()
+
+
 def test_a_name_with_control_characters_or_no_utf8_survives_the_csv(tmp_path, clean):
     source = write_folder(tmp_path / "source", good_photos())
     (source / "a\r\nb.jpg").write_bytes(photo_bytes(7))

@@ -71,7 +71,7 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
         {"--products": "the export's Products.csv", "--images-csv": "its Images.csv"},
         (),
         ("products.csv", "images.csv", "labels.json", "rejected.csv", "report.json"),
-        schema=6,
+        schema=7,
     ),
     "images": Contract(
         "clean_images.py",

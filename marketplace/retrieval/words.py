@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import functools
-import html
 import itertools
 import json
 import math
@@ -24,6 +23,7 @@ from rapidfuzz import process
 from rapidfuzz.distance import OSA
 from tantivy import Occur, Order, Query
 
+from marketplace.cleaning.folding import ENTITY, INVISIBLE, limit_marks, unescape
 from marketplace.cleaning.listings import CATEGORY_SEPARATOR, category_levels
 from marketplace.files import generations
 from marketplace.files.stages import StageError
@@ -46,13 +46,7 @@ SNIPPET_CHARACTERS = 160
 
 Sort = Literal["price_up", "price_down", "newest"]
 _ORDERS = {"price_up": ("cheapest", Order.Asc), "price_down": ("dearest", Order.Desc), "newest": ("newest", Order.Desc)}
-_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z]\w{1,30});")
-# Unicode's Default_Ignorable_Code_Point: soft hyphens, zero-width characters, directions, fillers, variation selectors, tags.
-_INVISIBLE = re.compile(
-    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
-    "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
-)
-_PIECE = re.compile(rf"(?:{_ENTITY.pattern}|.)[\u0300-\u036f]*", re.DOTALL)  # an entity or a character, with its accents
+_PIECE = re.compile(rf"(?:{ENTITY.pattern}|.)[\u0300-\u036f]{{0,100}}", re.DOTALL)  # an entity or a character, with its accents
 
 
 def _analyzer(*more: tantivy.Filter) -> tantivy.TextAnalyzer:
@@ -69,10 +63,10 @@ _ANALYZERS = {"exact": _analyzer(), "stem": _analyzer(tantivy.Filter.stemmer("en
 
 def clean(text: str) -> str:
     """A text as a person sees it: HTML entities as their characters; no soft hyphens, zero-width characters or surrogates."""
-    text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
+    text = unescape(text)
     if text.isascii():
         return text
-    return unicodedata.normalize("NFC", _INVISIBLE.sub("", text.encode("utf-8", "ignore").decode()))
+    return unicodedata.normalize("NFC", limit_marks(INVISIBLE.sub("", text.encode("utf-8", "ignore").decode())))
 
 
 def _aligned(text: str) -> tuple[str, Sequence[int]]:
