@@ -287,8 +287,12 @@ def _photos_uri(args: argparse.Namespace) -> str:
 def _write_jpeg(path: Path, jpeg: bytes) -> None:
     """Whole or not at all; not flushed one by one, as what a power cut spoils no longer fits its record and is done again."""
     temporary = path.with_name(f".{path.name}{atomic.TEMPORARY_SUFFIX}")
-    temporary.write_bytes(jpeg)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(jpeg)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _row(photo: Photo, row: Mapping) -> dict:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import orjson
 
-from marketplace.files import atomic, locks
+from marketplace.files import atomic, disk, locks
 
 MANIFEST = "manifest.json"
 
@@ -225,7 +225,8 @@ def open_stage(
         stage = Stage(data_dir, name, dict(arguments), dict(raw or {}))
         for other in reads:
             stage.take(other)
-        yield stage
+        with disk.writing(stage.folder):
+            yield stage
 
 
 def _make_folder(folder: Path) -> None:
