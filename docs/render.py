@@ -249,6 +249,7 @@ SPEED = (
     ("fuzz", "{requests:,.0f} hostile requests: server errors", "{server_errors:.0f}"),
     ("fuzz", "their p99 over that of a calm service", "{p99_over_calm:.2f}x"),
     ("fuzz", "memory after them over that before", "{rss_growth:.2f}x"),
+    ("kills", "{kills:,} random kills in all stages and while publishing: half states, or other bytes at the end", "{wrong}"),
 )
 
 

@@ -17,11 +17,21 @@ from uvicorn_worker import UvicornWorker
 
 from marketplace.files import cli
 from marketplace.files.stages import StageError
+from marketplace.service.connections import Connection
 from marketplace.service.meters import METRICS_DIR
 from marketplace.service.middleware import LOG_CONFIG
 from marketplace.service.settings import Settings
 
-SERVING = {"lifespan": "on", "access_log": False, "server_header": False}  # of uvicorn; the access log is our own
+MAX_CONNECTIONS = 512  # of one process: half of the files that a process may usually have open
+GRACEFUL_S = 25  # for requests under way when told to stop; gunicorn kills a worker after 30
+SERVING = {  # of uvicorn; the access log is our own
+    "http": Connection,
+    "lifespan": "on",
+    "access_log": False,
+    "server_header": False,
+    "limit_concurrency": MAX_CONNECTIONS,
+    "timeout_graceful_shutdown": GRACEFUL_S,
+}
 KEEP_ALIVE_S = 5  # uvicorn's; gunicorn's 2 s is made for a proxy in front of it
 WATCH_S = 1  # between two signs of life of a worker, and two looks at whether its supervisor lives
 HUNG_S = 120  # without a sign of life, until a worker is replaced; to start takes seconds
