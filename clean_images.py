@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 
 from marketplace.cleaning import photos
-from marketplace.cleaning.pool import READ_ERROR, Result, Task, clean_all
+from marketplace.cleaning.pool import TRIED_AGAIN, Result, Task, clean_all
 from marketplace.cleaning.sources import Photo, Source, image_id_of, list_source, rejected_by_name
 from marketplace.files import atomic, cli, s3, stages
 from marketplace.files.progress import progress
@@ -58,7 +58,7 @@ def _line(record: Mapping) -> str:
 def _is_usable(record: dict, folder: Path) -> bool:
     """Whether a photo that was cleaned need not be cleaned again: its JPEG is whole, or it was read and rejected."""
     if record["row"]["status"] != "ok":
-        return record["row"]["reason"] != READ_ERROR
+        return record["row"]["reason"] not in TRIED_AGAIN
     try:
         return hashlib.sha256((folder / f"{record['image_id']}.jpg").read_bytes()).hexdigest() == record["jpeg"]
     except FileNotFoundError:
@@ -77,7 +77,8 @@ def nothing_is_left(folder: Path) -> bool:
     """Whether every photo of a finished run was read, and every cleaned one is there still, by content."""
     records, counts = read_progress(folder / PROGRESS), stages.read_manifest(folder)["counts"]
     kept = sum(record["row"]["status"] == "ok" for record in records.values())
-    return kept == counts["kept"] and READ_ERROR not in counts["reasons"] and len(usable_records(records, folder)) == len(records)
+    all_read = not TRIED_AGAIN & counts["reasons"].keys()
+    return all_read and kept == counts["kept"] and len(usable_records(records, folder)) == len(records)
 
 
 def sort_out(

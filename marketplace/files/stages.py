@@ -72,7 +72,7 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
         {"--photos": "a folder, a zip or s3://"},
         (),
         ("<image_id>.jpg", "photos.csv"),
-        schema=6,
+        schema=7,
     ),
     "dataset": Contract(
         "dataset.py",
