@@ -72,6 +72,7 @@ def main(limits: str) -> None:
 
 
 def _work(limits: Limits, is_decoding: mmap.mmap) -> None:
+    _silence_libraries()
     _limit_memory(limits.memory_bytes)
     while request := _receive(sys.stdin.buffer):
         header, data = request
@@ -83,6 +84,14 @@ def _work(limits: Limits, is_decoding: mmap.mmap) -> None:
         del request, data
         _send(sys.stdout.buffer, reply, jpeg)
     os._exit(0)
+
+
+def _silence_libraries() -> None:
+    """Leave stderr to Python: libtiff writes a line there for every odd file."""
+    sys.stderr = os.fdopen(os.dup(2), "w")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
 
 
 def _limit_memory(more_bytes: int) -> None:

@@ -358,8 +358,8 @@ def _transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform 
     """None for a profile of another kind of picture."""
     key = hashlib.sha256(profile).digest(), mode
     if key not in _transforms:
-        for oldest in list(_transforms)[: len(_transforms) + 1 - MAX_TRANSFORMS]:
-            _transforms.pop(oldest, None)
+        if len(_transforms) >= MAX_TRANSFORMS:
+            _transforms.pop(next(iter(_transforms)), None)  # the oldest
         _transforms[key] = _build_transform(profile, mode)
     return _transforms[key]
 

@@ -41,8 +41,8 @@ ENCODINGS = [
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
     file = io.BytesIO()
-    if kind == "HEIF" and "exif" in options:  # where its encoder looks for the orientation, which it writes as a property
-        image.info["exif"] = options["exif"].tobytes()
+    if kind == "HEIF" and "exif" in options:  # its encoder looks for the orientation, which it writes as a property, in bytes
+        options["exif"] = options["exif"].tobytes()
     image.save(file, kind, **options)
     return file.getvalue()
 
