@@ -34,6 +34,7 @@ from marketplace.cleaning import photos, pool
 from marketplace.cleaning.sources import Photo
 
 SIZE = photos.DEFAULTS.size
+PHOTOS_A_CHUNK = 8
 SMALL = (533, 400)  # pixels, of drawn photos
 LARGE = (4000, 3000)  # pixels, 12 megapixels
 HUGE = (8000, 6000)  # just under photos.DEFAULTS.max_pixels
@@ -133,7 +134,7 @@ def photos_per_second(paths: list[Path], workers: int) -> float:
     """
     todo = [pool.Task(Photo(path.name, str(path), "", path.stat().st_size), "") for path in paths]
     results = pool.clean_all(todo, None, photos.DEFAULTS, workers)
-    for _ in range(workers * pool.CHUNKS_AHEAD * pool.CHUNK):
+    for _ in range(workers * pool.AHEAD):
         next(results)
     start = time.perf_counter()
     times = [time.perf_counter() for _ in results]
@@ -206,7 +207,7 @@ def main() -> int:
                     for way in WAYS
                 ),
             )
-            paths = [Path(temporary) / f"{name}{number}.jpg" for number in range(pool.CHUNK * chunks)]
+            paths = [Path(temporary) / f"{name}{number}.jpg" for number in range(PHOTOS_A_CHUNK * chunks)]
             for path, data in zip(paths, pictures, strict=False):
                 path.write_bytes(data)
             for number, path in enumerate(paths[len(pictures) :]):

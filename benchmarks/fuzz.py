@@ -121,7 +121,8 @@ def measure_attacks(server: Server, files: dict[str, bytes], beside_pillow: bool
         start_s = time.perf_counter()
         status, _, body = Client(server.port).upload(UPLOADS[1], data)
         seconds = time.perf_counter() - start_s
-        peaks_kb = [attacks.memory_kb(pid, "VmHWM") - before_kb[pid] for pid in pids]
+        idle_kb = min(before_kb.values())  # of a worker that came in place of one that ended
+        peaks_kb = [attacks.memory_kb(pid, "VmHWM") - before_kb.get(pid, idle_kb) for pid in server.decoders()]
         table[name] = {
             "bytes": len(data),
             "status": status,
