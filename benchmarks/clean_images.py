@@ -128,7 +128,7 @@ def reference(data: bytes) -> bytes:
 
 
 def photos_per_second(paths: list[Path], workers: int) -> float:
-    """Of clean_images.py's own loop, from the first chunks, which are under way while the processes still start, to the last.
+    """Of clean_images.py's own loop, without the first photos, which are under way while the processes still start.
 
     What it takes the processes to start and to end is the same however many photos there are: together about half a second.
     """

@@ -233,7 +233,7 @@ class Decoder:
 
 
 class Decoders:
-    """`count` of them, which threads take and give back."""
+    """`count` of them, for as many threads at once."""
 
     def __init__(self, count: int, limits: Limits):
         self._all = [Decoder(limits) for _ in range(count)]
@@ -252,20 +252,14 @@ class Decoders:
         for decoder in self._all:
             decoder.wait_until_ready()
 
-    def take(self) -> Decoder:
-        """One of them, once one is idle."""
-        return self._idle.get()
-
-    def give_back(self, decoder: Decoder) -> None:
-        self._idle.put(decoder)
-
     @contextlib.contextmanager
     def one(self) -> Iterator[Decoder]:
-        decoder = self.take()
+        """One of them, once one is idle."""
+        decoder = self._idle.get()
         try:
             yield decoder
         finally:
-            self.give_back(decoder)
+            self._idle.put(decoder)
 
     def pids(self) -> list[int]:
         return [pid for decoder in self._all for pid in decoder.pids()]

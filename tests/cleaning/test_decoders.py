@@ -188,7 +188,7 @@ def test_a_process_that_cannot_start_says_so_and_the_next_try_may_pass(monkeypat
     assert one.clean(encoded(quarters(), "JPEG"), CleanSettings()).width == 320
     pids = one.pids()
     one.close()
-    assert all(is_gone(pid) for pid in pids)
+    wait_until(lambda: all(is_gone(pid) for pid in pids))
 
 
 def test_what_decodes_imports_no_model_no_table_and_no_network():
