@@ -250,6 +250,13 @@ SPEED = (
     ("fuzz", "their p99 over that of a calm service", "{p99_over_calm:.2f}x"),
     ("fuzz", "memory after them over that before", "{rss_growth:.2f}x"),
     ("kills", "{kills:,} random kills in all stages and while publishing: half states, or other bytes at the end", "{wrong}"),
+    ("fuzz", "good photos beside 2,000 uploads made to take time and memory: p99", "{good_p99_ms:,.0f} ms"),
+    (
+        "fuzz",
+        "memory after those over that before, the service's; its decoders'",
+        "{hostile_rss_growth:.2f}x; {decoders_pss_growth:.2f}x",
+    ),
+    ("fuzz", "memory of one process that decodes", "{decoder_pss_mb:.0f} MB"),
 )
 
 
