@@ -23,14 +23,14 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Server:
-    """api.py over a data folder, as a process of its own."""
+    """api.py over a data folder, as a process of its own. root: the checkout whose api.py it is."""
 
-    def __init__(self, data_dir: Path, port: int, *flags: str):
+    def __init__(self, data_dir: Path, port: int, *flags: str, root: Path = ROOT):
         command = [sys.executable, "api.py", "--data", str(Path(data_dir).resolve()), "--port", str(port), *flags]
         environment = os.environ | {"MARKETPLACE_API_KEY": KEY}
         self.port, self.log_path = port, Path(data_dir) / "api.log"
         self._log = self.log_path.open("w")
-        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=self._log)
+        self._process = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.DEVNULL, stderr=self._log)
         deadline_s = time.monotonic() + START_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline_s:
@@ -41,9 +41,19 @@ class Server:
         return self
 
     def __exit__(self, *_) -> None:
-        self._process.terminate()
-        self._process.wait(timeout=START_S)
+        self.stop(START_S)
         self._log.close()
+
+    def stop(self, within_s: float) -> bool:
+        """Tell it to stop; whether it did so in time. It is killed when it did not."""
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=within_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            return False
+        return True
 
     def _answers(self) -> bool:
         try:
