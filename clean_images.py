@@ -24,7 +24,7 @@ from pathlib import Path
 import pandas as pd
 
 from marketplace.cleaning import photos
-from marketplace.cleaning.pool import TRIED_AGAIN, Result, Task, clean_all
+from marketplace.cleaning.pool import READ_ERROR, TRIED_AGAIN, Result, Task, clean_all
 from marketplace.cleaning.redaction import redact
 from marketplace.cleaning.sources import Photo, Selection, Source, image_id_of, is_sidecar, list_source, select
 from marketplace.files import atomic, cli, reading, s3, stages
