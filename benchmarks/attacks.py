@@ -118,7 +118,7 @@ def memory_kb(pid: int | str, field: str) -> int:
     """VmRSS, or its peak VmHWM, of a process; 0 for one that has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return 0
     return next((int(line.split()[1]) for line in lines if line.startswith(field)), 0)
 

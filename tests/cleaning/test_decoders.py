@@ -41,7 +41,7 @@ def is_gone(pid: int) -> bool:
     """Whether a process is no more, or dead and not yet waited for by whoever adopted it."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 
