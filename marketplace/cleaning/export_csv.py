@@ -189,7 +189,7 @@ def _unquoted(fields: list[str], layout: Layout) -> list[str]:
 # A field beside a comma, quoted or not: read backwards it looks the same.
 _QUOTED, _PLAIN = re.compile(r'"(?:[^"\n]|"")*+"'), re.compile(r'[^",\n]*')
 _PRICE = re.compile(r"£[0-9]{1,3}(?:,[0-9]{3}){1,9}(?:\.[0-9]*)?(?=,|$)")
-_PRICE_BACKWARDS = re.compile(r"(?:[0-9]*\.)?(?:[0-9]{3},){1,9}[0-9]{1,3}£(?=,|$)")
+_PRICE_BACKWARDS = re.compile(r"(?:[0-9]{0,9}\.)?(?:[0-9]{3},){1,9}[0-9]{1,3}£(?=,|$)")
 _COMMAS = {"product_name": 100, "location": 1}  # before a blank, which a field may have outside quotes
 
 

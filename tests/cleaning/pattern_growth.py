@@ -45,8 +45,18 @@ def _faults(items: list, following: list, pattern: re.Pattern) -> Iterator[str]:
 def _begins_unbounded(items: list) -> bool:
     """Whether an unbounded repeat, with more after it, can come before all that must be there."""
     for number, (kind, value) in enumerate(items):
+        rest = items[number + 1 :]
         if _is_unbounded(kind, value):
-            return number + 1 < len(items)
+            return bool(rest)
+        bodies = []
+        if kind in (*REPEATS, _constants.POSSESSIVE_REPEAT):
+            bodies = [value[2]]
+        elif kind is _constants.SUBPATTERN:
+            bodies = [value[3]]
+        elif kind is _constants.BRANCH:
+            bodies = value[1]
+        if any(_begins_unbounded([*body, *rest]) for body in bodies):
+            return True
         if kind not in REPEATS or value[0] > 0:
             return False
     return False

@@ -24,7 +24,19 @@ def test_a_pattern_takes_linear_time(name):
 
 @pytest.mark.parametrize(
     "pattern",
-    [r"a+a", r"x\s+\s*y", r"x(?:a+)+y", r"\s+by", r"x\w+\d", r"x(?:a|bc)*d", r"(?:£)?\s*\d", r"x\s*(?:\s|y)", r"(?<=x)\s+\s?y"],
+    [
+        r"a+a",
+        r"x\s+\s*y",
+        r"x(?:a+)+y",
+        r"\s+by",
+        r"x\w+\d",
+        r"x(?:a|bc)*d",
+        r"(?:£)?\s*\d",
+        r"(?:[0-9]*x)?y",
+        r"(?:a+|b)c",
+        r"x\s*(?:\s|y)",
+        r"(?<=x)\s+\s?y",
+    ],
 )
 def test_a_pattern_of_square_time_is_found(pattern):
     assert list(faults(re.compile(pattern)))
