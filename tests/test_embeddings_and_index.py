@@ -188,7 +188,7 @@ def test_a_category_that_is_sold_out_needs_no_new_training_and_a_new_one_does(co
     main_categories = products["category"].str.split(" / ").str[0]
     rarest = main_categories.value_counts().index[-1]
     products[main_categories != rarest].to_csv(path)
-    run_stages(copied, ["tabular", "dataset", "embeddings", "index"])
+    run_stages(copied, ["tabular", "images", "dataset", "embeddings", "index"])
     assert rarest not in reading.read_json(copied / "tabular" / "labels.json")["encoder"]
     with TestClient(api.create_app(api.Settings(copied))) as client:
         assert rarest not in client.get("/filters").json()["categories"]
