@@ -235,17 +235,6 @@ SPEED = (
     ),
     ("api", "memory at the end of that over memory after a minute", "{rss_growth:.2f}x"),
     ("api", "memory of one more worker; ResNet-50 in fp32 in it", "{extra_worker_mb:.0f} MB; {model_mb:.0f} MB"),
-    (
-        "patterns",
-        "{patterns:.0f} patterns on {pattern_texts:,.0f} texts made to be hard: steepest growth with length, as a power",
-        "{pattern_power:.2f} (`{pattern_steepest}`)",
-    ),
-    (
-        "patterns",
-        "{functions:.0f} functions that read texts, likewise",
-        "{function_power:.2f} (`{function_steepest}`)",
-    ),
-    ("patterns", "the slowest of them on {characters:,.0f} characters", "{function_slowest_s:.1f} s (`{function_slowest}`)"),
     ("fuzz", "{requests:,.0f} hostile requests: server errors", "{server_errors:.0f}"),
     ("fuzz", "their p99 over that of a calm service", "{p99_over_calm:.2f}x"),
     ("fuzz", "memory after them over that before", "{rss_growth:.2f}x"),
