@@ -41,7 +41,8 @@ def single_line(text: str) -> str:
 _TAIL = re.compile(r"(?:\|\s*in\s[^|]*)?\|\s*Gumtree$", re.IGNORECASE)
 
 _PRICE = re.compile(
-    r"(?:GBP|\u00c2?£)?\s{0,9}((?:[0-9]{1,3}(?:,[0-9]{3}){1,13}|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)\s{0,9}(?:GBP|£)?", re.IGNORECASE
+    r"(?:GBP|\u00c2?£)?\s{0,9}((?:[0-9]{1,3}(?:,[0-9]{3}){1,13}|[0-9]{1,40})(?:\.[0-9]*)?|\.[0-9]+)\s{0,9}(?:GBP|£)?",
+    re.IGNORECASE,
 )
 
 

@@ -89,7 +89,7 @@ _TO_MODEL = frozenset(
     )
 )
 
-_WORD_BEFORE = re.compile(r"([^\W\d_]+)([^\w\n]{0,3})$")
+_WORD_BEFORE = re.compile(r"([^\W\d_]{1,24})([^\w\n]{0,3})$")
 
 
 def find(text: str) -> list[tuple[int, int]]:

@@ -56,7 +56,7 @@ _NO_SELLER = re.compile(
     |tnt|inpost|tuffnells|me|us|air|air\s?mail|mail|myself|ourselves|buyer|buyers|tracked|signed|standard|next|express|freight|hand
     |arrangement|request|agreement|letter|large|small|international|economy|insured|mon|tue|wed|thu|fri|sat|sun|\w{2,6}day
     |tomorrow|weekend|noon|christmas|easter|january|february|march|april|june|july|august|september|october|november|december
-    |[0-9]+)\b
+    |[0-9]{1,9})\b
     |(?:the|an?|my|our|your|their|his|her|this|that|these|then|now|and|or|if|no|it|someone|anyone|who|what|which|van|boat|road|rail
     |box|whoever|friends?|family|one|two|three|same|end|latest|early|late)\b""",
     re.VERBOSE,
