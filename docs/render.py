@@ -271,9 +271,9 @@ def redaction() -> str:
 
 
 def share(counts: list[int]) -> str:
-    """ "113 of 118 (96%)"."""
+    """ "113 of 118 (95.8%)"."""
     right, total = counts
-    return f"{right} of {total} ({right / total:.0%})"
+    return f"{right} of {total} ({right / total:.1%})"
 
 
 WAYS = ("build_index.py", "flat", "hnswlib", "usearch")
