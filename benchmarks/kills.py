@@ -67,6 +67,7 @@ SHARES = {
 QUICK = ("tabular", "images", "dataset", "index", PUBLISH)
 IN_A_ROW = 4  # kills at most before a stage may end
 PUBLISH_S = 0.3  # in which several generations are published
+WRITTEN_TWICE = {"image_model.json"}  # before and after the model in 8 bits is measured
 TELL_TIMES = {"manifest.json", "report.json"}  # files that differ between runs
 
 
@@ -154,6 +155,8 @@ def half_states(data_dir: Path, name: str, expected: dict[str, str]) -> list[str
             continue  # temporary files and records, which no reader looks at
         if path not in expected and name == "embeddings":
             reading.read_array(folder / path)  # parts of what is not finished; StageError when one is half
+        elif path in WRITTEN_TWICE:
+            reading.read_json(folder / path)  # likewise
         elif expected.get(path) != digest:
             found.append(f"{path} is not what an undisturbed run writes")
     return found + (half_generations(folder) if name == "index" else [])

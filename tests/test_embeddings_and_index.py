@@ -197,7 +197,7 @@ def test_a_category_that_is_sold_out_needs_no_new_training_and_a_new_one_does(co
     assert fails(evaluate.main, ["--data", str(copied)], capsys) == expected
     products["category"] = products["category"].replace(products["category"].iloc[0], "Aardvarks")
     products.to_csv(path)
-    run_stages(copied, ["tabular", "dataset"])
+    run_stages(copied, ["tabular", "images", "dataset"])
     expected = f"error: {copied / 'model'} does not know the category Aardvarks: run python train.py again\n"
     assert fails(extract_embeddings.main, ["--data", str(copied)], capsys) == expected
 
