@@ -1,8 +1,8 @@
 """Build everything that the API serves, and publish it as a new generation.
 
 Reads   data/embeddings/, data/model/, data/tabular/ (products.csv), data/dataset/ (training_data.csv, listings.csv)
-Writes  data/index/ (current.json; <generation>/ with index.faiss, vectors.npy, text.faiss, catalogue.sqlite, ranker.json, models,
-        report.json)
+Writes  data/index/ (current.json; <generation>/ with index.faiss, text.faiss, names.faiss, meanings.faiss, their vectors,
+        catalogue.sqlite, ranker.json, models, report.json)
 Run     python build_index.py
         python build_index.py --embeddings image_embeddings.json   vectors of your own, {"<image id>": [floats], ...}
 """
@@ -156,7 +156,7 @@ def copy_models(data_dir: Path, folder: Path, models: dict[str, str]) -> None:
 def write_engines(folder: Path, entries: Entries, settings: BuildSettings, source: Published | None) -> dict:
     """Write the indexes: those of `source` updated, unless they are outgrown. Returns what the report tells of the generations
     before: updated, changed_rows, and, since the last full build, built_rows and drift."""
-    rows = {"photos": len(entries.image_ids), "listings": len(entries.listing_ids)}
+    rows = {kind: len(vectors) for kind, vectors in entries.indexed().items()}
     if source is not None:
         changes = source.changes_to(folder)
         if not source.is_outgrown(changes, rows, settings):
@@ -190,7 +190,8 @@ def write_ranker(
     if not enough or settings.own_embeddings:
         return {"chosen": "by_hand"}
     probabilities = reading.read_array(data_dir / "embeddings" / "probabilities.npy")
-    queries = ranking.judge(OpenIndex(folder), TableModels.load(folder), entries.splits, probabilities)
+    models = TableModels.load(folder).before_refit()  # the questions are about validation listings
+    queries = ranking.judge(OpenIndex(folder), models, entries.splits, probabilities)
     ranker, chosen = ranking.fit(queries, background)
     ranker.save(folder / builds.RANKER)
     return chosen

@@ -24,7 +24,8 @@ from pathlib import Path
 import pandas as pd
 
 from marketplace.cleaning import photos
-from marketplace.cleaning.pool import READ_ERROR, Result, Task, clean_all
+from marketplace.cleaning.pool import READ_ERROR, TRIED_AGAIN, Result, Task, clean_all
+from marketplace.cleaning.redaction import redact
 from marketplace.cleaning.sources import Photo, Selection, Source, image_id_of, is_sidecar, list_source, select
 from marketplace.files import atomic, cli, reading, s3, stages
 from marketplace.files.progress import progress
@@ -67,7 +68,7 @@ def _line(record: Mapping) -> str:
 def _is_usable(record: dict, folder: Path) -> bool:
     """Whether a photo that was cleaned need not be cleaned again: its JPEG is whole, or it was read and rejected."""
     if record["row"]["status"] != "ok":
-        return record["row"]["reason"] != READ_ERROR
+        return record["row"]["reason"] not in TRIED_AGAIN
     path = folder / f"{record['image_id']}.jpg"
     try:  # the size first: what took the place of a JPEG may be of any
         return path.stat().st_size == record["jpeg_bytes"] and stages.digest(path) == record["jpeg"]
@@ -87,7 +88,8 @@ def nothing_is_left(folder: Path) -> bool:
     """Whether every photo of a finished run was read, and every cleaned one is there still, by content."""
     records, counts = read_progress(folder / PROGRESS), stages.read_manifest(folder)["counts"]
     kept = sum(record["row"]["status"] == "ok" for record in records.values())
-    return kept == counts["kept"] and READ_ERROR not in counts["reasons"] and len(usable_records(records, folder)) == len(records)
+    all_read = not TRIED_AGAIN & counts["reasons"].keys()
+    return all_read and kept == counts["kept"] and len(usable_records(records, folder)) == len(records)
 
 
 def sort_out(
@@ -296,7 +298,10 @@ def _write_jpeg(path: Path, jpeg: bytes) -> None:
 
 
 def _row(photo: Photo, row: Mapping) -> dict:
-    return {"image_id": _printable(image_id_of(photo.name)), "source": _printable(photo.name)} | dict(row)
+    image_id = image_id_of(photo.name)
+    # A file's name is text too; the id of a cleaned photo is what its file is called, and stays.
+    shown_id = image_id if row["status"] == "ok" else redact(image_id)
+    return {"image_id": _printable(shown_id), "source": _printable(redact(photo.name))} | dict(row)
 
 
 def _printable(name: str) -> str:

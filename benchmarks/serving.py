@@ -67,18 +67,31 @@ class Server:
     def pids(self) -> list[int]:
         """The processes that answer: the workers, or the only one."""
         own = self._process.pid
-        workers = [int(child) for child in Path(f"/proc/{own}/task/{own}/children").read_text().split()]
-        return workers or [own]
+        return [child for child in children(own) if "api.py" in command_of(child)] or [own]
+
+    def decoders(self) -> list[int]:
+        """The processes that decode photos, of all that answer."""
+        started = [child for pid in self.pids() for child in children(pid)]
+        return [*started, *(worker for child in started for worker in children(child))]
 
     def cpu_s(self) -> float:
-        """CPU seconds of all of them so far."""
-        fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self.pids()]
+        """CPU seconds of all of them so far, and of those that decode for them."""
+        pids = [*self.pids(), *self.decoders()]
+        fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
         return sum(int(field[11]) + int(field[12]) for field in fields) / TICKS  # utime and stime
 
-    def memory(self, name: str = "Rss") -> list[int]:
-        """Bytes of each: Rss, Private_Dirty, ... of /proc/<pid>/smaps_rollup."""
-        texts = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self.pids()]
+    def memory(self, name: str = "Rss", pids: list[int] | None = None) -> list[int]:
+        """Bytes of each: Rss, Private_Dirty, ... of /proc/<pid>/smaps_rollup; by default of those that answer."""
+        texts = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids or self.pids()]
         return [1024 * int(re.search(rf"^{name}: +(\d+) kB", text, re.M)[1]) for text in texts]
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+
+
+def command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text()
 
 
 class Client:
@@ -168,22 +181,26 @@ def write_generation(index_dir: Path, source: Path, products: pd.DataFrame, vect
     import faiss
 
     from marketplace.files import atomic, generations, reading, stages
-    from marketplace.models import photo_model
+    from marketplace.models import photo_model, text_encoder
     from marketplace.retrieval import builds, catalogue, keys, words
     from marketplace.retrieval import vectors as vector_search
 
-    text_vectors = clustered(len(products), reading.read_array(source / "text_vectors.npy").shape[1], seed=0)
+    encoder_files = [name for name in text_encoder.FILES if (source / name).exists()]
+    indexed = {"photos": vectors}
+    for kind in ("listings", "names", "meanings"):
+        if (path := source / vector_search.FILES[kind].vectors).exists():  # the last two where there is a text encoder
+            indexed[kind] = clustered(len(products), reading.read_array(path).shape[1], seed=0)
     with generations.new_generation(index_dir, f"made{len(products)}") as folder:
         image_ids = [f"i{row}" for row in range(len(products))]
-        ids = {"photos": image_ids, "listings": products["product_id"].tolist()}
-        for kind, rows in (("photos", vectors), ("listings", text_vectors)):
-            names, row_keys = vector_search.FILES[kind], keys.keys(ids[kind])
+        for kind, rows in indexed.items():
+            names = vector_search.FILES[kind]
+            row_keys = keys.keys(image_ids if kind == "photos" else products["product_id"].tolist())
             faiss.write_index(vector_search.build(rows, keys=row_keys), str(folder / names.index))
             atomic.write_array(folder / names.vectors, rows)
             atomic.write_array(folder / names.keys, row_keys)
         catalogue.write(folder, [products], image_ids, np.arange(len(products)))
         words.write(folder, *builds.listing_blocks(folder, row_keys))
-        for name in (*photo_model.FILES, "ranker.json"):
+        for name in {*photo_model.FILES, *encoder_files, "ranker.json"}:
             shutil.copy2(files.get(name, source / name), folder / name)
         own = vectors.shape[1] != photo_model.Description.load(folder).dimension
         digests = stages.digests(folder, *generations.files_of(folder))

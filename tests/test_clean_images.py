@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 import clean_images
-from marketplace.cleaning import photos, pool, sources
+from marketplace.cleaning import decoders, photos, pool, sources
 from marketplace.files import atomic, reading, stages
+from tests.cleaning.test_decoders import slow_photo
 
 
 def photo_bytes(number: int, kind: str = "JPEG", size: tuple[int, int] = (48, 32)) -> bytes:
@@ -255,6 +256,18 @@ def test_a_file_too_large_to_be_a_photo_is_not_read(tmp_path, clean, monkeypatch
     assert statuses(tmp_path / "data")["huge.jpg"] == "too_large"
 
 
+def test_personal_data_in_a_files_name_is_marked(tmp_path, clean):
+    names = {"call 07700 900123.jpg": photo_bytes(7), "joe@example.com/whole.jpg": photo_bytes(8)}
+    source = write_folder(tmp_path / "source", good_photos() | names)
+    assert clean("--photos", source, "--max-rejected", 0.5)[0] == 0
+    found = [row for row in rows(tmp_path / "data") if "[" in row["source"]]
+    assert [(row["image_id"], row["source"], row["status"]) for row in found] == [
+        ("call [phone]", "call [phone].jpg", "rejected"),
+        ("whole", "[email]/whole.jpg", "ok"),
+    ]
+    assert "900123" not in (tmp_path / "data" / "images" / "photos.csv").read_text()
+
+
 def test_a_name_with_control_characters_or_no_utf8_survives_the_csv(tmp_path, clean):
     source = write_folder(tmp_path / "source", good_photos())
     (source / "a\r\nb.jpg").write_bytes(photo_bytes(7))
@@ -421,18 +434,47 @@ def test_processes_give_what_one_process_gives(tmp_path, clean):
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
 
 
-def die(*_):
-    os._exit(9)
+KILLED_BY = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from marketplace.cleaning import decoders, photos
+clean = photos.clean
+photos.clean = lambda data, *options: os.abort() if b"a killer" in data else clean(data, *options)
+decoders.main(sys.argv[2])
+"""
 
 
-def test_a_process_that_dies_is_one_sentence(tmp_path, clean, monkeypatch):
+def test_a_photo_that_kills_its_process_is_rejected_alone_and_tried_again(tmp_path, clean, monkeypatch):
+    source = write_folder(tmp_path / "source", good_photos(40) | {"photo-20.jpg": photo_bytes(20) + b"a killer"})
+    clean("--photos", source, data=tmp_path / "undisturbed", workers=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(decoders, "COMMAND", KILLED_BY)
+        code, summary, _ = clean("--photos", source, workers=2)
+        assert (code, summary["kept"], summary["reasons"]) == (0, 39, {"crashed": 1})
+        assert statuses(tmp_path / "data")["photo-20.jpg"] == "crashed"
+        assert clean("--photos", source, workers=2)[1]["cleaned"] == 1
+    assert clean("--photos", source, workers=2)[1]["cleaned"] == 1
+    assert files_of(tmp_path / "data") == files_of(tmp_path / "undisturbed")
+
+
+def test_a_photo_that_takes_too_long_is_rejected_alone_and_tried_again(tmp_path, clean, monkeypatch):
+    source = write_folder(tmp_path / "source", good_photos(10) | {"photo-5.bmp": slow_photo()})
+    (source / "photo-5.jpg").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(decoders, "BATCH_CPU_S", 0.3)
+        assert clean("--photos", source)[1]["reasons"] == {"too_slow": 1}
+    again = clean("--photos", source)[1]
+    assert (again["cleaned"], again["reused"], again["kept"], again["reasons"]) == (1, 9, 10, {})
+
+
+def test_processes_that_cannot_start_are_one_sentence(tmp_path, clean, monkeypatch):
     source = write_folder(tmp_path / "source", good_photos(20))
-    monkeypatch.setattr(pool, "_clean_chunk", die)
-    assert clean("--photos", source, workers=2) == (
-        1,
-        None,
-        "error: a cleaning process died near photo-0.jpg, perhaps for want of memory: run it again with fewer --workers",
+    monkeypatch.setattr(decoders, "COMMAND", "raise SystemExit(3)")
+    sentence = (
+        "error: a process that decodes photos cannot start (it ended with 3): "
+        "mend what the lines above say, or give fewer --workers"
     )
+    assert clean("--photos", source, workers=2) == (1, None, sentence)
 
 
 # Sources

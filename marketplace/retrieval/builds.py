@@ -80,9 +80,10 @@ class Published:
         return self.report.get("settings") == settings.recorded()
 
     def changes_to(self, folder: Path) -> dict[str, "Changes"]:
-        """What changed of photos and listings from this generation to that in `folder`, whose vectors and catalogue are there."""
+        """What changed of each index's rows from this generation to that in `folder`, whose vectors and catalogue are there."""
         found = {}
-        for kind, files in vector_search.FILES.items():
+        for kind in self.report["built_rows"]:
+            files = vector_search.FILES[kind]
             before, after = (_Rows.read(own, kind, files) for own in (self.folder, folder))
             found[kind] = before.changes_to(after)
             for vectors in (before.vectors, after.vectors):
@@ -92,11 +93,11 @@ class Published:
     def is_outgrown(self, changes: dict[str, "Changes"], rows: dict[str, int], settings: BuildSettings) -> bool:
         """Whether one of its indexes is too old to be updated (vectors.rebuild_is_due()), or would take more memory than it may.
 
-        rows: of the new generation's photos and listings.
+        rows: of each of the new generation's indexes.
         """
         built_rows, changed = self.report["built_rows"], self.drift_after(changes)
-        for kind, files in vector_search.FILES.items():
-            index = vector_search.read(self.folder / files.index, mapped=True)
+        for kind in changes:
+            index = vector_search.read(self.folder / vector_search.FILES[kind].index, mapped=True)
             index_kind = settings.kind if kind == "photos" else "auto"
             if vector_search.rebuild_is_due(index, rows[kind], changed[kind], built_rows[kind], index_kind):
                 return True
@@ -163,11 +164,9 @@ def write_vectors(data_dir: Path, folder: Path, entries: Entries, settings: Buil
     """
     for kind, keys in entries.keys().items():
         atomic.write_array(folder / vector_search.FILES[kind].keys, keys)
-    for name, vectors, are_own in (
-        ("vectors.npy", entries.vectors, settings.own_embeddings),
-        ("text_vectors.npy", entries.text_vectors, entries.unclaimed > 0),
-    ):
-        if are_own:
+    for kind, vectors in entries.indexed().items():
+        name = vector_search.FILES[kind].vectors
+        if settings.own_embeddings if kind == "photos" else entries.unclaimed:
             atomic.write_array(folder / name, vectors)
         else:
             generations.link(data_dir / "embeddings" / name, folder / name)
@@ -176,23 +175,25 @@ def write_vectors(data_dir: Path, folder: Path, entries: Entries, settings: Buil
 
 def write_engines(folder: Path, entries: Entries, settings: BuildSettings) -> None:
     """Write the indexes and the words of a full build."""
-    own = settings
-    limits = {"photos": (own.kind, own.recall, own.max_memory_bytes), "listings": ("auto", own.recall, None)}
-    for kind, vectors in (("photos", entries.vectors), ("listings", entries.text_vectors)):
+    for kind, vectors in entries.indexed().items():
+        own_limits = (settings.kind, settings.recall, settings.max_memory_bytes)
+        limits = own_limits if kind == "photos" else ("auto", settings.recall, None)
         files = vector_search.FILES[kind]
         keys = reading.read_array(folder / files.keys)
-        vector_search.write(vector_search.build(vectors, *limits[kind], keys), folder / files.index)
+        vector_search.write(vector_search.build(vectors, *limits, keys), folder / files.index)
         reading.release(vectors)
-    words.write(folder, *listing_blocks(folder, keys))
+    words.write(folder, *listing_blocks(folder, reading.read_array(folder / vector_search.FILES["listings"].keys)))
 
 
 def update_engines(published: Path, folder: Path, entries: Entries, changes: dict[str, Changes]) -> None:
     """Write the published generation's indexes and words as the changes make them."""
-    for kind, vectors in (("photos", entries.vectors), ("listings", entries.text_vectors)):
+    for kind, vectors in entries.indexed().items():
         files, came = vector_search.FILES[kind], changes[kind].came
         keys = reading.read_array(folder / files.keys)[came]
         vector_search.update(published / files.index, folder / files.index, changes[kind].gone, vectors[came], keys)
-    words.update(published, folder, changes["listings"].gone, *listing_blocks(folder, keys, changes["listings"].came))
+    came = changes["listings"].came
+    keys = reading.read_array(folder / vector_search.FILES["listings"].keys)[came]
+    words.update(published, folder, changes["listings"].gone, *listing_blocks(folder, keys, came))
 
 
 def purge(folder: Path) -> None:

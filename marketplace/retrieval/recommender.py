@@ -1,13 +1,13 @@
-"""An opened index with its models: raw photos and words in, ranked listings, categories and prices out."""
+"""An opened index with its models: cleaned photos and words in, ranked listings, categories and prices out."""
 
 from pathlib import Path
 
 import numpy as np
 
-from marketplace.cleaning import listings, photos
+from marketplace.cleaning import listings
 from marketplace.files import reading, stages
 from marketplace.files.stages import StageError
-from marketplace.models import photo_model, price_model, text_model
+from marketplace.models import photo_model, price_model, text_encoder, text_model
 from marketplace.retrieval.open_index import OpenIndex, Query
 
 
@@ -25,7 +25,8 @@ class Recommender(OpenIndex):
                 f"the files in {generation_dir} are not those it was published with: run python build_index.py --full"
             )
         super().__init__(generation_dir)
-        self.table_models = text_model.TableModels.load(generation_dir)
+        self.text_encoder = text_encoder.TextEncoder.load(generation_dir)  # None where the models were trained without one
+        self.table_models = text_model.TableModels.load(generation_dir, self.text_encoder)
         self.price_model = price_model.PriceModel.load(generation_dir, self.table_models)
         self.photo_model = photo_model.PhotoModel(generation_dir, runtime, device)
         # Vectors of one's own (build_index.py --embeddings) answer for listings; no photo can be compared with them.
@@ -37,6 +38,7 @@ class Recommender(OpenIndex):
         pairs = [
             ("photos", self.photo_index.rows, self.catalogue.n_photos),
             ("listings", self.text_index.rows, self.catalogue.n_products),
+            *(("listings", own.rows, self.catalogue.n_products) for own in (self.names_index, self.meanings_index) if own),
             ("classes", len(self.photo_model.description.classes), self.table_models.n_classes),
         ]
         if self.takes_photos:
@@ -47,10 +49,6 @@ class Recommender(OpenIndex):
                     f"the files in {generation_dir} do not belong together ({left} {what} against {right}): "
                     "run python build_index.py again"
                 )
-
-    def clean(self, data: bytes) -> bytes:
-        """A raw photo as clean_images.py would store it; photos.PhotoRejected when it is none."""
-        return photos.clean(data, self.photo_model.settings).jpeg
 
     def embed(self, jpeg: bytes) -> tuple[np.ndarray, np.ndarray]:
         """(D,) unit vector and (C,) category probabilities of one cleaned photo."""
@@ -74,11 +72,12 @@ class Recommender(OpenIndex):
         text = listings.text(text or "", "").strip()
         if not text and probabilities is None:
             raise ValueError("neither a photo nor words")
-        by_text = self.table_models.category_probabilities([text]) if text else None
+        meanings = self.table_models.meanings([text])
+        by_text = self.table_models.category_probabilities([text], meanings) if text else None
         fused = self.table_models.fuse(None if probabilities is None else probabilities[None], by_text)[0]
         return {
             "categories": [
                 {"category": self.classes[label], "probability": round(float(fused[label]), 6)} for label in np.argsort(-fused)
             ],
-            "price": self.price_model.price_range(text, vector=vector) | {"currency": "GBP"},
+            "price": self.price_model.price_range(text, vector=vector, meaning=meanings[0]) | {"currency": "GBP"},
         }

@@ -3,6 +3,7 @@ import json
 import math
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
@@ -15,11 +16,13 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from starlette.testclient import TestClient
 
 import api
-from marketplace.cleaning import listings
+from marketplace.cleaning import decoders, listings
 from marketplace.files import reading
 from marketplace.retrieval.recommender import Recommender
-from marketplace.service import schemas
+from marketplace.service import dependencies, schemas
 from marketplace.service.settings import Settings
+from tests.cleaning.test_decoders import slow_photo
+from tests.cleaning.test_photos import encoded
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +131,59 @@ def test_a_category_or_place_that_no_listing_has_is_422_with_the_nearest_and_fil
     assert (met_by_none.status_code, met_by_none.json()["results"]) == (200, [])
 
 
+def test_without_words_all_that_pass_the_filters_are_listed_the_newest_first(client, products):
+    town = products["town"].mode()[0]
+    there = products[products["town"] == town]
+    for params in ({}, {"sort": "newest"}, {"sort": "relevance"}):
+        answer = client.get("/search", params={"location": town, "k": 100} | params).json()
+        days = [products["posted_on"][result["product_id"]] for result in answer["results"]]
+        assert days == sorted(days, reverse=True) and {result["product_id"] for result in answer["results"]} == set(there.index)
+        assert (answer["total"], answer["total_is_at_least"], answer["counts"]) == (len(there), False, None)
+        told = {(result["score"], len(result["parts"]), result["snippet"], result["duplicates"]) for result in answer["results"]}
+        assert told == {(None, 0, None, 0)}
+    assert client.get("/search", params={"k": 1}).json()["total"] == len(products)
+    nothing = client.get("/search", params={"location": town, "min_price": 1e9, "counts": True}).json()
+    assert (nothing["results"], nothing["total"], nothing["counts"]["towns"]) == ([], 0, {})
+
+
+@pytest.mark.parametrize("q", [None, "good guitar"])
+def test_listings_are_sorted_by_price_when_asked(client, products, q):
+    words = {} if q is None else {"q": q}
+    up, down = (client.get("/search", params=words | {"sort": sort, "k": 100}).json() for sort in ("price_up", "price_down"))
+    prices = [result["price"] for result in up["results"] if result["price"] is not None]
+    assert prices == sorted(prices) and len(prices) > 5 and up["total"] == down["total"] == len(up["results"])
+    assert [result["price"] for result in down["results"]][: len(prices)] == prices[::-1]
+    assert all(result["score"] is None and result["parts"] == {} for result in up["results"])
+    if q is None:
+        assert sorted(products["price"].dropna()) == prices
+
+
+def test_a_result_is_counted_by_category_place_and_price_when_asked(client, products):
+    lowest = products["price"].median()
+    dear = products[products["price"] >= lowest]
+    for q in (None, "good"):  # words lead to all that pass the filters in the end
+        params = {"min_price": lowest, "counts": "true"} | ({} if q is None else {"q": q})
+        answer = client.get("/search", params=params).json()
+        assert answer["total"] == len(dear)
+        assert answer["counts"]["towns"] == dear["town"].value_counts().to_dict()
+        assert answer["counts"]["categories"].items() >= dear["category"].value_counts().to_dict().items()
+        for step in answer["counts"]["prices"]:
+            assert step["listings"] == dear["price"].between(step["min"], step["max"] or 1e9).sum()
+
+
+def test_the_words_looked_for_are_marked_in_name_and_snippet(client, products):
+    for params in ({"q": "guitars"}, {"q": "guitars", "sort": "newest"}):
+        results = client.get("/search", params=params).json()["results"]
+        marked = 0
+        for result in results:
+            for text, marks in ((result["name"], result["name_marks"]), (result["snippet"]["text"], result["snippet"]["marks"])):
+                assert {text[start:end].lower() for start, end in marks} <= {"guitar", "guitars"}
+                marked += len(marks)
+        assert marked >= sum("guitar" in result["name"].lower() for result in results) > 0
+    similar = client.get(f"/products/{products.index[0]}/similar").json()["results"]
+    assert {(result["snippet"], len(result["name_marks"])) for result in similar} == {(None, 0)}
+
+
 def test_pages_follow_each_other_without_gaps_or_repeats(client, demo_dir, photos_table):
     image = raw_photo(demo_dir, photos_table["image_id"][0])
     form = {"text": "red guitar", "k": 40}
@@ -141,7 +197,7 @@ def test_pages_follow_each_other_without_gaps_or_repeats(client, demo_dir, photo
     for path, params in (("/search", {"q": "good condition"}), (similar, {})):
         whole = client.get(path, params=params | {"k": 20}).json()["results"]
         assert client.get(path, params=params | {"k": 8, "offset": 5}).json()["results"] == whole[5:13]
-        assert client.get(path, params=params | {"offset": 1000}).json() == {"results": []}
+        assert client.get(path, params=params | {"offset": 1000}).json()["results"] == []
 
 
 def test_listings_below_the_score_asked_for_are_left_out(client, demo_dir, photos_table):
@@ -183,7 +239,9 @@ def test_hostile_search_words_are_words(client, q):
 
 
 def test_words_that_nothing_knows_find_nothing(client):
-    assert client.get("/search", params={"q": "♞♞♞"}).json() == {"results": []}
+    for sort in ("relevance", "price_up"):
+        answer = client.get("/search", params={"q": "♞♞♞", "sort": sort}).json()
+        assert answer == {"results": [], "total": 0, "total_is_at_least": False, "counts": None}
 
 
 def test_listings_like_one_leave_it_out(client, products):
@@ -344,7 +402,9 @@ def test_unknown_ids_are_404(client, path):
         ({"q": "bed", "min_price": 9, "max_price": 3}, "min_price 9 is above max_price 3: swap them"),
         ({"q": ""}, "q: String should have at least 1 character"),
         ({"q": "  "}, "q: give at least one word"),
-        ({}, "q: Field required"),
+        ({"sort": "price"}, "sort: Input should be 'relevance', 'price_up', 'price_down' or 'newest'"),
+        ({"counts": "many"}, "counts: Input should be a valid boolean, unable to interpret input"),
+        ({"location": "Bxq"}, 'no listing has the place "Bxq": GET /filters lists them'),
     ],
 )
 def test_bad_values_are_422_with_one_sentence(client, params, detail):
@@ -381,15 +441,15 @@ def test_a_text_field_over_a_megabyte_is_413_and_a_broken_form_400(client):
 
 def test_more_photos_than_may_wait_are_told_to_come_back(demo_dir, monkeypatch):
     inside, release = threading.Event(), threading.Event()
-    clean = Recommender.clean
+    embed = Recommender.embed
 
-    def slow_clean(self, data):
+    def slow_embed(self, jpeg):
         inside.set()
         assert release.wait(timeout=30)
-        return clean(self, data)
+        return embed(self, jpeg)
 
     with TestClient(api.create_app(Settings(demo_dir, max_pending=1))) as client:
-        monkeypatch.setattr(Recommender, "clean", slow_clean)  # now that it is warm
+        monkeypatch.setattr(Recommender, "embed", slow_embed)  # now that it is warm
         statuses = []
         post = lambda: client.post("/predict/feature_embedding", files={"image": png()})  # noqa: E731
         first = threading.Thread(target=lambda: statuses.append(post().status_code))
@@ -401,3 +461,41 @@ def test_more_photos_than_may_wait_are_told_to_come_back(demo_dir, monkeypatch):
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
     assert refused.json() == {"detail": "too many photos are being looked at: try again in a second"}
     assert statuses == [200]
+
+
+def test_a_photo_that_takes_too_long_is_400_and_its_like_is_told_to_come_back_while_others_are_answered(demo_dir, monkeypatch):
+    monkeypatch.setattr(dependencies, "LIMITS", dependencies.Limits(cpu_s=1, pixels=24_000_000))
+    monkeypatch.setattr(dependencies, "MAX_SLOW_WAITING", 1)
+    with TestClient(api.create_app(Settings(demo_dir))) as client, ThreadPoolExecutor(12) as pool:
+        post = lambda photo: client.post("/predict/feature_embedding", files={"image": photo})  # noqa: E731
+        slow = [pool.submit(post, slow_photo()) for _ in range(8)]
+        assert [post(png()).status_code for _ in range(3)] == [200] * 3
+        answers = [future.result() for future in slow]
+        assert post(png()).status_code == 200
+    sentence = "not a usable image (too_slow): the photo takes more than 1 seconds of the processor to decode"
+    assert {answer.status_code for answer in answers} == {400, 503}
+    assert {answer.json()["detail"] for answer in answers if answer.status_code == 400} == {sentence}
+    assert {answer.headers.get("retry-after") for answer in answers if answer.status_code == 503} == {"1"}
+
+
+def test_a_photo_of_48_megapixels_passes_as_a_jpeg_and_of_25_as_a_png_is_too_large(client):
+    def post(kind: str, size: tuple[int, int]):
+        return client.post("/predict/feature_embedding", files={"image": encoded(Image.new("RGB", size), kind)})
+
+    assert post("JPEG", (8000, 6000)).status_code == 200
+    refused = post("PNG", (5000, 5000))
+    assert (refused.status_code, refused.json()["detail"]) == (
+        400,
+        "not a usable image (too_many_pixels): "
+        "the photo has 5000 x 5000 pixels to decode, more than the 24,000,000 allowed: send a smaller one",
+    )
+
+
+def test_without_processes_that_decode_a_photo_is_told_to_come_back(demo_dir, monkeypatch):
+    with TestClient(api.create_app(Settings(demo_dir))) as client:
+        monkeypatch.setattr(decoders, "COMMAND", "raise SystemExit(3)")
+        for decoder in client.app.state.photo_queue._decoders._all:
+            decoder.restart()
+        answer = client.post("/predict/feature_embedding", files={"image": png()})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert answer.json() == {"detail": "a process that decodes photos cannot start (it ended with 3): try again"}
