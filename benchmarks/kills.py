@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ from marketplace.retrieval.recommender import Recommender
 
 LISTINGS = 45
 TRAIN_FLAGS = ["--backbone", "efficientnet_lite0", "--image-size", "64", "--epochs", "3", "--workers", "0", "--device", "cpu"]
+TRAIN_FLAGS += ["--text-encoder", "none"]  # its package need not be installed to try kills
 STAGES = {  # folder -> main, and flags beside --data
     "tabular": (clean_tabular_data.main, []),
     "images": (clean_images.main, ["--workers", "1"]),
@@ -84,6 +86,8 @@ def forked(work: Callable[[], int | None], kill_after_s: float | None = None) ->
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
             code = work() or 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             os._exit(code)
