@@ -256,6 +256,17 @@ SPEED = (
         "{hostile_rss_growth:.2f}x; {decoders_pss_growth:.2f}x",
     ),
     ("fuzz", "memory of one process that decodes", "{decoder_pss_mb:.0f} MB"),
+    (
+        "slow_clients",
+        "of ten photos beside 1,100 half-open connections, answered: before there were limits; now",
+        "{before_answers_beside_half_open}; {now_answers_beside_half_open}",
+    ),
+    (
+        "slow_clients",
+        "memory beside 60 uploads of 19 MB that stay unfinished: before; now",
+        "{before_half_photos_mb:,} MB; {now_half_photos_mb:,} MB",
+    ),
+    ("slow_clients", "until the service stops beside them: before; now", "{before_stop}; {now_stop}"),
 )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from fastapi import FastAPI
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
+from gunicorn.errors import HaltServer
 from uvicorn_worker import UvicornWorker
 
 from marketplace.files import cli
@@ -95,10 +96,10 @@ def run(create: Callable[[], FastAPI], settings: Settings, listening: socket.soc
     }
     try:
         Supervisor(create, options).run()
-    except SystemExit as ended:
+    except (SystemExit, HaltServer) as ended:  # the latter: another worker ended while it was halting for the first
         if os.getpid() != own_pid:
             raise  # a worker: it was forked in there
-        if ended.code:
+        if isinstance(ended, HaltServer) or ended.code:
             raise StageError("no worker could start: mend what the lines above say, and start it again") from None
 
 

@@ -77,7 +77,9 @@ def answer(connection: socket.socket) -> bytes:
     """One answer, on a connection that stays open."""
     received = b""
     while b"\r\n\r\n" not in received:
-        received += connection.recv(65536)
+        data = connection.recv(65536)
+        assert data, f"closed after {received!r}"
+        received += data
     return received
 
 
@@ -104,7 +106,7 @@ def test_requests_one_after_the_other_and_at_once_are_answered_on_one_connection
     with connect(port, GET + GET) as connection:
         received = b""
         while received.count(b"HTTP/1.1 200 ") < 2:
-            received += connection.recv(65536)
+            received += answer(connection)
         connection.sendall(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         assert read_all(connection).startswith(b"HTTP/1.1 200 ")
 
@@ -161,7 +163,7 @@ def test_a_body_whose_end_is_in_doubt_closes_the_connection(port):
 @pytest.mark.parametrize("comes", [True, False])
 def test_a_body_under_way_when_the_service_is_told_to_stop_is_waited_for_and_not_for_ever(monkeypatch, comes):
     monkeypatch.setattr(connections, "LAST_BODY_S", TIMEOUT_S if comes else 0.05)
-    with serving() as port, connect(port, POST + b"1") as late, connect(port, GET) as idle:
+    with serving(timeout_graceful_shutdown=None) as port, connect(port, POST + b"1") as late, connect(port, GET) as idle:
         assert answer(idle)
         servers[port].should_exit = True
         assert read_all(idle) == b""  # it is being stopped
