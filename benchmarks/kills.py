@@ -10,6 +10,7 @@ Run     python benchmarks/kills.py --quick                    forty kills, in th
 
 import argparse
 import hashlib
+import importlib
 import itertools
 import json
 import os
@@ -30,13 +31,6 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import results
 
-import build_index
-import clean_images
-import clean_tabular_data
-import dataset
-import evaluate
-import extract_embeddings
-import train
 from demo import sample
 from marketplace.files import generations, reading, stages
 from marketplace.files.stages import StageError
@@ -46,14 +40,11 @@ from marketplace.retrieval.recommender import Recommender
 LISTINGS = 45
 TRAIN_FLAGS = ["--backbone", "efficientnet_lite0", "--image-size", "64", "--epochs", "3", "--workers", "0", "--device", "cpu"]
 TRAIN_FLAGS += ["--text-encoder", "none"]  # its package need not be installed to try kills
-STAGES = {  # folder -> main, and flags beside --data
-    "tabular": (clean_tabular_data.main, []),
-    "images": (clean_images.main, ["--workers", "1"]),
-    "dataset": (dataset.main, []),
-    "model": (train.main, TRAIN_FLAGS),
-    "embeddings": (extract_embeddings.main, ["--device", "cpu"]),
-    "index": (build_index.main, []),
-    "evaluation": (evaluate.main, []),
+FLAGS = {"images": ["--workers", "1"], "model": TRAIN_FLAGS, "embeddings": ["--device", "cpu"]}  # beside --data
+STAGES = {  # folder -> main, and flags
+    name: (importlib.import_module(contract.script.removesuffix(".py")).main, FLAGS.get(name, []))
+    for name, contract in stages.STAGES.items()
+    if name != "features"  # train.py writes them on its way to the model
 }
 PUBLISH = "publishing"
 SHARES = {

@@ -201,10 +201,12 @@ def test_what_decodes_imports_no_model_no_table_and_no_network():
 
 def test_processes_end_with_their_owner():
     code = (
-        "import sys, time\nfrom marketplace.cleaning.decoders import Decoder, Limits\n"
-        "one = Decoder(Limits(20, 50_000_000)); one.wait_until_ready(); print(*one.pids(), flush=True); time.sleep(600)"
+        "import sys\nfrom marketplace.cleaning.decoders import Decoder, Limits\n"
+        "one = Decoder(Limits(20, 50_000_000)); one.wait_until_ready(); print(*one.pids(), flush=True); sys.stdin.read()"
     )
-    owner = subprocess.Popen([sys.executable, "-c", code], cwd=decoders.ROOT, stdout=subprocess.PIPE, text=True)
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=decoders.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     pids = [int(word) for word in owner.stdout.readline().split()]
     assert len(pids) == 2 and not any(is_gone(pid) for pid in pids)
     owner.kill()

@@ -48,8 +48,8 @@ def test_every_way_of_saying_so_is_recognised_also_behind_another_error(error):
     def fail():
         try:
             raise error
-        except Exception:
-            raise KeyError("while cleaning up")  # noqa: B904
+        finally:
+            raise KeyError("while cleaning up")
 
     assert disk.is_full(raised_by(fail))
 
