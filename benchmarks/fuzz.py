@@ -150,7 +150,7 @@ def measure_beside(server: Server, files: list[bytes], photos: list[bytes], uplo
 
         return send
 
-    def be_good(number: int) -> list[float]:
+    def be_good() -> list[float]:
         client, seconds = Client(server.port), []
         while under_attack:
             start_s = time.perf_counter()
@@ -163,7 +163,7 @@ def measure_beside(server: Server, files: list[bytes], photos: list[bytes], uplo
     before, decoders_before = server.memory()[0], sum(server.memory("Pss", server.decoders()))
     statuses["hostile"].clear()
     with ThreadPoolExecutor(GOOD_CLIENTS) as pool:
-        good = [pool.submit(be_good, number) for number in range(GOOD_CLIENTS)]
+        good = [pool.submit(be_good) for _ in range(GOOD_CLIENTS)]
         _, dropped, attack_s = load(server.port, ATTACKERS, jobs)
         under_attack = False
         seconds = [second for client in good for second in client.result()]
