@@ -6,9 +6,10 @@ Reads   nothing
 Writes  benchmarks/results/gpu.json (with --quick nothing, unless --results is given)
 Run     python benchmarks/gpu.py                            on one GPU, 8 minutes at most
         python benchmarks/gpu.py --device cpu --quick       the same in small, without a GPU
-Needs   of requirements.txt, beside torch and what a GPU's image usually holds: efficientnet-lite-pytorch, faiss-cpu, fastapi,
-        fastapi-offline, gunicorn, lightgbm, orjson, pillow-heif, python-multipart, pytorch-metric-learning, rapidfuzz, tantivy,
-        uvicorn and uvicorn-worker (with starlette and pydantic: 46 MB of wheels); no text encoder, no pretrained weights
+Needs   of requirements.txt, beside torch and what a GPU's image usually holds: faiss-cpu, fastapi, fastapi-offline, gunicorn,
+        lightgbm, orjson, pillow, pillow-heif, python-multipart, pytorch-metric-learning, rapidfuzz, tantivy, uvicorn and
+        uvicorn-worker, with pydantic, starlette, opentelemetry-api and typing_extensions: 47 MB of wheels. No text encoder,
+        no pretrained weights
 """
 
 import argparse
@@ -153,6 +154,16 @@ def fresh_network(bench: Bench, n_classes: int, seed: int):
     return network
 
 
+def trained_network(bench: Bench, n_classes: int):
+    """Of what training left, or of random weights where it left nothing: vectors of those are nearly the same for all photos."""
+    from safetensors.torch import load_file
+
+    network = fresh_network(bench, n_classes, 0)
+    if bench.trained_path.exists():
+        network.load_state_dict(load_file(bench.trained_path))
+    return network
+
+
 def training_leg(bench: Bench) -> Iterator[dict]:
     """Photos a second of both kinds of training, on ready photos and from files, by precision; and the loss each ends with."""
     import torch
@@ -217,9 +228,10 @@ def frozen(bench: Bench, photos, ready, way: str) -> dict:
     """Train a head alone: the frozen backbone's features of the ready photos, and the loss of a head trained on them."""
     import torch
 
+    import train
     from marketplace.models import backbone, training
 
-    network = fresh_network(bench, len(photos.classes), 0).to(bench.device, memory_format=torch.channels_last)
+    network = trained_network(bench, len(photos.classes)).to(bench.device, memory_format=torch.channels_last)
     if way == "compiled":
         network.backbone = torch.compile(network.backbone, dynamic=False)
     run = backbone.frozen_backbone(network, bench.size.side, bench.gpu_way)
@@ -236,8 +248,10 @@ def frozen(bench: Bench, photos, ready, way: str) -> dict:
     codes = np.arange(count)
     split = training.Photos(features_of, labels, codes, codes, codes, features_of)
     losses = []
-    config = dataclasses.replace(training_config(bench, way, bench.size.batch, 0, "head"), learning_rate=1e-3)
+    config = training_config(bench, way, bench.size.batch, 0, "head")
+    config = dataclasses.replace(config, learning_rate=train.LEARNING_RATE, epochs=train.EPOCHS["head"])
     torch.manual_seed(0)
+    torch.nn.init.zeros_(network.head.weight)
     training.train_head(network.head, split, split, config, lambda **values: losses.append(values["train_loss"]))
     return {"photos_per_s": round(count / min(seconds[1:])), "loss": round(losses[-1], 4), "first_pass_s": round(seconds[0], 2)}
 
@@ -278,15 +292,13 @@ def from_files(bench: Bench, mean: list[float], std: list[float], workers: int) 
 
 def write_model(bench: Bench, folder: Path):
     """A model folder of what training left, or of random weights, with all that torch needs to run it."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     from marketplace.cleaning import listings, photos
     from marketplace.models import backbone, photo_model
 
     classes = listings.read_classes(bench.data_dir / "tabular")
-    network = fresh_network(bench, len(classes), 0)
-    if bench.trained_path.exists():
-        network.load_state_dict(load_file(bench.trained_path))
+    network = trained_network(bench, len(classes))
     mean, std = (list(values) for values in backbone.normalisation(bench.size.backbone))
     size = network.embedder.linear.out_features
     cleaned = dataclasses.asdict(photos.DEFAULTS)

@@ -304,7 +304,10 @@ def speed() -> str:
 
 
 GPU = (
-    ("{training[batch]} photos a step: the whole network, ready photos, fp32", "{training[all][fp32][photos_per_s]:,}"),
+    (
+        "{training[batch]} photos a step: the whole network, ready photos, fp32 (TF32 in convolutions)",
+        "{training[all][fp32][photos_per_s]:,}",
+    ),
     ("the same in bf16", "{training[all][bf16][photos_per_s]:,}"),
     ("the same compiled", "{training[all][compiled][photos_per_s]:,}"),
     (
