@@ -9,18 +9,19 @@ Run     python extract_embeddings.py
 """
 
 import argparse
+import contextlib
 import hashlib
 import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import orjson
 
-from marketplace.cleaning import listings, photos
+from marketplace.cleaning import listings, photos, shared_pixels
 from marketplace.files import atomic, cli, reading, stages
 from marketplace.files.progress import progress
 from marketplace.files.stages import StageError
@@ -28,7 +29,9 @@ from marketplace.models import photo_model as model
 from marketplace.models import text_encoder, text_model
 
 SHARD = 2_000  # photos or texts: what a killed run loses at most
-CPU_BATCH, CUDA_BATCH = 4, 64  # photos a forward pass: the fastest on each, the first by benchmarks/extract_embeddings.py
+# Photos a forward pass: on a CPU the fastest, by benchmarks/extract_embeddings.py; a GPU is kept busy for as long as it takes to
+# prepare the next.
+CPU_BATCH, CUDA_BATCH = 4, 256
 ENCODED_TOGETHER = 64  # texts: what the progress moves by
 KEY = "S32"  # half of a sha256 in hexadecimal: 128 bits, and half the memory
 JSON = "image_embeddings.json"
@@ -44,7 +47,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--workers",
         default=cli.cores(),
         type=cli.positive,
-        help="threads that decode photos and run the model, the cores shared among them (default: one a core)",
+        help="threads that decode photos and run the model, the cores shared among them; with CUDA processes that decode "
+        "(default: one a core)",
     )
     parser.add_argument("--no-json", action="store_true", help=f"leave {JSON} out")
     cli.add_runtime(parser, model.RUNTIMES)
@@ -133,7 +137,8 @@ def embed_texts(stage: stages.Stage, data_dir: Path, texts: list[str]) -> dict:
     shards = Shards(stage.folder, "texts", made_by, dtype)
 
     def compute(positions: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-        yield {"vector": models.encode([texts[position] for position in positions])}
+        for shard in parts_of(positions, SHARD):
+            yield {"vector": models.encode([texts[position] for position in shard])}
 
     embedded = shards.fill(keys, compute, "text")
     shards.write("vector", keys, stage.folder / "text_vectors.npy")
@@ -161,9 +166,8 @@ def encode_texts(stage: stages.Stage, data_dir: Path, texts: list[str], workers:
         shards = Shards(stage.folder, f"{kind}s", made_by | {"max_tokens": max_tokens}, dtype)
 
         def compute(positions: np.ndarray, read=read, max_tokens=max_tokens) -> Iterator[dict[str, np.ndarray]]:
-            for start in range(0, len(positions), ENCODED_TOGETHER):
-                together = [read[position] for position in positions[start : start + ENCODED_TOGETHER]]
-                yield {"vector": encoder.encode(together, max_tokens)}
+            for together in batches_of(positions, ENCODED_TOGETHER):
+                yield {"vector": encoder.encode([read[position] for position in together], max_tokens)}
 
         counts[f"{kind}s_encoded"] = shards.fill(keys, compute, kind)
         shards.write("vector", keys, stage.folder / f"{kind}_vectors.npy")
@@ -178,19 +182,34 @@ def keys_of(texts: list[str]) -> np.ndarray:
 def run_photos(
     photo_model: model.PhotoModel, images_dir: Path, image_ids: list[str], workers: int, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(n, D) float32 unit rows and (n, C) category probabilities of each batch of photos in turn.
+    """(n, D) float32 unit rows and (n, C) category probabilities of each of batches_of() the photos in turn.
 
-    Each of the `workers` threads decodes batches of its own and runs them: no thread waits for another.
+    On a CPU each of the `workers` threads decodes batches of its own and runs them: no thread waits for another. For a GPU
+    `workers` processes decode.
     """
+    if photo_model.precision == "bf16":
+        batches, side = batches_of(image_ids, batch_size), photo_model.settings.size
+        yield from shared_pixels.map_batches(photo_model.run, images_dir, batches, side, workers)
+        return
 
     def run(batch: list[str]) -> tuple[np.ndarray, np.ndarray]:
         return photo_model.run(np.stack([photos.load(images_dir, image_id, photo_model.input) for image_id in batch]))
 
     pool = ThreadPoolExecutor(workers)
     try:
-        yield from pool.map(run, (image_ids[start : start + batch_size] for start in range(0, len(image_ids), batch_size)))
+        for shard in parts_of(image_ids, SHARD):  # or map() would queue all of them
+            yield from pool.map(run, parts_of(shard, batch_size))
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def parts_of(items: Sequence, size: int) -> list[Sequence]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def batches_of(items: Sequence, size: int) -> list[Sequence]:
+    """Parts of at most `size` items, none of two shards."""
+    return [batch for shard in parts_of(items, SHARD) for batch in parts_of(shard, size)]
 
 
 def write_dictionary(path: Path, image_ids: list[str], chunks: Iterator[np.ndarray]) -> None:
@@ -221,10 +240,10 @@ class Shards:
             if not path.name.startswith(self.prefix):
                 path.unlink()
 
-    def fill(self, keys: np.ndarray, compute: Callable[[np.ndarray], Iterable[dict[str, np.ndarray]]], unit: str) -> int:
+    def fill(self, keys: np.ndarray, compute: Callable[[np.ndarray], Iterator[dict[str, np.ndarray]]], unit: str) -> int:
         """Make the rows of those (N,) keys that have none; returns how many were made.
 
-        compute: positions in keys -> the other fields of their rows, in batches.
+        compute: positions in keys -> the other fields of their rows, in batches_of() them of any size.
         """
         self._open(keys)
         distinct, first = np.unique(keys, return_index=True)
@@ -237,19 +256,23 @@ class Shards:
     def _make(self, keys: np.ndarray, missing: np.ndarray, compute: Callable) -> Iterator[None]:
         """Compute and write the rows at positions `missing`, yielding once for each."""
         first_number = int(self.paths[-1].stem.split("-")[2]) + 1 if self.paths else 0
-        for number, start in enumerate(range(0, len(missing), SHARD), start=first_number):
-            positions = missing[start : start + SHARD]
-            rows, made = np.empty(len(positions), self.dtype), 0
-            rows["key"] = keys[positions]
-            for batch in compute(positions):
-                size = len(next(iter(batch.values())))
-                for field, values in batch.items():
-                    rows[field][made : made + size] = values
-                made += size
-                yield from [None] * size
-            buffer = io.BytesIO()
-            np.save(buffer, rows, allow_pickle=False)
-            atomic.write_bytes(self.folder / f"{self.prefix}{number:06d}-{_digest(buffer.getvalue())}.npy", buffer.getvalue())
+        with contextlib.closing(compute(missing)) as batches:
+            for number, positions in enumerate(parts_of(missing, SHARD), start=first_number):
+                rows, made = np.empty(len(positions), self.dtype), 0
+                rows["key"] = keys[positions]
+                while made < len(positions):
+                    batch = next(batches)
+                    size = len(next(iter(batch.values())))
+                    for field, values in batch.items():
+                        rows[field][made : made + size] = values
+                    made += size
+                    yield from [None] * size
+                self._write(number, rows)
+
+    def _write(self, number: int, rows: np.ndarray) -> None:
+        buffer = io.BytesIO()
+        np.save(buffer, rows, allow_pickle=False)
+        atomic.write_bytes(self.folder / f"{self.prefix}{number:06d}-{_digest(buffer.getvalue())}.npy", buffer.getvalue())
 
     def _open(self, keys: np.ndarray) -> None:
         """Find out which key is where. A file that is damaged, or most of whose rows nobody wants, is removed: its rows, or the

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import extract_embeddings
-from marketplace.files import atomic, reading, stages
+from marketplace.files import atomic, cli, reading, stages
 from marketplace.models import photo_model as model
 from tests.conftest import run_stages, stamp
 
@@ -141,6 +141,25 @@ def test_another_model_or_precision_embeds_every_photo_again(copied, capsys):
     assert (summary["precision"], summary["photos_reused"]) == ("fp32", summary["photos"] - summary["photos_embedded"])
     assert summary["photos_embedded"] > 100
     assert len(list((copied / "embeddings").glob("photos-*.npy"))) == 1
+
+
+def test_the_way_of_a_gpu_decodes_apart_and_gives_nearly_the_same_rows_in_the_same_shards(copied, capsys, monkeypatch):
+    monkeypatch.setattr(extract_embeddings, "SHARD", 25)  # with batches of 20: the last of each shard is smaller
+    for path in (copied / "embeddings").glob("photos-*.npy"):
+        path.unlink()
+    exact = embed(copied, capsys, "--runtime", "onnx")
+    expected = {path.stem.split("-")[2]: np.load(path) for path in (copied / "embeddings").glob("photos-*.npy")}
+    (copied / "embeddings" / "manifest.json").unlink()
+    flags = ("--device", "cpu:0", "--runtime", "torch", "--batch-size", "20", "--workers", "2")
+    monkeypatch.setattr(cli, "device", str)  # takes a CPU by another name than the slow way's
+    assert extract_embeddings.main(["--data", str(copied), *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == exact | {"runtime": "torch", "precision": "bf16", "seconds": found["seconds"]}
+    rows = {path.stem.split("-")[2]: np.load(path) for path in (copied / "embeddings").glob("photos-*.npy")}
+    assert rows.keys() == expected.keys()
+    for number, shard in rows.items():
+        np.testing.assert_array_equal(shard["key"], expected[number]["key"])
+        assert (shard["vector"] * expected[number]["vector"]).sum(1).mean() > 0.99  # of other photos 0
 
 
 def test_no_json_leaves_the_dictionary_out_and_an_old_one_does_not_stay(copied, capsys):

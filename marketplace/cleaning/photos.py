@@ -392,15 +392,6 @@ def pixels(jpeg: bytes) -> np.ndarray:
     return np.array(Image.open(io.BytesIO(jpeg), formats=("JPEG",)).convert("RGB"))
 
 
-def model_pixels(jpeg: bytes, size: int) -> np.ndarray:
-    """(size, size, 3) uint8 RGB: a cleaned JPEG resized to the model's input, no crop, no flip; OSError when it is damaged.
-
-    model_input() before it is normalised: what goes to a GPU, which normalises in no time what takes a quarter of the bytes.
-    """
-    image = Image.open(io.BytesIO(jpeg), formats=("JPEG",)).convert("RGB")
-    return np.asarray(image if image.size == (size, size) else image.resize((size, size), RESAMPLE))
-
-
 def normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """scale and shift, (3,) float32 each: value * scale - shift normalises a value of 0 to 255.
 
@@ -411,9 +402,15 @@ def normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[np.ndarr
 
 
 def model_input(jpeg: bytes, size: int, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """(3, size, size) float32, contiguous: model_pixels(), normalised as normalisation() says."""
+    """(3, size, size) float32, contiguous: a cleaned JPEG resized to the model's input, no crop, no flip, and normalised.
+
+    size: pixels; mean, std: as for normalisation(). Raises OSError when the JPEG is damaged.
+    """
     scale, shift = normalisation(mean, std)
-    channels = model_pixels(jpeg, size).transpose(2, 0, 1).astype(np.float32, order="C")
+    image = Image.open(io.BytesIO(jpeg), formats=("JPEG",)).convert("RGB")
+    if image.size != (size, size):
+        image = image.resize((size, size), RESAMPLE)
+    channels = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
     channels *= scale[:, None, None]
     channels -= shift[:, None, None]
     return channels

@@ -1,5 +1,6 @@
 """The photo network in torch: pretrained backbone, new head, weights, ONNX export. Training and CUDA serving import it."""
 
+import functools
 import importlib
 import struct
 import tempfile
@@ -30,7 +31,6 @@ LITES = {  # backbone -> the package, and the class in it, of its ImageNet weigh
     for size in range(3)
 }
 LITE0 = "efficientnet_lite0"  # the lightest
-COMPILED_BATCHES = (1, 8, 64)  # photos; each compiles once, which takes longer than running thousands of them
 
 SOFTENING = 1e-3  # keeps the slope of signed_root() finite at 0
 RESIDUAL_START = 0.2  # from scratch: the scale that each residual block's last normalisation starts with
@@ -61,7 +61,12 @@ class Projection(nn.Module):
 
 
 class PhotoNetwork(nn.Module):
-    """A backbone; on its pooled features a linear head of category logits, and an embedder: none, or a Projection."""
+    """A backbone; on its pooled features a linear head of category logits, and an embedder: none, or a Projection.
+
+    normaliser: what makes its input of photos that come as bytes, where they do.
+    """
+
+    normaliser: "Normaliser | None" = None
 
     def __init__(self, backbone: nn.Module, dimension: int, n_classes: int):
         super().__init__()
@@ -70,8 +75,12 @@ class PhotoNetwork(nn.Module):
         self.embedder: nn.Module = nn.Identity()
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, 3, S, S) normalised pixels -> (N, E) unit vectors, (N, C) logits."""
-        return self.of_features(self.backbone(pixels))
+        """(N, 3, S, S) normalised pixels, or (N, 3, H, W) bytes -> (N, E) unit vectors, (N, C) logits."""
+        return self.of_features(self.features(pixels))
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The same -> (N, D) pooled features."""
+        return self.backbone(self.normaliser(pixels) if pixels.dtype == torch.uint8 else pixels)
 
     def of_features(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, D) pooled features -> the same."""
@@ -242,7 +251,8 @@ def frozen_backbone(network: PhotoNetwork, input_size: int, device: str) -> Call
     """The backbone as a function: (N, 3, S, S) pixels -> (N, D) pooled features; on a CPU through ONNX Runtime."""
     backbone = network.backbone.eval()
     if device != "cpu":
-        return torch.inference_mode()(lambda pixels: backbone(pixels.to(device, memory_format=torch.channels_last)).cpu())
+        send = functools.partial(torch.Tensor.to, device=device, memory_format=torch.channels_last, non_blocking=True)
+        return torch.inference_mode()(lambda pixels: network.features(send(pixels)).cpu())
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as folder:
@@ -251,40 +261,63 @@ def frozen_backbone(network: PhotoNetwork, input_size: int, device: str) -> Call
     return lambda pixels: torch.from_numpy(session.run(None, {"pixels": pixels.numpy()})[0])
 
 
-def as_function(network: PhotoNetwork, device: str, mean: Sequence[float] = (0,) * 3, std: Sequence[float] = (1,) * 3):
+class Normaliser:
+    """photos.model_input() where the network runs: less has to get there, and resizing takes a CPU longer than decoding.
+
+    It resizes as Pillow does: across, then down, each rounded to whole grey levels.
+    """
+
+    def __init__(self, input_size: int, mean: Sequence[float], std: Sequence[float], device: str):
+        self._side = input_size
+        self._scale, self._shift = (torch.from_numpy(each)[:, None, None].to(device) for each in photos.normalisation(mean, std))
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) uint8 on the device -> (N, 3, S, S) float32, channels last."""
+        values = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        height, width = values.shape[2:]
+        with torch.autocast(values.device.type, enabled=False):  # whose products would round to 8 bits
+            if width != self._side:
+                values = (values @ self._weights(width).T).round_().clamp_(0, 255)
+            if height != self._side:
+                values = (self._weights(height) @ values).round_().clamp_(0, 255)
+        return (values * self._scale - self._shift).contiguous(memory_format=torch.channels_last)
+
+    def _weights(self, length: int) -> torch.Tensor:
+        """(S, length): what each of S pixels is the sum of; resizing is linear, so it is what becomes of single pixels."""
+        single = torch.eye(length, device=self._scale.device)[None, None]
+        return nn.functional.interpolate(single, (self._side, length), mode="bicubic", antialias=True)[0, 0]
+
+
+def as_function(network: PhotoNetwork, device: str):
     """The network as a function of NumPy arrays: (N, 3, S, S) float32 -> (N, D) unit features, (N, C) logits.
 
-    It also takes (N, S, S, 3) uint8 pixels, of photos.model_pixels(), and normalises them by mean and std.
-    On CUDA the backbone runs in bfloat16, compiled for batches of COMPILED_BATCHES photos only: smaller ones are padded, larger
-    ones cut. One call runs at a time.
+    Where the network has a normaliser, it takes (N, H, W, 3) uint8, too. On CUDA the backbone runs in bfloat16, and what one
+    thread gives is sent there while another's runs. It is not compiled: that takes 14 s for each size of batch, which a quarter
+    of a million photos in batches of 64 would bring in again.
     """
     fast = device != "cpu"
     on_cuda = device.startswith("cuda")
-    scale, shift = (torch.from_numpy(values).to(device) for values in photos.normalisation(mean, std))
     network = network.eval().to(device, memory_format=torch.channels_last)
-    backbone = torch.compile(network.backbone, dynamic=False) if fast else network.backbone
+    if fast:
+        for module in network.backbone.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(torch.bfloat16)  # once: autocast would in every run
     lock = threading.Lock()
 
-    def forward(pixels: torch.Tensor, size: int) -> list[np.ndarray]:
+    def launch(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         batch = pixels.to(device, non_blocking=True)
         if batch.dtype == torch.uint8:
-            batch = (batch * scale - shift).permute(0, 3, 1, 2)
-        if len(batch) < size:
-            batch = torch.cat([batch, batch.new_zeros(size - len(batch), *batch.shape[1:])])
-        batch = batch.contiguous(memory_format=torch.channels_last)
+            batch = batch.permute(0, 3, 1, 2)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=fast):
-            features = backbone(batch)
-        return [values[: len(pixels)].cpu().numpy() for values in network.of_features(features.float())]
+            features = network.features(batch.contiguous(memory_format=torch.channels_last))
+        return network.of_features(features.float())
 
     @torch.inference_mode()
     def run(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         batch = torch.from_numpy(pixels)
-        batch = batch.pin_memory() if on_cuda else batch  # by this thread, while another's batch runs: a GPU reads it at once
+        batch = batch.pin_memory() if on_cuda else batch
         with lock:
-            if not fast:
-                return tuple(forward(batch, len(batch)))
-            parts = batch.split(COMPILED_BATCHES[-1])
-            outputs = [forward(part, next(size for size in COMPILED_BATCHES if size >= len(part))) for part in parts]
-            return tuple(np.concatenate(arrays) for arrays in zip(*outputs, strict=True))
+            outputs = launch(batch)
+        return tuple(values.cpu().numpy() for values in outputs)  # waits for the GPU, without the lock
 
     return run

@@ -116,15 +116,6 @@ class PhotoModel:
         self.precision = "int8" if self._run else "fp32"
         self._run = self._run or open_onnx(model_dir / ONNX, threads)[0]
 
-    def warm_up(self) -> None:
-        """Run every size of batch that is compiled for CUDA, so that no client waits for a compiler: it may take a minute."""
-        if self.precision == "bf16":
-            from marketplace.models.backbone import COMPILED_BATCHES
-
-            side = self.description.input_size
-            for size in COMPILED_BATCHES:
-                self.run(np.zeros((size, side, side, 3), np.uint8))
-
     def _quantised(self, path: Path, threads: int | None) -> Run | None:
         """The 8-bit model, None where this machine's vector of its probe photo is not the one it came with."""
         run, metadata = open_onnx(path, threads)
@@ -140,9 +131,9 @@ class PhotoModel:
         return None
 
     def input(self, jpeg: bytes) -> np.ndarray:
-        """One cleaned photo as run() takes it: (3, S, S) float32, for CUDA (S, S, 3) uint8, which is normalised there."""
+        """One cleaned photo as run() takes it: (3, S, S) float32; for CUDA its (H, W, 3) uint8 pixels, the rest is done there."""
         if self.precision == "bf16":
-            return photos.model_pixels(jpeg, self.description.input_size)
+            return photos.pixels(jpeg)
         return photos.model_input(jpeg, self.description.input_size, self.description.mean, self.description.std)
 
     def _run_alone(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -187,5 +178,5 @@ def _torch(model_dir: Path, description: Description, device: str | None) -> tup
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     photo_network = network.of_description(description)
     photo_network.load_state_dict(safetensors.torch.load_file(model_dir / WEIGHTS))
-    run = network.as_function(photo_network, device, description.mean, description.std)
-    return run, "fp32" if device == "cpu" else "bf16"
+    photo_network.normaliser = network.Normaliser(description.input_size, description.mean, description.std, device)
+    return network.as_function(photo_network, device), "fp32" if device == "cpu" else "bf16"

@@ -1,3 +1,4 @@
+import copy
 import subprocess
 import sys
 from urllib.error import URLError
@@ -8,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
+from PIL import Image
 
 from marketplace.files.stages import StageError
 from marketplace.models import backbone as network
@@ -167,39 +169,54 @@ def test_equal_networks_are_exported_to_equal_bytes_by_two_processes(tmp_path):
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
-def test_the_way_of_a_gpu_pads_and_cuts_batches_and_stays_near_fp32(monkeypatch):
+def test_the_way_of_a_gpu_stays_near_fp32_for_any_batch_size():
     torch.manual_seed(0)
     ours = network.build("resnet18", "none", 5, 64)
-    expected_run = network.as_function(ours, "cpu")
-    seen = []
-
-    def compiled(backbone, dynamic):
-        assert dynamic is False
-        return lambda batch: seen.append(len(batch)) or backbone(batch)
-
-    monkeypatch.setattr(torch, "compile", compiled)
-    monkeypatch.setattr(network, "COMPILED_BATCHES", (1, 4, 6))
+    expected_run = network.as_function(copy.deepcopy(ours), "cpu")
     run = network.as_function(ours, "cpu:0")  # the device is a CPU's, by another name than the slow way's
-    for size, batches in ((1, [1]), (3, [4]), (4, [4]), (5, [6]), (8, [6, 4])):
+    for size in (1, 3, 8):
         pixels = np.random.default_rng(size).normal(size=(size, 3, 64, 64)).astype(np.float32)
         features, logits = run(pixels)
         expected, expected_logits = expected_run(pixels)
-        assert seen == batches
         assert features.dtype == np.float32 and features.shape == (size, 512) and logits.shape == (size, 5)
         np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
         assert (features * expected).sum(1).min() > 0.999 and not np.array_equal(features, expected)
         np.testing.assert_allclose(logits, expected_logits, atol=0.05)
-        seen.clear()
+
+
+def test_its_weights_in_bfloat16_are_what_autocast_makes_of_them():
+    torch.manual_seed(0)
+    ours = network.build("resnet18", "none", 5, 64)
+    pixels = torch.randn(3, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    whole = copy.deepcopy(ours).eval().to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        with torch.autocast("cpu", torch.bfloat16):
+            features = whole.backbone(pixels)
+        expected = whole.of_features(features.float())
+    for actual, wanted in zip(network.as_function(ours, "cpu:0")(pixels.numpy()), expected, strict=True):
+        np.testing.assert_array_equal(actual, wanted.numpy())
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu:0"])
-def test_whole_pixels_are_normalised_where_the_network_runs(monkeypatch, device):
-    monkeypatch.setattr(torch, "compile", lambda backbone, dynamic: backbone)
+def test_bytes_are_normalised_where_the_network_runs(device):
     torch.manual_seed(0)
     ours = network.build("resnet18", "none", 5, 64)
     mean, std = network.normalisation("resnet18")
     whole = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
     normalised = ((whole / 255 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
-    run = network.as_function(ours, device, mean, std)
+    ours.normaliser = network.Normaliser(64, mean, std, device)
+    run = network.as_function(ours, device)
     for actual, expected in zip(run(whole), run(normalised), strict=True):
         np.testing.assert_allclose(actual, expected, atol=1e-5 if device == "cpu" else 0.02)
+
+
+@pytest.mark.parametrize("size", [64, 100, 224, 300])
+def test_a_photo_resized_where_the_network_runs_is_as_pillow_resizes_it(size):
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).resize((256, 256), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+    with torch.autocast("cpu", torch.bfloat16):  # as a GPU runs it
+        resized = network.Normaliser(size, (0, 0, 0), (1, 1, 1), "cpu")(pixels)[0] * 255
+    expected = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1).astype(np.float32)
+    apart = np.abs(resized.numpy() - expected)
+    assert apart.max() < 2.01 and (apart > 0.01).mean() < 0.01
