@@ -231,6 +231,7 @@ def build_network(args: argparse.Namespace) -> network.PhotoNetwork:
     torch.manual_seed(args.seed)
     n_classes = len(read_classes(args.data / "tabular"))
     photo_network = network.build(args.backbone, args.weights, n_classes, args.image_size)
+    photo_network.normaliser = network.Normaliser(args.image_size, *network.normalisation(args.backbone), args.device)
     if args.weights == "none":
         network.prepare_for_scratch(photo_network)
     return photo_network
@@ -242,7 +243,8 @@ class Photos:
     def __init__(self, data_dir: Path, backbone: str, config: training.TrainingConfig):
         self.data_dir, self.config = data_dir, config
         self.mean, self.std = (list(values) for values in network.normalisation(backbone))
-        plain = evaluation_transform(config.image_size, self.mean, self.std)
+        # A GPU gets bytes, a quarter of what floats are, and network.Normaliser does the rest.
+        plain = photo_tensor if config.on_cuda else evaluation_transform(config.image_size, self.mean, self.std)
         self.every = ListingPhotos(data_dir, None, plain)
         self.validation = ListingPhotos(data_dir, "validation", plain)
         table = self.every.table
@@ -257,7 +259,8 @@ class Photos:
 
     def changed_at_random(self) -> training.LabelledPhotos:
         """The training photos for training end to end."""
-        changes = training.random_changes(self.config.image_size, self.mean, self.std, scratch=not self.config.pretrained)
+        scratch = not self.config.pretrained
+        changes = training.random_changes(self.config.image_size, self.mean, self.std, scratch, as_bytes=self.config.on_cuda)
         split = ListingPhotos(self.data_dir, "train", v2.Compose([photo_tensor, changes]))
         return labelled(split)
 
@@ -401,8 +404,12 @@ def validation_probabilities(data: Photos, model_dir: Path) -> pd.DataFrame:
     A listing's are the mean of its photos'.
     """
     served = photo_model.PhotoModel(model_dir, device=data.config.device)
-    loader = training.loader_of(data.validation, data.config)
-    by_photo = training.forward(lambda pixels: torch.from_numpy(served.run(pixels.numpy())[1]), loader, "validation photos")
+
+    def probabilities_of(pixels: torch.Tensor) -> torch.Tensor:
+        channels_last = pixels.permute(0, 2, 3, 1) if pixels.dtype == torch.uint8 else pixels  # as bytes are served
+        return torch.from_numpy(served.run(channels_last.numpy())[1])
+
+    by_photo = training.forward(probabilities_of, training.loader_of(data.validation, data.config), "validation photos")
     return pd.DataFrame(by_photo.numpy()).groupby(data.validation.table["product_id"].to_numpy()).mean()
 
 

@@ -13,6 +13,7 @@ import train
 from demo import sample
 from marketplace.cleaning import photos
 from marketplace.files import atomic, reading
+from marketplace.models import backbone as network
 from marketplace.models import photo_model, training
 from tests.conftest import run_stages, stamp
 
@@ -105,6 +106,32 @@ def test_training_from_scratch_neither_tints_nor_erases():
         augmented = _changed(mean, std, scratch)
         same = [torch.allclose(augmented(buffer.getvalue()), expected, atol=1e-5) for _ in range(20)]
         assert all(same) if scratch else not any(same)
+
+
+@pytest.mark.parametrize("scratch", [False, True])
+def test_bytes_changed_at_random_and_normalised_later_are_what_training_sees_on_a_cpu(scratch):
+    jpeg = photos.clean(_noise()).jpeg
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    as_bytes = v2.Compose([dataset.photo_tensor, training.random_changes(64, mean, std, scratch, as_bytes=True)])
+    in_floats, normaliser = _changed(mean, std, scratch), network.Normaliser(64, mean, std, "cpu")
+    for seed in range(10):
+        torch.manual_seed(seed)
+        expected = in_floats(jpeg)
+        torch.manual_seed(seed)
+        whole = as_bytes(jpeg)
+        assert whole.dtype == torch.uint8
+        torch.testing.assert_close(normaliser(whole[None])[0], expected, atol=0.01, rtol=0)  # half a grey level
+
+
+def test_a_gpu_gets_every_photo_as_bytes(prepared, monkeypatch):
+    config = train.config_of(train.parse_args(["--device", "cpu", "--image-size", "64", "--weights", "none"]))
+    in_floats = train.Photos(prepared, "resnet18", config)
+    monkeypatch.setattr(training.TrainingConfig, "on_cuda", True)
+    as_bytes = train.Photos(prepared, "resnet18", config)
+    assert as_bytes.changed_at_random().photos[0][0].dtype == torch.uint8
+    normaliser = network.Normaliser(64, as_bytes.mean, as_bytes.std, "cpu")
+    for mine, theirs in ((as_bytes.every, in_floats.every), (as_bytes.validation, in_floats.validation)):
+        torch.testing.assert_close(normaliser(mine[0][0][None])[0], theirs[0][0], atol=0.02, rtol=0)  # a grey level
 
 
 def test_garbage_in_test_listings_changes_no_fitted_file(prepared, tmp_path):

@@ -91,19 +91,22 @@ class LabelledPhotos:
     labels: np.ndarray
 
 
-def random_changes(input_size: int, mean: list[float], std: list[float], scratch: bool = False) -> v2.Compose:
+def random_changes(
+    input_size: int, mean: list[float], std: list[float], scratch: bool = False, as_bytes: bool = False
+) -> v2.Compose:
     """A uint8 photo -> a randomly cropped, mirrored, tinted and partly erased (3, S, S) tensor; only training sees it.
 
     From scratch it is cropped less, and neither tinted nor erased: so few steps have the plain photos to learn first.
+    as_bytes: uint8 still, to be normalised where the network runs; what is erased is then of the mean colour, which becomes 0.
     """
+    erased = [round(255 * value) for value in mean] if as_bytes else 0
     return v2.Compose(
         [
             v2.RandomResizedCrop(input_size, scale=(0.8 if scratch else 0.4, 1.0), antialias=True),
             v2.RandomHorizontalFlip(),
             *([] if scratch else [v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05)]),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(mean, std),
-            *([] if scratch else [v2.RandomErasing(p=0.25)]),
+            *([] if as_bytes else [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]),
+            *([] if scratch else [v2.RandomErasing(p=0.25, value=erased)]),
         ]
     )
 
@@ -291,7 +294,7 @@ class _Trained(nn.Module):
         self.by_category = losses.NormalizedSoftmaxLoss(photo_network.head.out_features, size)
 
     def forward(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        features = self.network.backbone(pixels)
+        features = self.network.features(pixels)
         vectors = self.network.embed(features if self.embedding_moves_backbone else features.detach())
         return vectors, self.network.head(features), self.by_category(vectors.float(), labels)
 
@@ -317,12 +320,27 @@ class Moving:
         optimiser = _optimiser(trained, config)
         schedule = make_schedule(optimiser, steps)
         decay = 1 - 1 / max(EMA_SHARE * steps, 1)
-        averaged = swa_utils.AveragedModel(trained, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(decay), use_buffers=True)
+        averaged = swa_utils.AveragedModel(trained, multi_avg_fn=moving_average(decay), use_buffers=True)
         return cls(trained, averaged, optimiser, schedule)
 
     def parts(self) -> dict[str, object]:
         """name -> what has a state_dict."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def moving_average(decay: float) -> Callable[[list[torch.Tensor], list[torch.Tensor], object], None]:
+    """swa_utils.get_ema_multi_avg_fn(), which takes each layer's count of batches by itself: hundreds of kernels a step."""
+    of_floats = swa_utils.get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], n_averaged: object) -> None:
+        if averaged[0].is_floating_point():
+            of_floats(averaged, current, n_averaged)
+            return
+        mixed = torch.stack(averaged) * decay + torch.stack(current) * (1 - decay)
+        torch._foreach_copy_(averaged, list(mixed.to(averaged[0].dtype).unbind()))
+
+    return average
 
 
 class BatchLoss:
@@ -331,7 +349,7 @@ class BatchLoss:
     def __init__(self, train: LabelledPhotos, n_classes: int, ranks: Ranks, device: str):
         self._balance = class_weights(train.labels, n_classes).to(device)
         self._paired = len(np.unique(train.listings)) < len(train.listings)  # else no listing has a second photo to attract
-        self._listings, self._world, self._device = torch.tensor(train.listings), ranks.world, device
+        self._listings, self._world = torch.tensor(train.listings).to(device), ranks.world
         self._attraction: nn.Module = losses.SupConLoss(TEMPERATURE)
         if ranks.world > 1:
             self._attraction = DistributedLossWrapper(self._attraction)
@@ -349,7 +367,7 @@ class BatchLoss:
         loss = (each * self._balance[targets]).mean() + CATEGORY_WEIGHT * category_loss
         if not self._paired:
             return loss, loss.detach().double()
-        attraction = LISTING_WEIGHT * self._attraction(vectors.float(), self._listings[rows].to(self._device))
+        attraction = LISTING_WEIGHT * self._attraction(vectors.float(), self._listings[rows])
         loss = loss + attraction
         return loss, loss.detach().double() - (1 - 1 / self._world) * attraction.detach().double()
 
@@ -403,7 +421,7 @@ def train_epoch(moving: Moving, parallel: nn.Module, loader: DataLoader, batch_l
         targets = targets.to(config.device, non_blocking=True)
         with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.bf16):
             outputs = parallel(pixels, targets)
-        loss, value = batch_loss(outputs, targets, rows)
+        loss, value = batch_loss(outputs, targets, rows.to(config.device, non_blocking=True))
         moving.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(moving.trained.parameters(), LARGEST_GRADIENT)

@@ -11,6 +11,7 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.optim import swa_utils
 
 import train
 from demo import sample
@@ -368,3 +369,17 @@ def test_flags_that_do_not_go_together_are_usage_errors(flags, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         train.parse_args(["--device", "cpu", *flags])
     assert capsys.readouterr().err.endswith(f"error: {message}\n")
+
+
+def test_the_moving_average_is_torchs_for_floats_and_whole_numbers():
+    generator = torch.Generator().manual_seed(0)
+    draws = {
+        "floats": lambda: [torch.randn(3, 4, generator=generator), torch.randn(5, generator=generator)],
+        "counts": lambda: [torch.randint(0, 10**6, (), generator=generator) for _ in range(9)],
+    }
+    for kind, draw in draws.items():
+        current, averaged = draw(), draw()
+        expected = [each.clone() for each in averaged]
+        swa_utils.get_ema_multi_avg_fn(0.93)(expected, current, None)
+        training.moving_average(0.93)(averaged, current, None)
+        assert all(map(torch.equal, averaged, expected)), kind
