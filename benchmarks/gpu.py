@@ -41,6 +41,7 @@ from marketplace.files import atomic, cli
 
 ALLOWED_S = 480  # for all legs together
 CLIENTS = 32
+TUNED_WORKERS = 8  # processes that decode for training: train.py's most
 DIMENSION = 256  # of the embedding
 
 
@@ -54,15 +55,17 @@ class Size:
     batch: int
     steps: int  # batches of an epoch on ready photos
     epochs: int
-    repeats: int  # of every photo where photos come from files, so that an epoch is long enough to be timed
+    trained_epochs: int  # of the model that is served and embeds: enough that its vectors differ
+    repeats: int  # of every photo where training has them from files, so that an epoch is long enough to be timed
+    embedded_repeats: int  # likewise, of embedding
     compared: int  # photos that a CPU embeds too
-    ready_batches: int  # of 64 photos, to time the model alone
+    ready_batches: int  # to time the model alone
     queries: int  # photos sent to the API, by one client and by many
     many_queries: int
 
 
-FULL = Size("resnet50", 224, 400, 32, 16, 6, 12, 256, 120, 150, 3_000)
-QUICK = Size("resnet18", 64, 45, 8, 2, 2, 1, 16, 1, 4, 40)
+FULL = Size("resnet50", 224, 400, 32, 16, 6, 12, 8, 45, 256, 60, 150, 2_000)
+QUICK = Size("resnet18", 64, 45, 8, 2, 2, 2, 1, 1, 16, 1, 4, 40)
 LARGER_BATCH = 4  # times the usual one
 
 
@@ -77,11 +80,6 @@ class Bench:
     @property
     def data_dir(self) -> Path:
         return self.folder / "data"
-
-    @property
-    def trained_path(self) -> Path:
-        """The weights that training left for the embedding."""
-        return self.folder / "trained.safetensors"
 
     @property
     def gpu_way(self) -> str:
@@ -151,46 +149,42 @@ def fresh_network(bench: Bench, n_classes: int, seed: int):
     network = backbone.build(bench.size.backbone, "none", n_classes, bench.size.side)
     backbone.prepare_for_scratch(network)
     network.embedder = backbone.Projection(network.head.in_features, DIMENSION, power=True)
+    network.normaliser = backbone.Normaliser(bench.size.side, *backbone.normalisation(bench.size.backbone), bench.device)
     return network
 
 
-def trained_network(bench: Bench, n_classes: int):
-    """Of what training left, or of random weights where it left nothing: vectors of those are nearly the same for all photos."""
-    from safetensors.torch import load_file
+def ready_photos(bench: Bench):
+    """The training photos, and some batches of them as training gets them on a card: (3, H, W) bytes, in pinned memory."""
+    import torch
 
-    network = fresh_network(bench, n_classes, 0)
-    if bench.trained_path.exists():
-        network.load_state_dict(load_file(bench.trained_path))
-    return network
+    from dataset import ListingPhotos
+
+    photos = ListingPhotos(bench.data_dir, "train")
+    wanted = min(len(photos), bench.size.batch * bench.size.steps)
+    ready = next(iter(torch.utils.data.DataLoader(photos, wanted, num_workers=min(cli.cores(), 16))))
+    return photos, [values.pin_memory() for values in ready] if bench.device != "cpu" else ready
 
 
 def training_leg(bench: Bench) -> Iterator[dict]:
     """Photos a second of both kinds of training, on ready photos and from files, by precision; and the loss each ends with."""
-    import torch
+    photos, ready = ready_photos(bench)
+    batch, larger = bench.size.batch, LARGER_BATCH * bench.size.batch
+    yield {"ready_photos": len(ready[0]), "batch": batch, "larger_batch": larger, "workers": min(cli.cores(), TUNED_WORKERS)}
+    yield {"all": {way: tune(bench, photos, ready, way, batch) for way in ("bf16", "fp32")}}
+    yield {"all_larger_batch": tune(bench, photos, ready, "bf16", larger)}
+    found = {}
+    for size in (batch, larger):
+        found[str(size)] = from_files(bench, size)
+        yield {"from_files": found}
+    yield {"head": {way: frozen(bench, photos, ready, way) for way in ("fp32", "bf16")}}
+    yield {"fp32_losses_of_other_seeds": [tune(bench, photos, ready, "fp32", batch, seed)["loss"] for seed in (1, 2)]}
 
-    import train
-    from dataset import ListingPhotos
-    from marketplace.models import backbone
 
-    mean, std = (list(values) for values in backbone.normalisation(bench.size.backbone))
-    plain = ListingPhotos(bench.data_dir, "train", train.evaluation_transform(bench.size.side, mean, std))
-    wanted = min(len(plain), bench.size.batch * bench.size.steps)
-    loader = torch.utils.data.DataLoader(plain, wanted, num_workers=min(cli.cores(), 16))
-    ready = next(iter(loader))
-    if bench.device != "cpu":
-        ready = [values.pin_memory() for values in ready]  # as the loaders of both kinds of training do
-    batch = bench.size.batch
-    yield {"ready_photos": wanted, "batch": batch}
-    found = {way: tune(bench, plain, ready, way, batch) for way in ("bf16", "fp32")}
-    yield {"all": found}
-    yield {"fp32_losses_of_other_seeds": [tune(bench, plain, ready, "fp32", batch, seed)["loss"] for seed in (1, 2)]}
-    yield {"larger_batch": LARGER_BATCH * batch, "all_larger_batch": tune(bench, plain, ready, "bf16", LARGER_BATCH * batch)}
-    heads = {way: frozen(bench, plain, ready, way) for way in ("fp32", "bf16")}
-    yield {"head": heads}
-    workers = sorted({max(1, cli.cores() // 2), cli.cores()})
-    yield {"from_files": {str(count): from_files(bench, mean, std, count) for count in workers}}
-    yield {"all": found | {"compiled": tune(bench, plain, ready, "compiled", batch)}}
-    yield {"head": heads | {"compiled": frozen(bench, plain, ready, "compiled")}}
+def compiled_leg(bench: Bench) -> Iterator[dict]:
+    """What compiling would bring, which nothing here does: its first epoch is far longer than a training."""
+    photos, ready = ready_photos(bench)
+    yield {"all": tune(bench, photos, ready, "compiled", bench.size.batch)}
+    yield {"head": frozen(bench, photos, ready, "compiled")}
 
 
 def batches_of(ready, batch: int, order: np.ndarray) -> list:
@@ -202,7 +196,6 @@ def batches_of(ready, batch: int, order: np.ndarray) -> list:
 def tune(bench: Bench, photos, ready, way: str, batch: int, seed: int = 0) -> dict:
     """Train the whole network on ready photos, as fine_tune() does; "compiled": in bf16 and compiled."""
     import torch
-    from safetensors.torch import save_file
 
     import train
     from marketplace.models import training
@@ -218,8 +211,6 @@ def tune(bench: Bench, photos, ready, way: str, batch: int, seed: int = 0) -> di
         batches = batches_of(ready, batch, generator.permutation(count))
         epoch = functools.partial(training.train_epoch, moving, parallel, batches, batch_loss, config)
         seconds.append(bench.seconds(lambda epoch=epoch: losses.append(epoch())))  # noqa: B023
-    if way == "bf16":
-        save_file({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, bench.trained_path)
     seen = sum(len(pixels) for pixels, _, _ in batches)
     return {"photos_per_s": round(seen / min(seconds[1:])), "loss": round(losses[-1], 4), "first_epoch_s": round(seconds[0], 2)}
 
@@ -231,7 +222,7 @@ def frozen(bench: Bench, photos, ready, way: str) -> dict:
     import train
     from marketplace.models import backbone, training
 
-    network = trained_network(bench, len(photos.classes)).to(bench.device, memory_format=torch.channels_last)
+    network = fresh_network(bench, len(photos.classes), 0).to(bench.device, memory_format=torch.channels_last)
     if way == "compiled":
         network.backbone = torch.compile(network.backbone, dynamic=False)
     run = backbone.frozen_backbone(network, bench.size.side, bench.gpu_way)
@@ -256,14 +247,14 @@ def frozen(bench: Bench, photos, ready, way: str) -> dict:
     return {"photos_per_s": round(count / min(seconds[1:])), "loss": round(losses[-1], 4), "first_pass_s": round(seconds[0], 2)}
 
 
-def from_files(bench: Bench, mean: list[float], std: list[float], workers: int) -> dict:
-    """Photos a second of both kinds of training from JPEGs, as train.py runs them; workers: processes that decode."""
+def from_files(bench: Bench, batch: int) -> dict:
+    """Photos a second of both kinds of training from JPEGs, as train.py runs them."""
     import torch
 
     import train
     from marketplace.models import training
 
-    config = dataclasses.replace(training_config(bench, "bf16", bench.size.batch, workers), epochs=2)
+    config = dataclasses.replace(training_config(bench, "bf16", batch, min(cli.cores(), TUNED_WORKERS)), epochs=2)
     data = train.Photos(bench.data_dir, bench.size.backbone, config)
     changed = data.changed_at_random()
     many = [torch.utils.data.ConcatDataset([photos] * bench.size.repeats) for photos in (changed.photos, data.every)]
@@ -290,72 +281,38 @@ def from_files(bench: Bench, mean: list[float], std: list[float], workers: int) 
 # Embedding
 
 
-def write_model(bench: Bench, folder: Path):
-    """A model folder of what training left, or of random weights, with all that torch needs to run it."""
-    from safetensors.torch import save_file
-
-    from marketplace.cleaning import listings, photos
-    from marketplace.models import backbone, photo_model
-
-    classes = listings.read_classes(bench.data_dir / "tabular")
-    network = trained_network(bench, len(classes))
-    mean, std = (list(values) for values in backbone.normalisation(bench.size.backbone))
-    size = network.embedder.linear.out_features
-    cleaned = dataclasses.asdict(photos.DEFAULTS)
-    folder.mkdir()
-    save_file(network.state_dict(), folder / photo_model.WEIGHTS)
-    photo_model.Description(
-        *(bench.size.backbone, "none", classes, bench.size.side, mean, std, size, "projection", "power", cleaned)
-    ).save(folder)
-
-
 def per_second(bench: Bench, count: int, work: Callable[[], object], repeats: int = 2) -> int:
     """The best of some runs."""
     return round(count / min(bench.seconds(work) for _ in range(repeats)))
 
 
 def embedding_leg(bench: Bench) -> Iterator[dict]:
-    """Photos to vectors: from files, on ready photos, decoding alone; compiled and not; and how near to a CPU's in fp32."""
+    """Photos to vectors: decoding alone, the model alone on decoded photos, both together; and how near to a CPU's in fp32."""
     import extract_embeddings
-    from marketplace.cleaning import photos
+    from marketplace.cleaning import shared_pixels
     from marketplace.files import reading
-    from marketplace.models import backbone, int8, photo_model
+    from marketplace.models import int8, photo_model
 
-    folder, images_dir = bench.folder / "model", bench.data_dir / "images"
-    write_model(bench, folder)
+    folder, images_dir = bench.data_dir / "model", bench.data_dir / "images"
     ids = reading.read_csv(bench.data_dir / "dataset" / "training_data.csv")["image_id"].tolist()
-    many, cores, batch = ids * bench.size.repeats, cli.cores(), extract_embeddings.CUDA_BATCH
-    served = photo_model.PhotoModel(folder, "torch", bench.gpu_way)
-    blank = np.zeros((batch, bench.size.side, bench.size.side, 3), np.uint8)
-    yield {"trained": bench.trained_path.exists(), "precision": served.precision, "cores": cores, "batch": batch}
-    yield {"first_run_s": {"64": round(bench.seconds(lambda: served.run(blank)), 2)}}
+    many, cores = ids * bench.size.embedded_repeats, cli.cores()
+    served, batch = photo_model.PhotoModel(folder, "torch", bench.gpu_way), extract_embeddings.CUDA_BATCH
+    side, batches = served.settings.size, extract_embeddings.batches_of(many, batch)
+    yield {"embedding": served.description.embedding, "precision": served.precision, "cores": cores, "batch": batch}
 
-    decode = lambda image_id: photos.load(images_dir, image_id, served.input)  # noqa: E731
-    with ThreadPoolExecutor(cores) as pool:
-        inputs = list(pool.map(decode, (ids * batch)[: 4 * batch]))
-        yield {"decoding_alone_photos_per_s": per_second(bench, len(many), lambda: [None for _ in pool.map(decode, many)])}
-    stacks = [np.stack(inputs[start : start + batch]) for start in range(0, len(inputs), batch)]
-    ready = [stacks[n % len(stacks)] for n in range(bench.size.ready_batches)]
-    alone = alone_per_second(bench, served, ready)
-    yield {"model_alone_photos_per_s": alone}
+    some = list(itertools.islice(itertools.cycle(ids), 4 * batch))
+    stacks = list(shared_pixels.map_batches(np.copy, images_dir, extract_embeddings.parts_of(some, batch), side, cores))
+    yield {"first_run_s": round(bench.seconds(lambda: served.run(stacks[0])), 2)}
+    alone = alone_per_second(bench, served, [stacks[n % len(stacks)] for n in range(bench.size.ready_batches)])
+    yield {"photos": len(many), "model_alone_photos_per_s": alone, "one_photo_ms": one_photo_ms(bench, served, stacks[0][0])}
     rates = {}
-    for workers in sorted({max(1, cores // 2), cores, 2 * cores}):
+    for workers in sorted({cores, max(1, cores // 2)}, reverse=True):
         work = lambda workers=workers: list(extract_embeddings.run_photos(served, images_dir, many, workers, batch))  # noqa: E731
         rates[str(workers)] = per_second(bench, len(many), work)
-    yield {"from_files_photos_per_s": rates, "over_model_alone": round(rates[str(cores)] / alone, 3)}
+        yield {"from_files_photos_per_s": rates, "over_model_alone": round(rates[str(cores)] / alone, 3)}
+    decode = lambda: list(shared_pixels.map_batches(len, images_dir, batches, side, cores))  # noqa: E731
+    yield {"decoding_alone_photos_per_s": per_second(bench, len(many), decode)}
     yield near_fp32(bench, served, photo_model.PhotoModel(folder, "torch", "cpu"), images_dir, ids, int8.neighbours_kept)
-    with mock.patch("torch.compile", lambda network, **_: network):
-        plain = photo_model.PhotoModel(folder, "torch", bench.gpu_way)
-        plain.warm_up()
-    yield {
-        "not_compiled": {
-            "model_alone_photos_per_s": alone_per_second(bench, plain, ready),
-            "one_photo_ms": one_photo_ms(bench, plain, inputs[0]),
-        }
-    }
-    sizes = backbone.COMPILED_BATCHES
-    yield {"first_run_s": {str(size): round(bench.seconds(lambda size=size: served.run(blank[:size])), 2) for size in sizes}}
-    yield {"one_photo_ms": one_photo_ms(bench, served, inputs[0])}
 
 
 def alone_per_second(bench: Bench, served, ready: list[np.ndarray]) -> int:
@@ -391,24 +348,45 @@ def near_fp32(bench: Bench, served, exact, images_dir: Path, ids: list[str], nei
 # The stages and the service
 
 
+def model_leg(bench: Bench) -> Iterator[dict]:
+    """A model and an index of it; on a card without the networks that only CPUs run, whose export takes longer than the rest, and
+    without checkpoints.
+    """
+    import train
+    from marketplace.models import backbone, int8, photo_model, training
+
+    def leave_out_int8(model_dir: Path, *_) -> dict:
+        (model_dir / photo_model.INT8).touch()
+        return {"used": False, "reason": "8 bits are left out"}
+
+    told, flags = io.StringIO(), ["--data", str(bench.data_dir), *train_flags(bench, bench.size.trained_epochs)]
+    with contextlib.ExitStack() as left_out:
+        left_out.enter_context(contextlib.redirect_stdout(told))
+        if bench.device != "cpu":
+            left_out.enter_context(mock.patch.object(backbone, "export_onnx", lambda _, __, path: path.touch()))
+            left_out.enter_context(mock.patch.object(int8, "export", leave_out_int8))
+            left_out.enter_context(mock.patch.object(training, "save_checkpoint"))
+        seconds = bench.seconds(lambda: train.main(flags))
+    yield {"train.py": {"seconds": round(seconds, 1)} | json.loads(told.getvalue().splitlines()[-1])}
+    yield {"extract_embeddings.py": run_script(bench, "extract_embeddings.py", "--device", bench.device)}
+    yield {"build_index.py": run_script(bench, "build_index.py")}
+
+
+def train_flags(bench: Bench, epochs: int) -> list[str]:
+    flags = {"--backbone": bench.size.backbone, "--image-size": bench.size.side, "--weights": "none", "--epochs": epochs}
+    flags |= {"--batch-size": bench.size.batch, "--text-encoder": "none", "--device": bench.device}
+    return [str(word) for pair in flags.items() for word in pair]
+
+
 def stages_leg(bench: Bench) -> Iterator[dict]:
     """train.py, extract_embeddings.py and build_index.py as anyone runs them, with the seconds of each and what they told."""
     flags = {
-        "train.py": [
-            *("--backbone", bench.size.backbone, "--image-size", str(bench.size.side), "--weights", "none", "--epochs", "2"),
-            *("--batch-size", str(bench.size.batch), "--text-encoder", "none", "--device", bench.device),
-        ],
+        "train.py": [*train_flags(bench, 2), "--seed", "1"],  # another: nothing is there already
         "extract_embeddings.py": ["--device", bench.device],
         "build_index.py": [],
     }
     for script, more in flags.items():
-        try:
-            yield {script: run_script(bench, script, *more)}
-        except subprocess.CalledProcessError as error:
-            if script != "train.py" or bench.device == "cpu":
-                raise
-            yield {"failed on the card": str(error)[-300:]}  # a model from the CPU will do for what follows
-            yield {script: run_script(bench, script, *more, "--device", "cpu", "--epochs", "1")}
+        yield {script: run_script(bench, script, *more)}
 
 
 def run_script(bench: Bench, script: str, *flags: str) -> dict:
@@ -441,7 +419,7 @@ def api_leg(bench: Bench) -> Iterator[dict]:
     ask = lambda photo: lambda client: client.upload("/predict/similar_images", photo)  # noqa: E731
     jobs = [ask(photo) for photo in itertools.islice(itertools.cycle(jpegs), bench.size.many_queries)]
     before_mb, start, port = card_used_mb() if on_card else 0, time.perf_counter(), free_port()
-    with Server(bench.data_dir, port, "--device", bench.device, start_s=200) as server:
+    with Server(bench.data_dir, port, "--device", bench.device, start_s=50) as server:
         yield {"start_s": round(time.perf_counter() - start, 1)}
         if on_card:
             yield {"card_mb": card_used_mb() - before_mb}
@@ -480,11 +458,13 @@ class Leg:
 
 
 LEGS = {
-    "marketplace": Leg(marketplace_leg, 90),
-    "training": Leg(training_leg, 150),
-    "embedding": Leg(embedding_leg, 110),
-    "stages": Leg(stages_leg, 170),
-    "api": Leg(api_leg, 90),
+    "marketplace": Leg(marketplace_leg, 60),
+    "model": Leg(model_leg, 90),
+    "api": Leg(api_leg, 60),
+    "embedding": Leg(embedding_leg, 70),
+    "training": Leg(training_leg, 90),
+    "stages": Leg(stages_leg, 150),
+    "compiled": Leg(compiled_leg, 120),
 }
 
 
@@ -537,7 +517,7 @@ def write_leg(name: str, bench: Bench) -> None:
         atomic.write_json(bench.folder / f"{name}.json", figures)
 
 
-def run_legs(names: list[str], bench: Bench, quick: bool, logs_dir: Path) -> Iterator[dict]:
+def run_legs(names: list[str], bench: Bench, quick: bool, logs_dir: Path, allowed_s: float) -> Iterator[dict]:
     """All figures so far, after each leg; those of legs that are not run are those of the last time."""
     earlier = results.FOLDER / "gpu.json"
     figures = json.loads(earlier.read_text(encoding="utf-8"))["figures"] if earlier.exists() and names != list(LEGS) else {}
@@ -546,7 +526,7 @@ def run_legs(names: list[str], bench: Bench, quick: bool, logs_dir: Path) -> Ite
     for name in names:
         leg = LEGS[name]
         begun_s = time.monotonic()
-        limit_s = min(leg.limit_s, start + ALLOWED_S - begun_s) if bench.device != "cpu" else 3600
+        limit_s = min(leg.limit_s, start + allowed_s - begun_s) if bench.device != "cpu" else 3600
         figures[name] = run_leg(name, bench, quick, limit_s, logs_dir / f"gpu-{name}.log")
         figures[name] |= {"leg_s": round(time.monotonic() - begun_s, 1), "commit": results.commit()}
         print(f"{name}: {json.dumps(figures[name], indent=1)}", file=sys.stderr)
@@ -562,8 +542,12 @@ def main(argv=None) -> int:
     )
     parser.add_argument("--commit", help="the commit of a copy without history (default: git's)")
     parser.add_argument(
-        "--only", nargs="+", choices=LEGS, help="legs to run again; api needs stages, and all need marketplace (default: all)"
+        "--only",
+        nargs="+",
+        choices=LEGS,
+        help="legs to run again; api and embedding need model, and all need marketplace (default: all)",
     )
+    parser.add_argument("--seconds", default=ALLOWED_S, type=cli.positive, help="what all legs may take (default: %(default)s)")
     parser.add_argument("--leg", choices=LEGS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -578,7 +562,8 @@ def main(argv=None) -> int:
         if args.commit:
             results.commit = lambda: args.commit
         names = [leg for leg in LEGS if leg in (args.only or LEGS)]
-        for figures in run_legs(names, Bench(Path(name), args.device, size), args.quick, args.results or Path(name)):
+        bench, logs_dir = Bench(Path(name), args.device, size), args.results or Path(name)
+        for figures in run_legs(names, bench, args.quick, logs_dir, args.seconds):
             if args.results or not args.quick:
                 results.save("gpu", figures, "python benchmarks/gpu.py")
     print(json.dumps(figures))

@@ -292,8 +292,8 @@ def as_function(network: PhotoNetwork, device: str):
     """The network as a function of NumPy arrays: (N, 3, S, S) float32 -> (N, D) unit features, (N, C) logits.
 
     Where the network has a normaliser, it takes (N, H, W, 3) uint8, too. On CUDA the backbone runs in bfloat16, and what one
-    thread gives is sent there while another's runs. It is not compiled: that takes 14 s for each size of batch, which a quarter
-    of a million photos in batches of 64 would bring in again.
+    thread gives is sent there while another's runs. It is not compiled: for each size of batch that takes as long as a quarter
+    of a million photos gain by it.
     """
     fast = device != "cpu"
     on_cuda = device.startswith("cuda")
