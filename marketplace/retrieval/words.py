@@ -89,7 +89,9 @@ def split(text: str) -> list[str]:
     return _ANALYZERS["exact"].analyze(fold(text))
 
 
-def _stem(word: str) -> str:
+@functools.lru_cache(maxsize=100_000)
+def stem(word: str) -> str:
+    """Of one word in its exact form."""
     return _ANALYZERS["stem"].analyze(word)[0]
 
 
@@ -383,6 +385,67 @@ class WordIndex:
             hits = [*hits, *others][:limit]
         return hits
 
+    # What a typed query is read by, and what it finds.
+
+    def frequency(self, word: str) -> int:
+        """In how many listings a word is, in its exact form: those whose name has it or, where more, those whose description."""
+        return self._frequency(("name_exact", "description_exact"), word)
+
+    def stem_frequency(self, stem: str) -> int:
+        """Likewise in any form, in names, descriptions or categories."""
+        return self._frequency(tuple(WEIGHTS), stem)
+
+    def holds(self, stems: Sequence[str]) -> bool:
+        return all(map(self.stem_frequency, stems))
+
+    def names_with(self, stems: Sequence[str]) -> int:
+        """How many names hold all of some stems."""
+        if not all(self._searcher.doc_freq("name", stem) for stem in stems):
+            return 0
+        return self._searcher.search(_every(*(self._term("name", stem) for stem in stems)), 1).count
+
+    def name_words(self) -> list[tuple[str, int]]:
+        """Every word of a name, in its exact form, and how many names hold it."""
+        return self._searcher.terms_with_prefix("name_exact", "")
+
+    def words_beginning(self, beginning: str, most: int) -> tuple[str, ...]:
+        """Stems of the commonest words that begin so."""
+        begun = Counter()
+        for field in WEIGHTS:
+            begun.update(dict(self._searcher.terms_with_prefix(f"{field}_exact", beginning)))
+        return self._commonest(begun, most)
+
+    def candidates(self, query: "TypedQuery", k: int, filters: Filters | None = None) -> np.ndarray:
+        """Keys of listings that may be what was typed: the k best by the words as typed, and the k best by all that they may mean;
+        those with all the words first."""
+        conditions = self._conditions(filters)
+        readings = [
+            [self._typed(word.text) for word in query.words],
+            [[self._meant(alternative) for alternative in word.alternatives] for word in query.words],
+        ]
+        found = [self._best(wanted, conditions, k, [query.words[place].is_held for place in query.content]) for wanted in readings]
+        return np.unique(np.concatenate([self._keys(hits) for hits in found]))
+
+    def _typed(self, word: str) -> list[Query]:
+        return [self._term(f"{field}_exact", word, weight) for field, weight in WEIGHTS.items()]
+
+    def _meant(self, alternative) -> Query:
+        each = [
+            Query.disjunction_max_query([self._term(field, stem, alternative.credit * weight) for field, weight in WEIGHTS.items()])
+            for stem in alternative.stems
+        ]
+        return _every(*each)
+
+    def _term(self, field: str, word: str, boost: float | None = None) -> Query:
+        query = Query.term_query(self._schema, field, word, index_option="basic" if boost is None else "freq")
+        return query if boost is None else Query.boost_query(query, boost)
+
+    def _frequency(self, fields: tuple[str, ...], word: str) -> int:
+        counts = [self._searcher.doc_freq(field, word) for field in fields]
+        if 0 < max(counts) <= self._deleted:  # maybe only listings that are gone hold it
+            return max(self._searcher.search(self._term(field, word), 1).count for field in fields)
+        return max(counts)
+
     # What is asked for.
 
     def _words(self, text: str) -> list[list[Query]]:
@@ -407,7 +470,7 @@ class WordIndex:
 
     def _expand(self, word: str) -> tuple[tuple[str, ...], float]:
         """The stems that a query's word means, and how much they count: itself, else what begins so, else what is spelt alike."""
-        own = _stem(word)
+        own = stem(word)
         if self._holding(own):
             return (own,), 1.0
         if len(word) >= PREFIX_LETTERS:
@@ -432,7 +495,7 @@ class WordIndex:
         """The stems of some words, given with the number of fields that each is in: the commonest first."""
         counts = Counter()
         for word, count in words.items():
-            counts[_stem(word)] += count
+            counts[stem(word)] += count
         ordered = sorted(counts, key=lambda stem: (-counts[stem], stem))
         return tuple(itertools.islice(filter(self._holding, ordered), most))
 
