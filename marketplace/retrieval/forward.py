@@ -67,7 +67,9 @@ class _Codes(dict):
 
 def _encode(listings: pd.DataFrame, codes: _Codes) -> tuple[np.ndarray, np.ndarray]:
     """(W, 2) uint32 codes of all words of some listings, and (n, 2) int32 how many are of each one's name and description."""
-    texts = [words.split(text)[:MAX_WORDS] for pair in zip(listings["name"], listings["description"], strict=True) for text in pair]
+    texts = [
+        words.split(text)[:MAX_WORDS] for pair in zip(listings["name"], listings["description"], strict=True) for text in pair
+    ]
     found = [codes[word] for text in texts for word in text]
     return np.array(found, np.uint32).reshape(-1, 2), np.array([*map(len, texts)], np.int32).reshape(-1, 2)
 

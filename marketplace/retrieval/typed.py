@@ -11,12 +11,14 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from marketplace.retrieval import words
 from marketplace.retrieval.spelling import Spelling
-from marketplace.retrieval.words import WordIndex
+from marketplace.retrieval.words import Alternative, WordIndex
 
 SYNONYMS = Path(__file__).with_name("synonyms.csv")
 MAX_WORDS = 32  # different ones of a query; the rest is noise
 PHRASE_WORDS = 6  # longer queries describe a thing in words of their own: no synonyms, no joined or split words
-THINGS = frozenset("amount back bill bottom call cry detail empty fire front full mill part show side system thick thin top".split())
+THINGS = frozenset(
+    "amount back bill bottom call cry detail empty fire front full mill part show side system thick thin top".split()
+)
 FUNCTION_WORDS = (ENGLISH_STOP_WORDS - THINGS) | {"thing", "things", "want", "need", "looking"}
 FUNCTION_WEIGHT = 0.1  # of such a word's rarity
 SYNONYM, CORRECTED, BEGUN = 0.8, 0.7, 0.5  # what a listing that holds it gets, against the word that was typed
@@ -25,17 +27,6 @@ SPLIT_LETTERS, PART_LETTERS = 7, 3
 BEGUN_LETTERS, BEGUN_WORDS = 3, 8
 # Endings that make another form of a word that the encoder reads, such as "sharpener": not misspelt.
 SUFFIXES = {f"##{suffix}" for suffix in "s es er ers or ors ing ed y ly less able ful ness ment".split()}
-
-
-@dataclass(frozen=True)
-class Alternative:
-    """Stems that together stand for a typed word, what they count against it, and how: "", "synonym", "corrected", "begun",
-    "joined" or "split"; text: as a person would read it."""
-
-    stems: tuple[str, ...]
-    credit: float
-    how: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,10 @@ class TypedQuery:
     def corrections(self) -> dict[str, str]:
         """Misspelt words -> what was read instead."""
         return {
-            word.text: alternative.text for word in self.words for alternative in word.alternatives if alternative.how == "corrected"
+            word.text: alternative.text
+            for word in self.words
+            for alternative in word.alternatives
+            if alternative.how == "corrected"
         }
 
 

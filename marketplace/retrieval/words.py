@@ -95,6 +95,17 @@ def stem(word: str) -> str:
     return _ANALYZERS["stem"].analyze(word)[0]
 
 
+@dataclass(frozen=True)
+class Alternative:
+    """Stems that together stand for a typed word, what they count against it, and how they come: "" (its own), "synonym",
+    "corrected", "begun", "joined" or "split"; text: as a person would read it."""
+
+    stems: tuple[str, ...]
+    credit: float
+    how: str
+    text: str
+
+
 # Writing.
 
 
@@ -415,24 +426,31 @@ class WordIndex:
             begun.update(dict(self._searcher.terms_with_prefix(f"{field}_exact", beginning)))
         return self._commonest(begun, most)
 
-    def candidates(self, query: "TypedQuery", k: int, filters: Filters | None = None) -> np.ndarray:
-        """Keys of listings that may be what was typed: the k best by the words as typed, and the k best by all that they may mean;
-        those with all the words first."""
+    def candidates(
+        self, typed: Sequence[str], meant: Sequence[Sequence[Alternative]], k: int, filters: Filters | None = None
+    ) -> np.ndarray:
+        """Keys, ascending, of the k listings that match words best as they were typed, and of the k that match best what they may
+        mean; each time those with all the words first.
+
+        typed: words in their exact form; meant: of each word, what may stand for it.
+        """
         conditions = self._conditions(filters)
         readings = [
-            [self._typed(word.text) for word in query.words],
-            [[self._meant(alternative) for alternative in word.alternatives] for word in query.words],
+            [self._exactly(word) for word in typed if self.frequency(word)],
+            [[self._meaning(one) for one in alternatives if self.holds(one.stems)] for alternatives in meant],
         ]
-        found = [self._best(wanted, conditions, k, [query.words[place].is_held for place in query.content]) for wanted in readings]
-        return np.unique(np.concatenate([self._keys(hits) for hits in found]))
+        found = [self._best(list(filter(None, wanted)), conditions, k) for wanted in readings if any(wanted)]
+        return np.unique(np.concatenate([np.empty(0, np.int64), *(self._keys(hits) for hits in found)]))
 
-    def _typed(self, word: str) -> list[Query]:
+    def _exactly(self, word: str) -> list[Query]:
         return [self._term(f"{field}_exact", word, weight) for field, weight in WEIGHTS.items()]
 
-    def _meant(self, alternative) -> Query:
+    def _meaning(self, alternative: Alternative) -> Query:
+        """All its stems, wherever they are."""
+        stems = alternative.stems
         each = [
-            Query.disjunction_max_query([self._term(field, stem, alternative.credit * weight) for field, weight in WEIGHTS.items()])
-            for stem in alternative.stems
+            _any_of([[self._term(field, stem, alternative.credit * weight) for field, weight in WEIGHTS.items()]])
+            for stem in stems
         ]
         return _every(*each)
 
