@@ -15,7 +15,7 @@ from marketplace.cleaning.listings import CATEGORY_SEPARATOR, category_levels
 from marketplace.files import atomic, reading
 from marketplace.files.stages import StageError
 from marketplace.retrieval import words
-from marketplace.retrieval.filters import Filters, Places, category_path, comparable_price
+from marketplace.retrieval.filters import Filters, Places, category_path, comparable_price, place_name
 from marketplace.retrieval.keys import RowsByKey
 
 DATABASE, FILTERS, CONTENT = "catalogue.sqlite", "filters.json", "content.npy"
@@ -286,13 +286,34 @@ class Catalogue:
         by_key = None if matched is None else (self._keys[matched[0]], matched[1])
         return self._words.score(text, self._keys[rows], by_key)
 
+    def search(
+        self,
+        text: str | None,
+        filters: Filters,
+        sort: words.Sort = "newest",
+        k: int = 10,
+        offset: int = 0,
+    ) -> tuple[np.ndarray, int]:
+        """Rows (n,) of the listings that WordIndex.search() finds, and the number of all."""
+        keys, total = self._words.search(text, filters, sort, k, offset)
+        return self._rows.rows(keys), total
+
+    def counts(self, text: str | None, filters: Filters) -> words.Counts:
+        """Of all listings that search() finds."""
+        return self._words.counts(text, filters)
+
+    def highlighter(self, text: str) -> words.Highlighter:
+        """Marks a text's words in listings."""
+        return self._words.highlighter(text)
+
     def choices(self) -> dict:
         """What the filters can be set to, with the number of listings of each, for a page's menus."""
         counts = {}
         for kind, names in self.names.items():
-            codes = self.columns[kind]
+            codes, comparable = self.columns[kind], place_name if kind in PLACES else category_path
             listings = np.bincount(codes[codes >= 0], minlength=len(names)).tolist()
-            counts[kind] = dict(sorted(zip(names, listings, strict=True)))
+            named = ((name, count) for name, count in zip(names, listings, strict=True) if comparable(name))
+            counts[kind] = dict(sorted(named))
         prices = self.columns["price"]
         price = {"min": float(np.nanmin(prices)), "max": float(np.nanmax(prices))} if len(prices) else None
         return {"categories": counts["category"], "towns": counts["town"], "counties": counts["county"], "price": price}

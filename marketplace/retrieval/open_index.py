@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,12 @@ from marketplace.retrieval.catalogue import PLACES, Catalogue, Filters, search_w
 from marketplace.retrieval.categories import CategoryTree
 from marketplace.retrieval.ranking import KINDS, Ranker
 from marketplace.retrieval.vectors import FILES, VectorIndex
+from marketplace.retrieval.words import Counts, Sort
 
 WINDOW = 100  # results are ranked this many at a time, then ten times as many: a later page never changes an earlier one
 Matched = tuple[np.ndarray, np.ndarray]  # of Catalogue.match_words()
 CANDIDATES = 2  # of each kind of evidence, for each result of the window
+EXACT_TOTAL = 1000  # a larger total is given as "at least"
 RESULT_FIELDS = ("product_id", "name", "category", "price", "price_plausible", "town", "county")
 Step = Callable[[str], AbstractContextManager]
 
@@ -43,13 +45,29 @@ class Query:
 @dataclass(frozen=True)
 class Hit:
     """A listing found: its row, the row of its photo nearest to the query's, its score, the parts of that, and how many other
-    listings with the same photo or text are folded into it."""
+    listings with the same photo or text are folded into it. One that is not ranked has no score."""
 
     row: int
     photo_row: int | None
-    score: float
+    score: float | None
     parts: dict[str, float]
     duplicates: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """Listings for a client, and how many the whole result holds that they are a part of: `total`, or as many at least; counts:
+    of the whole result, None where they were not asked for."""
+
+    results: list[dict]
+    total: int
+    total_is_at_least: bool
+    counts: Counts | None
+
+    @classmethod
+    def among(cls, total: int, results: list[dict], counts: Counts | None) -> "Found":
+        """total: however many."""
+        return cls(results, min(total, EXACT_TOTAL), total > EXACT_TOTAL, counts)
 
 
 class OpenIndex:
@@ -133,8 +151,49 @@ class OpenIndex:
     ) -> list[dict]:
         """Listings that the evidence speaks for most, best first, from place `offset` on, at most k, none below min_score:
         fields for a client, the score and its parts. step: entered around the "search" for candidates and their "rank"."""
-        hits = self._hits(query, offset, offset + k, self.catalogue.allowed(filters), filters, step=step)
-        return self._results([hit for hit in hits if round(hit.score, 6) >= min_score])
+        return self._ranked_results(query, k, self.catalogue.allowed(filters), filters, offset, min_score, step)
+
+    def search(
+        self,
+        query: Query,
+        k: int,
+        filters: Filters = Filters(),  # noqa: B008
+        offset: int = 0,
+        min_score: float = 0.0,
+        with_counts: bool = False,
+        step: Step = contextlib.nullcontext,
+    ) -> Found:
+        """recommend() by a person's words, and the whole result, in which folded listings and those below min_score count too."""
+        allowed = self.catalogue.allowed(filters)
+        results = self._ranked_results(query, k, allowed, filters, offset, min_score, step)
+        # Here is decided what belongs to a ranked result. By meaning every listing is more or less alike, so that all that pass
+        # the filters come after those that hold the words; where there is no meaning and none holds the words, none comes.
+        any_found = query.text is not None or bool(query.words and len(self.catalogue.match_words(query.words, 1, filters)[0]))
+        passing = self.catalogue.n_products if allowed is None else int(np.count_nonzero(allowed))
+        counts = self.catalogue.counts(None if any_found else "", filters) if with_counts else None
+        return Found.among(passing if any_found else 0, results, counts)
+
+    def browse(
+        self,
+        text: str | None,
+        k: int,
+        filters: Filters = Filters(),  # noqa: B008
+        offset: int = 0,
+        sort: Sort = "newest",
+        with_counts: bool = False,
+    ) -> Found:
+        """The listings that pass the filters and, where a text is given, hold any of its words, sorted, none folded."""
+        rows, total = self.catalogue.search(text, filters, sort, k, offset)
+        photos = [None if photo < 0 else photo for photo in self._best_photos(Query(), rows)[0].tolist()]
+        hits = [Hit(row, photo, None, {}, 0) for row, photo in zip(rows.tolist(), photos, strict=True)]
+        counts = self.catalogue.counts(text, filters) if with_counts else None
+        return Found.among(total, self._results(hits, text), counts)
+
+    def _ranked_results(
+        self, query: Query, k: int, allowed: np.ndarray | None, filters: Filters, offset: int, min_score: float, step: Step
+    ) -> list[dict]:
+        hits = self._hits(query, offset, offset + k, allowed, filters, step=step)
+        return self._results([hit for hit in hits if round(hit.score, 6) >= min_score], query.words)
 
     def ranked(self, query: Query, k: int, excluded: np.ndarray, kinds: Collection[str] = KINDS) -> np.ndarray:
         """Rows of the k listings that recommend() would give were the `excluded` rows not there, by the given evidence only."""
@@ -278,21 +337,26 @@ class OpenIndex:
         by_town, by_county = map(bool, self._place_names(place))  # no name in common is nothing in common
         return np.where(town & county & by_town, 1.0, np.where(county & by_county, 0.5, 0.0))
 
-    def _results(self, hits: list[Hit]) -> list[dict]:
-        """The fields of each hit for a client."""
+    def _results(self, hits: list[Hit], text: str | None) -> list[dict]:
+        """The fields of each hit for a client; a text's words are marked in them."""
         photo_rows = [hit.photo_row for hit in hits if hit.photo_row is not None]
         image_id_of = dict(zip(photo_rows, self.catalogue.image_ids(photo_rows), strict=True)) | {None: None}
-        products = self.catalogue.products([hit.row for hit in hits], RESULT_FIELDS)
+        fields = RESULT_FIELDS if text is None else (*RESULT_FIELDS, "description")
+        products = self.catalogue.products([hit.row for hit in hits], fields)
+        highlighter = None if text is None else self.catalogue.highlighter(text)
         results = []
         for hit, product in zip(hits, products, strict=True):
             image_id = image_id_of[hit.photo_row]
+            snippet = highlighter and asdict(highlighter.snippet(product.pop("description")))
             results.append(
                 product
                 | {
+                    "name_marks": highlighter.marks(product["name"]) if highlighter else [],
+                    "snippet": snippet,
                     "image_id": image_id,
                     "photo_url": image_id and f"/images/{image_id}.jpg",
                     "duplicates": hit.duplicates,
-                    "score": round(hit.score, 6),
+                    "score": None if hit.score is None else round(hit.score, 6),
                     "parts": {kind: round(value, 6) for kind, value in hit.parts.items()},
                 }
             )

@@ -39,13 +39,12 @@ PREFIX_LETTERS, PREFIX_STEMS = 3, 8  # shorter beginnings mean anything; the com
 TYPO_LETTERS, TYPO_WORDS = 4, 3  # shorter words have too many neighbours; the nearest words, the commonest first
 MAX_TYPO_LETTERS = 24  # longer ones are not typed from memory
 UNSURE = 0.5  # what a guessed word counts, against one that is there
-EXACT_TOTAL = 1000  # a larger total is given as "at least"
 PRICE_STEPS = (10, 25, 50, 100, 250, 500, 1000)  # pounds; where the price ranges that are counted begin
 MAX_NAMES = 10_000  # of categories or places that are counted
 KEYS_AT_ONCE = 200  # asked for in one query: the time of a union of more terms grows faster than their number
 SNIPPET_CHARACTERS = 160
 
-Sort = Literal["relevance", "price_up", "price_down", "newest"]
+Sort = Literal["price_up", "price_down", "newest"]
 _ORDERS = {"price_up": ("cheapest", Order.Asc), "price_down": ("dearest", Order.Desc), "newest": ("newest", Order.Desc)}
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z]\w{1,30});")
 # Unicode's Default_Ignorable_Code_Point: soft hyphens, zero-width characters, directions, fillers, variation selectors, tags.
@@ -53,6 +52,7 @@ _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
     "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
+_PIECE = re.compile(rf"(?:{_ENTITY.pattern}|.)[\u0300-\u036f]*", re.DOTALL)  # an entity or a character, with its accents
 
 
 def _analyzer(*more: tantivy.Filter) -> tantivy.TextAnalyzer:
@@ -73,6 +73,17 @@ def clean(text: str) -> str:
     if text.isascii():
         return text
     return unicodedata.normalize("NFC", _INVISIBLE.sub("", text.encode("utf-8", "ignore").decode()))
+
+
+def _aligned(text: str) -> tuple[str, Sequence[int]]:
+    """A clean text, and where each of its characters begins in the text as it was; last of all, where that ends."""
+    if clean(text) == text:
+        return text, range(len(text) + 1)
+    parts, starts = [], []
+    for piece in _PIECE.finditer(text):
+        parts.append(clean(piece[0]))
+        starts += [piece.start()] * len(parts[-1])
+    return "".join(parts), [*starts, len(text)]
 
 
 def fold(text: str) -> str:
@@ -273,18 +284,6 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Page:
-    """A part of a result. keys: (n,) int64; scores: (n,) float32, NaN without words; total: of the listings of the whole result,
-    or of as many at least; counts: None where they were not asked for."""
-
-    keys: np.ndarray
-    scores: np.ndarray
-    total: int
-    total_is_at_least: bool
-    counts: Counts | None
-
-
-@dataclass(frozen=True)
 class Snippet:
     """A part of a text, and which characters of it are words that were looked for: (start, end) each, ascending."""
 
@@ -342,43 +341,34 @@ class WordIndex:
         self,
         text: str | None,
         filters: Filters | None = None,
-        sort: Sort = "relevance",
+        sort: Sort = "newest",
         k: int = 10,
         offset: int = 0,
-        with_counts: bool = False,
-    ) -> Page:
-        """The listings that pass the filters and, where a text is given, hold any of its words.
+    ) -> tuple[np.ndarray, int]:
+        """Keys (n,) int64 of the listings that pass the filters and, where a text is given, hold any of its words, k of them from
+        place `offset` on, and the number of all; those without a price or date come last where that is sorted by."""
+        field, order = _ORDERS[sort]
+        found = self._searcher.search(self._asked(text, filters), k, offset=offset, order_by_field=field, order=order)
+        return self._keys(found.hits), found.count
 
-        relevance: in the order of match(), without a text the newest first. Listings without a price or date come last where
-        that is sorted by.
-        """
-        wanted = None if text is None else self._words(text)
-        conditions = self._conditions(filters)
-        query = _every(*([] if wanted is None else [_any_of(wanted)]), *conditions)
-        total = self._searcher.search(query, 1).count
-        if wanted and sort == "relevance":
-            hits = self._best(wanted, conditions, offset + k)[offset:]
-            scores = [score for score, _ in hits]
-        else:
-            field, order = _ORDERS["newest" if sort == "relevance" else sort]
-            hits = self._searcher.search(query, k, count=False, offset=offset, order_by_field=field, order=order).hits
-            scores = [np.nan] * len(hits)
-        counts = self._counts(query) if with_counts else None
-        return Page(self._keys(hits), np.array(scores, np.float32), min(total, EXACT_TOTAL), total > EXACT_TOTAL, counts)
+    def counts(self, text: str | None, filters: Filters | None = None) -> Counts:
+        """Of all listings that search() finds."""
+        asked = {field: {"terms": {"field": field, "size": MAX_NAMES}} for field in ("category_path", "town", "county")}
+        ranges = _price_ranges()
+        asked["price"] = {"range": {"field": "price", "ranges": list(ranges.values())}}
+        found = self._searcher.aggregate(self._asked(text, filters), asked)
+        towns, counties, paths = (_counted(found, field) for field in ("town", "county", "category_path"))
+        categories = Counter()
+        for path, count in paths.items():
+            levels = category_levels(path)
+            for depth in range(len(levels)):
+                categories[CATEGORY_SEPARATOR.join(levels[: depth + 1])] += count
+        in_ranges = [bucket["doc_count"] for bucket in found["price"]["buckets"]] or [0] * len(ranges)  # none without listings
+        return Counts(dict(categories), towns, counties, dict(zip(ranges, in_ranges, strict=True)))
 
-    def snippet(self, text: str, description: str, max_characters: int = SNIPPET_CHARACTERS) -> Snippet:
-        """The part of a listing's description that holds most of a text's words; its beginning where it holds none."""
-        description = clean(description)
-        generator = tantivy.SnippetGenerator.create(self._searcher, _any_of(self._words(text)), self._schema, "description")
-        generator.set_max_num_chars(max_characters)
-        document = tantivy.Document()
-        document.add_text("description", description)
-        found = generator.snippet_from_doc(document)
-        if not found.fragment():
-            return Snippet(description[:max_characters], [])
-        raw = found.fragment().encode()
-        marks = [(len(raw[: mark.start].decode()), len(raw[: mark.end].decode())) for mark in found.highlighted()]
-        return Snippet(found.fragment(), marks)
+    def highlighter(self, text: str) -> "Highlighter":
+        """Marks a text's words, or those that they were taken for, in listings."""
+        return Highlighter(self._searcher, self._schema, _any_of(self._words(text)))
 
     def _keys(self, hits: Sequence[tuple]) -> np.ndarray:
         return np.array(self._searcher.fast_field_values("key", [address for _, address in hits]), np.int64)
@@ -465,6 +455,10 @@ class WordIndex:
         return max(counts)
 
     # What is asked for.
+
+    def _asked(self, text: str | None, filters: Filters | None) -> Query:
+        """The listings that pass the filters and, where a text is given, hold any of its words."""
+        return _every(*([] if text is None else [_any_of(self._words(text))]), *self._conditions(filters))
 
     def _words(self, text: str) -> list[list[Query]]:
         """For each different word of a text that anything holds, the queries whose scores are summed up."""
@@ -571,19 +565,37 @@ class WordIndex:
         # Not phrase_prefix_query, which finds the first 50 names only.
         return Query.fuzzy_term_query(self._schema, "places", name, distance=0, prefix=True)
 
-    def _counts(self, query: Query) -> Counts:
-        asked = {field: {"terms": {"field": field, "size": MAX_NAMES}} for field in ("category_path", "town", "county")}
-        ranges = _price_ranges()
-        asked["price"] = {"range": {"field": "price", "ranges": list(ranges.values())}}
-        found = self._searcher.aggregate(query, asked)
-        towns, counties, paths = (_counted(found, field) for field in ("town", "county", "category_path"))
-        categories = Counter()
-        for path, count in paths.items():
-            levels = category_levels(path)
-            for depth in range(len(levels)):
-                categories[CATEGORY_SEPARATOR.join(levels[: depth + 1])] += count
-        in_ranges = [bucket["doc_count"] for bucket in found["price"]["buckets"]] or [0] * len(ranges)  # none without listings
-        return Counts(dict(categories), towns, counties, dict(zip(ranges, in_ranges, strict=True)))
+
+class Highlighter:
+    """Marks words in the fields of listings; for one thread."""
+
+    def __init__(self, searcher: tantivy.Searcher, schema: tantivy.Schema, words: Query):
+        self._generators = {
+            field: tantivy.SnippetGenerator.create(searcher, words, schema, field) for field in ("name", "description")
+        }
+
+    def snippet(self, description: str, max_characters: int = SNIPPET_CHARACTERS) -> Snippet:
+        """The part of a description, clean, that holds most of the words; its beginning where it holds none."""
+        description = clean(description)
+        return self._marked("description", description, max_characters) or Snippet(description[:max_characters], [])
+
+    def marks(self, name: str) -> list[tuple[int, int]]:
+        """Which characters of a name are the words: (start, end) each, ascending."""
+        cleaned, starts = _aligned(name)
+        found = self._marked("name", cleaned, len(cleaned.encode()))
+        return [(starts[start], starts[end]) for start, end in found.marks] if found else []
+
+    def _marked(self, field: str, text: str, max_bytes: int) -> Snippet | None:
+        """None where no word is in the text."""
+        generator, document = self._generators[field], tantivy.Document()
+        generator.set_max_num_chars(max_bytes)  # as tantivy calls bytes of UTF-8
+        document.add_text(field, text)
+        found = generator.snippet_from_doc(document)
+        if not found.fragment():
+            return None
+        raw = found.fragment().encode()
+        marks = [(len(raw[: mark.start].decode()), len(raw[: mark.end].decode())) for mark in found.highlighted()]
+        return Snippet(found.fragment(), marks)
 
 
 def _price_ranges() -> dict[tuple[float, float | None], dict[str, float]]:

@@ -12,7 +12,7 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BeforeValidator, Field
 
 from marketplace.cleaning.photos import PhotoRejected
-from marketplace.retrieval.catalogue import Filters
+from marketplace.retrieval.filters import MAX_NAME, Filters
 from marketplace.retrieval.recommender import Recommender
 from marketplace.service import middleware
 from marketplace.service.meters import Meters
@@ -27,7 +27,7 @@ CATEGORY = "A category at any level, or a path such as 'Home & Garden / Beds'."
 LOCATION = "A town, a county, 'Town, County', or the beginning of one."
 K = "How many listings to return."
 OFFSET = "How many of the best listings to leave out: k, 2k, ... for further pages, whose order stays the same."
-MIN_SCORE = "Leave out listings that score less."
+MIN_SCORE = "Leave out listings that score less, where listings have a score."
 # An empty field of a form or an address is none.
 Pounds = Annotated[
     Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, BeforeValidator(lambda value: None if value == "" else value)
@@ -47,10 +47,10 @@ def filters_from(source: Callable) -> Callable:
     """A dependency that reads the filters from `source`: Query or Form."""
 
     async def read(  # async, or each would be run in a thread of its own
-        category: Annotated[str | None, source(description=CATEGORY, max_length=200)] = None,
+        category: Annotated[str | None, source(description=CATEGORY, max_length=MAX_NAME)] = None,
         min_price: Annotated[Pounds, source(description="Pounds.", examples=[5])] = None,
         max_price: Annotated[Pounds, source(description="Pounds.", examples=[500])] = None,
-        location: Annotated[str | None, source(description=LOCATION, max_length=200)] = None,
+        location: Annotated[str | None, source(description=LOCATION, max_length=MAX_NAME)] = None,
     ) -> Filters:
         if min_price is not None and max_price is not None and min_price > max_price:
             raise HTTPException(422, f"min_price {min_price:g} is above max_price {max_price:g}: swap them")

@@ -16,6 +16,7 @@ from marketplace.files.stages import StageError
 from marketplace.retrieval.catalogue import UnknownName
 from marketplace.retrieval.recommender import Query as Evidence
 from marketplace.retrieval.recommender import Recommender
+from marketplace.retrieval.words import Counts
 from marketplace.service import schemas
 from marketplace.service.dependencies import (
     CurrentGeneration,
@@ -48,6 +49,7 @@ DOCS_POLICY = (
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 
+SORT = "The order of the listings. By default relevance with words, and newest without, as relevance is then too."
 NOT_AN_IMAGE = {400: {"model": ErrorMessage, "description": "Not a usable image, or not a multipart form"}}
 TOO_LARGE = {413: {"model": ErrorMessage, "description": "Too large"}}
 UNKNOWN = {404: {"model": ErrorMessage, "description": "Unknown id"}}
@@ -136,18 +138,35 @@ async def predict_listing(
         raise HTTPException(422, "give a photo as `image`, words as `text`, or both") from None
 
 
-@router.get("/search", response_model=schemas.Recommendations, responses=BAD_VALUE)
+@router.get("/search", response_model=schemas.SearchResults, responses=BAD_VALUE)
 def search(
     recommender: CurrentGeneration,
     meters: ServiceMeters,
     filters: QueryFilters,
     page: QueryPage,
-    q: Annotated[str, Query(min_length=1, max_length=500, description="Words to look for.", examples=["classical guitar"])],
+    q: Annotated[
+        str | None, Query(min_length=1, max_length=500, description="Words to look for.", examples=["classical guitar"])
+    ] = None,
+    sort: Annotated[schemas.Sort | None, Query(description=SORT)] = None,
+    counts: Annotated[bool, Query(description="Whether to count the whole result by category, place and price.")] = False,
 ):
-    """The listings that words describe. A word that no listing holds finds those that begin so, or are spelt much alike."""
-    if not q.strip():
+    """The listings that words describe, or without words all that pass the filters. A word that no listing holds finds those that
+    begin so, or are spelt much alike."""
+    if q is not None and not q.strip():
         raise HTTPException(422, "q: give at least one word")
-    return {"results": recommend(recommender, recommender.query(text=q), page, filters, meters)}
+    check_names(recommender, filters)
+    asked = {"k": page.k, "filters": filters, "offset": page.offset, "with_counts": counts}
+    if q is not None and sort in (None, "relevance"):
+        found = recommender.search(recommender.query(text=q), min_score=page.min_score, step=meters.step, **asked)
+    else:
+        with meters.step("search"):
+            found = recommender.browse(q, sort="newest" if sort in (None, "relevance") else sort, **asked)
+    return {
+        "results": found.results,
+        "total": found.total,
+        "total_is_at_least": found.total_is_at_least,
+        "counts": found.counts and counts_for_client(found.counts),
+    }
 
 
 @router.get("/products/{product_id}", response_model=schemas.Product, responses=UNKNOWN | BAD_VALUE)
@@ -217,11 +236,21 @@ async def docs():
     return FileResponse(WEB_DIR / "docs.html", headers={"Content-Security-Policy": DOCS_POLICY})
 
 
-def recommend(recommender: Recommender, query: Evidence, page: Page, filters: Filters, meters: Meters) -> list[dict]:
+def check_names(recommender: Recommender, filters: Filters) -> None:
+    """Raises HTTPException for a category or place that no listing has."""
     try:
         recommender.catalogue.check(filters)
     except UnknownName as error:
         raise HTTPException(422, str(error)) from None
+
+
+def counts_for_client(counts: Counts) -> dict:
+    prices = [{"min": low, "max": high, "listings": listings} for (low, high), listings in counts.prices.items()]
+    return {"categories": counts.categories, "towns": counts.towns, "counties": counts.counties, "prices": prices}
+
+
+def recommend(recommender: Recommender, query: Evidence, page: Page, filters: Filters, meters: Meters) -> list[dict]:
+    check_names(recommender, filters)
     return recommender.recommend(query, k=page.k, offset=page.offset, min_score=page.min_score, filters=filters, step=meters.step)
 
 

@@ -1,8 +1,10 @@
 """What the API answers: the models behind its OpenAPI description."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from marketplace.retrieval import words
 
 Kind = Literal["photo", "text", "words", "category", "price", "place"]  # of evidence
 
@@ -21,6 +23,8 @@ Price = Annotated[float | None, Field(description="Pounds; null when not known."
 Plausible = Annotated[bool, Field(description="False for 0 and for joke prices.")]
 Town = Annotated[str, Field(description="Empty when not known.", examples=["Kendal"])]
 County = Annotated[str, Field(description="Empty when not known.", examples=["Cumbria"])]
+Mark = Annotated[tuple[int, int], Field(description="The first character, and the one after the last.")]
+Sort = Literal["relevance", *get_args(words.Sort)]
 Generation = Annotated[str, Field(description="The published index that answers.", examples=["d6484a15de5d"])]
 
 
@@ -32,8 +36,15 @@ class ErrorMessage(BaseModel):
     )
 
 
+class Snippet(BaseModel):
+    """A part of a listing's description, and which characters of it are words that were looked for."""
+
+    text: str = Field(description="Entities and invisible characters resolved.", examples=["A good guitar with a case"])
+    marks: list[Mark] = Field(description="Ascending; empty where it holds none of the words.", examples=[[[7, 13]]])
+
+
 class Recommendation(BaseModel):
-    """One listing, ranked and explained."""
+    """One listing, ranked and explained where it was looked for by words, a photo or another listing."""
 
     product_id: ProductId
     name: Name
@@ -44,18 +55,53 @@ class Recommendation(BaseModel):
     county: County
     image_id: ImageId | None = Field(description="Its photo nearest to the query's, or its first one; null when it has none.")
     photo_url: PhotoUrl | None = Field(description="Where that photo is; null when it has none.")
-    score: float = Field(description="From 0 to 1; the sum of the parts.", examples=[0.77])
+    name_marks: list[Mark] = Field(
+        description="Which characters of the name are words that were looked for, ascending.", examples=[[[15, 21]]]
+    )
+    snippet: Snippet | None = Field(description="The part of the description with most of the words; null without words.")
+    score: float | None = Field(
+        description="From 0 to 1; the sum of the parts. Null where listings are not ranked.", examples=[0.77]
+    )
     parts: dict[Kind, float] = Field(
         description="What each kind of evidence contributed; only the kinds that the query has.",
         examples=[{"photo": 0.5, "text": 0.11, "words": 0.16}],
     )
-    duplicates: int = Field(description="Near-duplicate listings that this one stands for, itself not counted.", examples=[0])
+    duplicates: int = Field(
+        description="Near-duplicate listings that this one stands for, itself not counted; 0 where listings are not ranked.",
+        examples=[0],
+    )
 
 
 class Recommendations(BaseModel):
     """Listings, best first."""
 
     results: list[Recommendation] = Field(description="At most k listings, best first; fewer at the end.")
+
+
+class PriceCount(BaseModel):
+    """A price range and its listings; both ends are in it."""
+
+    min: float = Field(description="Pounds.", examples=[10.0])
+    max: float | None = Field(description="Pounds; null for the last range, which has no upper end.", examples=[24.99])
+    listings: int = Field(description="Their number.", examples=[12])
+
+
+class Counts(BaseModel):
+    """How many listings of the whole result each filter would leave."""
+
+    categories: dict[str, int] = Field(description="By path of the category, at every level.")
+    towns: dict[str, int] = Field(description="By town.")
+    counties: dict[str, int] = Field(description="By county.")
+    prices: list[PriceCount] = Field(description="By price range, ascending; listings without a price are in none.")
+
+
+class SearchResults(BaseModel):
+    """A page of listings, and what the whole result holds that it is a part of."""
+
+    results: list[Recommendation] = Field(description="At most k listings; fewer at the end.")
+    total: int = Field(description="Listings of the whole result, those folded into others too.", examples=[184])
+    total_is_at_least: bool = Field(description="Whether there are more: they are counted up to 1,000.", examples=[False])
+    counts: Counts | None = Field(description="Null unless asked for with counts=true.")
 
 
 class SimilarImages(Recommendations):

@@ -105,8 +105,6 @@ def test_the_best_k_are_the_first_k_of_all(index):
     everything = index.match("guitar bed good lamp", 100)[0].tolist()
     for k in range(1, len(everything)):
         assert index.match("guitar bed good lamp", k)[0].tolist() == everything[:k]
-        page = index.search("guitar bed good lamp", k=3, offset=k)
-        assert page.keys.tolist() == everything[k : k + 3] and page.total == len(everything)
 
 
 def test_scores_of_given_listings_are_those_of_the_match_in_any_order(index):
@@ -189,10 +187,13 @@ def test_odd_characters_are_plain_text_in_listings_and_queries(tmp_path, odd):
     text = odd.encode("utf-8", "ignore").decode()  # as a file holds it
     row = listing(0, odd, odd) | {"category": text, "town": text, "county": text}
     index = written(tmp_path, pd.DataFrame([row, listing(1, "Pine bed")]))
-    for page in (index.search(odd, with_counts=True), index.search(None, Filters(odd, None, None, odd)), index.search("bed")):
-        assert page.total == len(page.keys)
+    for keys, total in (index.search(odd), index.search(None, Filters(odd, None, None, odd)), index.search("bed")):
+        assert total == len(keys)
+    assert max(index.counts(odd).towns.values(), default=0) <= 2
     assert np.isfinite(index.score(odd, KEYS[:2])).all()
-    assert 1 in rows_of(index.match("pine", 5)[0]) and len(index.snippet(odd, odd).text) <= 200
+    highlighter = index.highlighter(odd)
+    assert 1 in rows_of(index.match("pine", 5)[0]) and len(highlighter.snippet(odd).text) <= 200
+    assert all(0 <= start < end <= len(odd) for start, end in highlighter.marks(odd))
     if "bed" in odd and words.split(odd)[:1] != ["x"]:
         assert 1 in rows_of(index.match(odd, 5)[0])
 
@@ -203,9 +204,11 @@ def test_whatever_is_typed_is_words(index, query, k):
     keys, scores = index.match(query, k)
     assert len(keys) <= k and len(set(keys.tolist())) == len(keys) and (scores > 0).all()
     np.testing.assert_allclose(index.score(query, keys), scores, rtol=1e-4)
-    snippet = index.snippet(query, f"A {query} guitar")
-    for start, end in snippet.marks:
-        assert 0 <= start < end <= len(snippet.text)
+    sold = f"A {query} guitar"
+    snippet, marks = index.highlighter(query).snippet(sold), index.highlighter(query).marks(sold)
+    for text, marked in ((snippet.text, snippet.marks), (sold, marks)):
+        assert [place for mark in marked for place in mark] == sorted({place for mark in marked for place in mark})
+        assert all(0 <= start < end <= len(text) for start, end in marked)
 
 
 def test_listings_without_any_word_can_be_written(tmp_path):
@@ -213,16 +216,17 @@ def test_listings_without_any_word_can_be_written(tmp_path):
     index = written(tmp_path, pd.DataFrame([empty, empty]))
     for typed in ("guitar nothing", "guitra", "", "?"):
         assert not len(index.match(typed, 5)[0]) and not index.score(typed, KEYS[:2]).any()
-        assert index.search(typed).total == 0
-    page = index.search(None, sort="price_up", with_counts=True)
-    assert page.total == 2 and not page.counts.categories and not page.counts.towns and not sum(page.counts.prices.values())
-    assert index.search(None, Filters(location="", category="")).total == 0
+        assert index.search(typed)[1] == 0
+    counts = index.counts(None)
+    assert not counts.categories and not counts.towns and not sum(counts.prices.values())
+    assert index.search(None, sort="price_up")[1] == 2 and index.search(None, Filters(location="", category=""))[1] == 0
 
 
 def test_no_listing_at_all_can_be_written(tmp_path):
     words.write(tmp_path, [], [])
     index = words.WordIndex(tmp_path)
-    assert len(index) == 0 and index.search(None, with_counts=True).total == 0 and not len(index.match("bed", 5)[0])
+    assert len(index) == 0 and index.search(None)[1] == 0 and not len(index.match("bed", 5)[0])
+    assert not index.counts(None).categories and set(index.counts(None).prices.values()) == {0}
 
 
 # Filters, counts, sorting.
@@ -271,21 +275,21 @@ FILTERS = st.builds(
 @given(FILTERS)
 def test_filters_select_the_listings_that_pandas_selects(index, filters):
     mask = passing(TABLE, filters)
-    page = index.search(None, filters, k=100, with_counts=True)
-    assert set(rows_of(page.keys)) == set(np.flatnonzero(mask).tolist())
-    assert (page.total, page.total_is_at_least) == (mask.sum(), False) and np.isnan(page.scores).all()
+    keys, total = index.search(None, filters, k=100)
+    counts = index.counts(None, filters)
+    assert set(rows_of(keys)) == set(np.flatnonzero(mask).tolist()) and total == mask.sum()
     selected = TABLE[mask]
-    assert page.counts.towns == selected["town"].value_counts().to_dict()
-    assert page.counts.counties == Counter(county for county in selected["county"] if county)
-    assert page.counts.categories == Counter(
+    assert counts.towns == selected["town"].value_counts().to_dict()
+    assert counts.counties == Counter(county for county in selected["county"] if county)
+    assert counts.categories == Counter(
         " / ".join(path.split(" / ")[:depth]) for path in selected["category"] for depth in range(1, path.count("/") + 2)
     )
-    for (low, high), count in page.counts.prices.items():
+    for (low, high), count in counts.prices.items():
         assert count == passing(selected, Filters(min_price=low, max_price=high)).sum()
-    assert sum(page.counts.prices.values()) == selected["price"].notna().sum()
+    assert sum(counts.prices.values()) == selected["price"].notna().sum()
     by_words = [row for row in rows_of(index.match("lovely guitar bed", 100)[0]) if mask[row]]
     assert set(rows_of(index.match("lovely guitar bed", 100, filters)[0])) == set(by_words)
-    assert index.search("lovely guitar bed", filters).total == len(by_words)
+    assert index.search("lovely guitar bed", filters)[1] == len(by_words)
     top = index.match("lovely guitar bed", 3, filters)
     np.testing.assert_array_equal(top[1], index.match("lovely guitar bed", 100, filters)[1][:3])
 
@@ -305,43 +309,39 @@ def listed(tmp_path_factory) -> catalogue.Catalogue:
 def test_filters_select_the_same_listings_in_the_index_and_in_the_columns(index, listed, filters):
     allowed = listed.allowed(filters)
     rows = range(len(TABLE)) if allowed is None else np.flatnonzero(allowed).tolist()
-    assert sorted(rows_of(index.search(None, filters, k=100).keys)) == list(rows)
+    assert sorted(rows_of(index.search(None, filters, k=100)[0])) == list(rows)
 
 
 def test_results_are_sorted_by_price_and_date_those_without_either_last(index):
     price, day = TABLE["price"].to_numpy(), TABLE["posted_on"].to_numpy()
-    cheapest, dearest = (rows_of(index.search(None, sort=sort, k=50).keys) for sort in ("price_up", "price_down"))
+    cheapest, dearest = (rows_of(index.search(None, sort=sort, k=50)[0]) for sort in ("price_up", "price_down"))
     priced = np.count_nonzero(~np.isnan(price))
     assert price[cheapest[:priced]].tolist() == sorted(price[~np.isnan(price)])
     assert price[dearest[:priced]].tolist() == sorted(price[~np.isnan(price)], reverse=True)
     assert np.isnan(price[cheapest[priced:]]).all() and np.isnan(price[dearest[priced:]]).all()
-    newest = rows_of(index.search(None, sort="newest", k=50).keys)
+    newest = rows_of(index.search(None, k=50)[0])
     assert day[newest].tolist() == sorted(day, reverse=True)  # "" is the least
-    assert rows_of(index.search(None, k=50).keys) == newest
-    pages = [row for offset in range(0, 15, 4) for row in rows_of(index.search(None, sort="price_up", k=4, offset=offset).keys)]
+    pages = [row for offset in range(0, 15, 4) for row in rows_of(index.search(None, sort="price_up", k=4, offset=offset)[0])]
     assert pages == cheapest
-    lamps = rows_of(index.search("lamp guitar", sort="price_down").keys)
+    lamps = rows_of(index.search("lamp guitar", sort="price_down")[0])
     assert lamps == [row for row in dearest if row in {0, 2, 4, 5}]
 
 
-def test_a_total_is_exact_up_to_a_thousand(tmp_path):
+def test_all_of_more_than_a_thousand_are_counted_and_those_alike_come_in_the_order_of_their_rows(tmp_path):
     table = named(*["Pine bed"] * 1001).assign(category="")
     keys = np.arange(1, 1002)
     words.write(tmp_path, [table[:500], table[500:]], [keys[:500], keys[500:]])
     index = words.WordIndex(tmp_path)
-    page = index.search("bed", k=3)
-    assert (page.total, page.total_is_at_least) == (1000, True)
-    assert page.keys.tolist() == [1, 2, 3]  # listings alike come in the order of their rows
-    page = index.search("bed", Filters(min_price=0.0))
-    assert (page.total, page.total_is_at_least) == (sum(table["price"].notna()), False)
+    assert index.search("bed", k=3)[1] == 1001 and index.match("bed", 3)[0].tolist() == [1, 2, 3]
+    assert index.search("bed", Filters(min_price=0.0))[1] == sum(table["price"].notna())
 
 
 def test_the_beginning_of_a_place_finds_all_of_many_places(tmp_path):
     table = named(*["Bed"] * 300)
     table["town"] = [f"Newtown {number}" for number in range(300)]
     words.write(tmp_path, [table], [np.arange(1, 301)])
-    page = words.WordIndex(tmp_path).search(None, Filters(location="newt"), with_counts=True)
-    assert page.total == 300 and len(page.counts.towns) == 300
+    index, filters = words.WordIndex(tmp_path), Filters(location="newt")
+    assert index.search(None, filters)[1] == 300 and len(index.counts(None, filters).towns) == 300
 
 
 # Snippets.
@@ -349,15 +349,45 @@ def test_the_beginning_of_a_place_finds_all_of_many_places(tmp_path):
 
 def test_a_snippet_marks_the_words_that_were_looked_for(index):
     long = "Nothing here. " * 30 + "A café guitár &amp; two lam\u00adps, good <b>guitars</b>. " + "Nothing more. " * 30
-    snippet = index.snippet("guitar lamp", long)
+    snippet = index.highlighter("guitar lamp").snippet(long)
     assert len(snippet.text) <= words.SNIPPET_CHARACTERS
     assert [snippet.text[start:end] for start, end in snippet.marks] == ["guitár", "lamps", "guitars"]
     assert "&" in snippet.text and "&amp;" not in snippet.text
 
 
 def test_a_snippet_without_any_word_is_the_beginning(index):
-    assert index.snippet("guitar", "Something else " * 50) == words.Snippet(("Something else " * 50)[:160], [])
-    assert index.snippet("guitar", "") == words.Snippet("", [])
+    highlighter = index.highlighter("guitar")
+    assert highlighter.snippet("Something else " * 50) == words.Snippet(("Something else " * 50)[:160], [])
+    assert highlighter.snippet("") == words.Snippet("", [])
+
+
+@pytest.mark.parametrize(
+    ("typed", "name", "marked"),
+    [
+        ("guitar lamp", "Two GUITARS, one lamp-stand", ["GUITARS", "lamp"]),
+        ("guitar", "Lamp &amp; gui\u00adtar &#163;5 &mdash; guitars", ["gui\u00adtar", "guitars"]),
+        ("cafe chair", "Cafe\u0301 ch&aacute;irs", ["Cafe\u0301", "ch&aacute;irs"]),
+        ("guitra bicyc", "Bicycle or guitar", ["Bicycle", "guitar"]),
+        ("bed", "b&eacute;d", ["b&eacute;d"]),
+        ("guitar", "Grand piano", []), ("guitar", "", []), ("", "Guitar", []), ("?", "Guitar", []),
+    ],
+)  # fmt: skip
+def test_words_are_marked_in_a_name_as_it_is_written(index, typed, name, marked):
+    assert [name[start:end] for start, end in index.highlighter(typed).marks(name)] == marked
+
+
+SOLD = ["guitar", "Guitars", "g&uuml;itar", "lamp", "LAMPS", "sofa", "&amp;", "ta\u00adble", "a,b", "é"]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.sampled_from(SOLD)), st.sampled_from(["guitar", "lamp", "guitar lamp", "sofa"]))
+def test_marks_lie_on_the_words_typed_and_on_all_of_them(index, sold, typed):
+    text = " ".join(sold)
+    expected = [word for word in sold if set(map(words._stem, words.split(word))) & set(typed.split()) and word != "sofa"]
+    highlighter = index.highlighter(typed)
+    assert [text[start:end] for start, end in highlighter.marks(text)] == expected
+    snippet = highlighter.snippet(text, 10_000)
+    assert [snippet.text[start:end] for start, end in snippet.marks] == [words.clean(word) for word in expected]
 
 
 # Updates.
@@ -372,13 +402,11 @@ QUERIES = ("guitar bed good lamp", "lovely number", "guitra", "bicyc", "camp 64G
 
 def answers(index: words.WordIndex) -> list:
     """What does not depend on when the listings came: which are found, counted and in what order where that is sorted by."""
-    found = [
-        (query, sorted(index.match(query, 100)[0].tolist()), index.search(query, with_counts=True).counts) for query in QUERIES
-    ]
+    found = [(query, sorted(index.match(query, 100)[0].tolist()), index.counts(query)) for query in QUERIES]
     for sort in ("price_up", "price_down", "newest"):
-        found.append(index.search(None, sort=sort, k=100).keys.tolist())
+        found.append(index.search(None, sort=sort, k=100)[0].tolist())
     for location in ("lond", "Stafford", "Hanley"):
-        found.append(sorted(index.search(None, Filters(location=location), k=100).keys.tolist()))
+        found.append(sorted(index.search(None, Filters(location=location), k=100)[0].tolist()))
     return found
 
 
@@ -449,7 +477,7 @@ def test_an_open_index_needs_its_files_no_more_and_leaves_nothing_in_its_folder(
     assert not list((tmp_path / words.FOLDER).glob("*.lock")) and len(list((tmp_path / words.FOLDER).iterdir())) >= 6
     expected = answers(index)
     shutil.rmtree(tmp_path / words.FOLDER)
-    assert answers(index) == expected and index.snippet("guitar", "A guitar").marks == [(2, 8)]
+    assert answers(index) == expected and index.highlighter("guitar").snippet("A guitar").marks == [(2, 8)]
 
 
 def test_nothing_of_a_deleted_listing_is_in_an_index_written_anew(tmp_path):
@@ -480,10 +508,10 @@ def test_a_word_that_only_listings_hold_which_are_gone_stands_for_others(query, 
 def test_a_place_that_only_listings_hold_which_are_gone_is_the_beginning_of_others(tmp_path):
     table = named("One", "Two")
     table["town"], table["county"] = ["Staff", "Stafford"], ""
-    assert written(tmp_path / "old", table).search(None, Filters(location="staff")).total == 1
+    assert written(tmp_path / "old", table).search(None, Filters(location="staff"))[1] == 1
     (tmp_path / "new").mkdir()
     words.update(tmp_path / "old", tmp_path / "new", KEYS[:1], [], [])
-    assert words.WordIndex(tmp_path / "new").search(None, Filters(location="staff")).keys.tolist() == [KEYS[1]]
+    assert words.WordIndex(tmp_path / "new").search(None, Filters(location="staff"))[0].tolist() == [KEYS[1]]
 
 
 @pytest.mark.parametrize("gone", [np.array([5]), np.append(KEYS[:2], 5)])
@@ -523,4 +551,4 @@ def test_the_same_answers_come_to_all_threads(index):
 def test_days_before_1970_and_times_of_day_are_dates(tmp_path):
     table = named("One", "Two", "Three")
     table["posted_on"] = ["1969-12-31", "2020-01-01T23:59", datetime.date.max.isoformat()]
-    assert rows_of(written(tmp_path, table).search(None, sort="newest").keys) == [2, 1, 0]
+    assert rows_of(written(tmp_path, table).search(None, sort="newest")[0]) == [2, 1, 0]

@@ -128,6 +128,59 @@ def test_a_category_or_place_that_no_listing_has_is_422_with_the_nearest_and_fil
     assert (met_by_none.status_code, met_by_none.json()["results"]) == (200, [])
 
 
+def test_without_words_all_that_pass_the_filters_are_listed_the_newest_first(client, products):
+    town = products["town"].mode()[0]
+    there = products[products["town"] == town]
+    for params in ({}, {"sort": "newest"}, {"sort": "relevance"}):
+        answer = client.get("/search", params={"location": town, "k": 100} | params).json()
+        days = [products["posted_on"][result["product_id"]] for result in answer["results"]]
+        assert days == sorted(days, reverse=True) and {result["product_id"] for result in answer["results"]} == set(there.index)
+        assert (answer["total"], answer["total_is_at_least"], answer["counts"]) == (len(there), False, None)
+        told = {(result["score"], len(result["parts"]), result["snippet"], result["duplicates"]) for result in answer["results"]}
+        assert told == {(None, 0, None, 0)}
+    assert client.get("/search", params={"k": 1}).json()["total"] == len(products)
+    nothing = client.get("/search", params={"location": town, "min_price": 1e9, "counts": True}).json()
+    assert (nothing["results"], nothing["total"], nothing["counts"]["towns"]) == ([], 0, {})
+
+
+@pytest.mark.parametrize("q", [None, "good guitar"])
+def test_listings_are_sorted_by_price_when_asked(client, products, q):
+    words = {} if q is None else {"q": q}
+    up, down = (client.get("/search", params=words | {"sort": sort, "k": 100}).json() for sort in ("price_up", "price_down"))
+    prices = [result["price"] for result in up["results"] if result["price"] is not None]
+    assert prices == sorted(prices) and len(prices) > 5 and up["total"] == down["total"] == len(up["results"])
+    assert [result["price"] for result in down["results"]][: len(prices)] == prices[::-1]
+    assert all(result["score"] is None and result["parts"] == {} for result in up["results"])
+    if q is None:
+        assert sorted(products["price"].dropna()) == prices
+
+
+def test_a_result_is_counted_by_category_place_and_price_when_asked(client, products):
+    lowest = products["price"].median()
+    dear = products[products["price"] >= lowest]
+    for q in (None, "good"):  # words lead to all that pass the filters in the end
+        params = {"min_price": lowest, "counts": "true"} | ({} if q is None else {"q": q})
+        answer = client.get("/search", params=params).json()
+        assert answer["total"] == len(dear)
+        assert answer["counts"]["towns"] == dear["town"].value_counts().to_dict()
+        assert answer["counts"]["categories"].items() >= dear["category"].value_counts().to_dict().items()
+        for step in answer["counts"]["prices"]:
+            assert step["listings"] == dear["price"].between(step["min"], step["max"] or 1e9).sum()
+
+
+def test_the_words_looked_for_are_marked_in_name_and_snippet(client, products):
+    for params in ({"q": "guitars"}, {"q": "guitars", "sort": "newest"}):
+        results = client.get("/search", params=params).json()["results"]
+        marked = 0
+        for result in results:
+            for text, marks in ((result["name"], result["name_marks"]), (result["snippet"]["text"], result["snippet"]["marks"])):
+                assert {text[start:end].lower() for start, end in marks} <= {"guitar", "guitars"}
+                marked += len(marks)
+        assert marked >= sum("guitar" in result["name"].lower() for result in results) > 0
+    similar = client.get(f"/products/{products.index[0]}/similar").json()["results"]
+    assert {(result["snippet"], len(result["name_marks"])) for result in similar} == {(None, 0)}
+
+
 def test_pages_follow_each_other_without_gaps_or_repeats(client, demo_dir, photos_table):
     image = raw_photo(demo_dir, photos_table["image_id"][0])
     form = {"text": "red guitar", "k": 40}
@@ -141,7 +194,7 @@ def test_pages_follow_each_other_without_gaps_or_repeats(client, demo_dir, photo
     for path, params in (("/search", {"q": "good condition"}), (similar, {})):
         whole = client.get(path, params=params | {"k": 20}).json()["results"]
         assert client.get(path, params=params | {"k": 8, "offset": 5}).json()["results"] == whole[5:13]
-        assert client.get(path, params=params | {"offset": 1000}).json() == {"results": []}
+        assert client.get(path, params=params | {"offset": 1000}).json()["results"] == []
 
 
 def test_listings_below_the_score_asked_for_are_left_out(client, demo_dir, photos_table):
@@ -183,7 +236,9 @@ def test_hostile_search_words_are_words(client, q):
 
 
 def test_words_that_nothing_knows_find_nothing(client):
-    assert client.get("/search", params={"q": "♞♞♞"}).json() == {"results": []}
+    for sort in ("relevance", "price_up"):
+        answer = client.get("/search", params={"q": "♞♞♞", "sort": sort}).json()
+        assert answer == {"results": [], "total": 0, "total_is_at_least": False, "counts": None}
 
 
 def test_listings_like_one_leave_it_out(client, products):
@@ -344,7 +399,9 @@ def test_unknown_ids_are_404(client, path):
         ({"q": "bed", "min_price": 9, "max_price": 3}, "min_price 9 is above max_price 3: swap them"),
         ({"q": ""}, "q: String should have at least 1 character"),
         ({"q": "  "}, "q: give at least one word"),
-        ({}, "q: Field required"),
+        ({"sort": "price"}, "sort: Input should be 'relevance', 'price_up', 'price_down' or 'newest'"),
+        ({"counts": "many"}, "counts: Input should be a valid boolean, unable to interpret input"),
+        ({"location": "Bxq"}, 'no listing has the place "Bxq": GET /filters lists them'),
     ],
 )
 def test_bad_values_are_422_with_one_sentence(client, params, detail):
