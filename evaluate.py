@@ -1,8 +1,9 @@
 """Measure the published index and its models on the test split, and write a report that anyone can reproduce.
 
 Reads   data/index/, data/embeddings/, data/model/, data/features/, data/dataset/, data/tabular/, data/images/
-Writes  data/evaluation/ (report.md, report.json, gallery.png, confusion.png, hardest.png, listings.csv)
-Run     python evaluate.py
+Writes  data/evaluation/ (report.md, report.json, gallery.png, confusion.png, hardest.png, listings.csv, questions.csv)
+Run     python evaluate.py                          asks what shoppers type, made from the test listings
+        python evaluate.py --queries queries.csv    and what your own shoppers type
 """
 
 import argparse
@@ -28,7 +29,7 @@ from marketplace.files.stages import StageError
 from marketplace.models import charts, embedding, report
 from marketplace.models.price_model import Evidence, PriceModel
 from marketplace.models.text_model import TableModels
-from marketplace.retrieval import ranking
+from marketplace.retrieval import ranking, search_quality
 from marketplace.retrieval.recommender import Recommender
 
 WHITENED_DIMENSION = 256  # at most
@@ -45,6 +46,7 @@ GALLERY_QUERIES, GALLERY_ANSWERS, GALLERY_TILE_PX = 12, 5, 160
 HARDEST_TILES, HARDEST_COLUMNS, HARDEST_TILE_PX = 24, 6, 200
 FRAMES = {"query": "#4c78a8", 2: "#3a923a", 1: "#f2a541", 0: "#d64545"}  # answers by their grade
 MAIN = (
+    *("rarest_1_mrr_at_10", "rarest_2_mrr_at_10", "rarest_3_mrr_at_10", "title_first", "misspelt_ndcg_at_10"),
     *("photo_accuracy", "text_accuracy", "fused_accuracy", "price_log_r2", "price_error_over_median_baseline"),
     *("map_at_r", "same_listing_hit_at_1", "ndcg_at_10_photo", "ndcg_at_10_text", "ndcg_at_10_both"),
 )
@@ -56,18 +58,27 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--max-queries", default=2000, type=cli.positive, help="test listings measured, drawn by seed (default: %(default)s)"
     )
+    parser.add_argument(
+        "--queries",
+        type=Path,
+        help="CSV of what people type, and patterns (Python's re, case-blind) of the category paths and names that are right: "
+        "kind, query, category_pattern, title_pattern (default: none)",
+    )
     parser.add_argument("--seed", default=0, type=cli.not_negative, help="of every draw (default: %(default)s)")
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> dict:
-    with stages.open_stage(args.data, "evaluation", {"max_queries": args.max_queries, "seed": args.seed}) as stage:
+    arguments = {"max_queries": args.max_queries, "seed": args.seed}
+    raw = {} if args.queries is None else {"--queries": stages.digest(args.queries)}
+    with stages.open_stage(args.data, "evaluation", arguments, raw) as stage:
         if stage.is_done():
             return stage.summary()
         recommender = Recommender(generations.current_generation(args.data / "index"))
         if not recommender.takes_photos:
             raise StageError(f"{args.data / 'index'} holds vectors of your own: run python build_index.py without --embeddings")
         catalogue = read(args.data, args.max_queries, args.seed)
+        queries = None if args.queries is None else search_quality.read_queries(args.queries)
         stage.begin()
         words = texts(catalogue.listings.iloc[catalogue.measured])
         guesses = guess_categories(catalogue, words, recommender.table_models)
@@ -76,19 +87,21 @@ def run(args: argparse.Namespace) -> dict:
         begin("train a linear head on each way to split")
         split_figures, head_right = compare_splits(catalogue, args.seed)
         ranked, answers = rank(catalogue, recommender)
+        answered = search_quality.measure(recommender, catalogue.listings, catalogue.measured, args.seed, queries)
         begin("draw the intervals")
         figures = category_figures(guesses, catalogue.truth, args.seed) | price_figures(prices, args.seed)
         figures |= {name: metrics.mean(values, args.seed) for name, values in retrieved.items()}
-        figures |= rank_figures(ranked, args.seed) | split_figures
+        figures |= rank_figures(ranked, args.seed) | split_figures | answered.figures(args.seed)
         table = tabulate(catalogue, guesses, head_right, prices, retrieved, ranked)
         atomic.write_csv(stage.folder / "listings.csv", table)
+        atomic.write_csv(stage.folder / "questions.csv", with_ids(answered.questions, catalogue.listings))
         images_dir, by_photo = args.data / "images", guessed(guesses["photo"], catalogue.truth)
         atomic.write_bytes(stage.folder / "gallery.png", draw_gallery(catalogue, answers, images_dir, args.seed))
         atomic.write_bytes(stage.folder / "confusion.png", charts.draw_confusion(*by_photo, catalogue.classes))
         atomic.write_bytes(stage.folder / "hardest.png", draw_hardest(catalogue, images_dir))
         counts = count(catalogue, table)
-        atomic.write_bytes(stage.folder / "report.md", write_report(figures, counts, guesses, catalogue).encode())
-        atomic.write_json(stage.folder / "report.json", figures | {"counts": counts})
+        atomic.write_bytes(stage.folder / "report.md", write_report(figures, counts, guesses, catalogue, answered).encode())
+        atomic.write_json(stage.folder / "report.json", figures | {"counts": counts, "reliability": answered.reliability()})
         return stage.finish(counts | {name: figures[name] and figures[name]["value"] for name in MAIN})
 
 
@@ -218,6 +231,7 @@ def training_photos(catalogue: Catalogue, seed: int) -> np.ndarray:
 def retrieve(catalogue: Catalogue, seed: int) -> dict[str, np.ndarray]:
     """metrics.retrieval() in each of report.SPACES by measured listing (L,), NaN for listings without such evidence."""
     codes = [pd.factorize(catalogue.photos[column])[0] for column in ("label", "product_id", "cluster", "pixels")]
+    learned = (catalogue.photos["split"] != "test").to_numpy()
     features = np.array(catalogue.features, np.float32)
     dimension = min(WHITENED_DIMENSION, catalogue.vectors.shape[1])
     embedders = embedding.frozen_embedders(features[training_photos(catalogue, seed)], dimension)
@@ -226,7 +240,7 @@ def retrieve(catalogue: Catalogue, seed: int) -> dict[str, np.ndarray]:
         zip(report.SPACES, (None, *embedders.values()), strict=True), "find the nearest photos", "space"
     ):
         vectors = np.asarray(catalogue.vectors) if embedder is None else embedding.embed(embedder, features)
-        for name, values in metrics.retrieval(vectors, catalogue.queries, *codes).items():
+        for name, values in metrics.retrieval(vectors, catalogue.queries, *codes, learned).items():
             found[name + suffix] = catalogue.mean_of_photos(values)
     return found
 
@@ -357,13 +371,25 @@ def tabulate(
     )
 
 
-def write_report(figures: dict, counts: dict[str, int], guesses: dict[str, np.ndarray], catalogue: Catalogue) -> str:
+def with_ids(questions: pd.DataFrame, listings: pd.DataFrame) -> pd.DataFrame:
+    """questions.csv: the id of the listing asked for, "" for none, in place of its row."""
+    ids = np.append(listings["product_id"].to_numpy(), "")  # the row -1 is the last
+    return questions.drop(columns="row").assign(product_id=ids[questions["row"].to_numpy()])
+
+
+def write_report(
+    figures: dict,
+    counts: dict[str, int],
+    guesses: dict[str, np.ndarray],
+    catalogue: Catalogue,
+    answered: search_quality.Answered,
+) -> str:
     """report.md."""
     class_scores = {
         name: metrics.class_scores(*guessed(each, catalogue.truth), catalogue.classes) for name, each in guesses.items()
     }
     settings = {"fitted_photos": FITTED_PHOTOS, "whitened_dimension": WHITENED_DIMENSION, "head_c": HEAD_C}
-    return report.write(figures, counts, class_scores, list(EVIDENCE), settings)
+    return report.write(figures, counts, class_scores, list(EVIDENCE), settings, answered.titles(), answered.reliability())
 
 
 def draw_gallery(catalogue: Catalogue, answers: list[Answered], images_dir: Path, seed: int) -> bytes:

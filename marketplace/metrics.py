@@ -9,6 +9,7 @@ from sklearn.metrics import r2_score
 
 PRICE_BOUNDS = (1.0, 20_000.0)  # pounds; outside them listings are gifts, jokes and houses, which no median error should hang on
 CALIBRATION_BINS = 15
+RELIABILITY_BINS = 10  # of a score
 RESAMPLES = 2_000  # of the bootstrap: the ends of its intervals then vary by about a twentieth of their width
 PERMUTATIONS = 9_999
 CHUNK_SCORES = 1 << 23  # similarities held at a time: 32 MB, some 150 MB with the orders made of them
@@ -21,17 +22,19 @@ def retrieval(
     listings: np.ndarray,
     clusters: np.ndarray,
     pixels: np.ndarray,
+    learned: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """How well the photos nearest to each query by cosine show its category, and its listing.
 
     vectors: (N, D) float32 unit rows; queries: (Q,) rows of them; labels, listings, clusters, pixels: (N,) codes of each photo's
-    category, listing, cluster of the split, and pixels (the same code for photos that are equal pixel by pixel).
+    category, listing, cluster of the split, and pixels (the same code for photos that are equal pixel by pixel); learned: (N,)
+    bool, the photos of the training and validation splits.
     Returns arrays (Q,) float64, NaN where undefined. Against the photos outside the query's cluster: category_p_at_1 and
     category_p_at_10, the share of the query's category in the nearest (of fewer, where fewer are left; NaN where none is), and
     map_at_r, the mean over the ranks i <= R of precision at i where the i-th is relevant, else 0; R is the number of relevant
     photos left, NaN where 0. Against all photos but the query and those equal to it pixel by pixel: same_listing_hit_at_1 and
     same_listing_hit_at_10, 1 where a photo of the same listing is among the nearest, ties counted against it; NaN where no
-    other photo of the listing is left.
+    other photo of the listing is left. With `learned`, too, category_p_at_1_learned: against those of them alone.
     Source of MAP@R: Musgrave, Belongie and Lim, "A metric learning reality check", ECCV 2020, section 4.1.
     """
     queries = np.asarray(queries, np.int64)
@@ -40,7 +43,12 @@ def retrieval(
         scores = vectors[chunk] @ vectors.T
         hits = _listing_hits(scores, listings[chunk, None] == listings, pixels[chunk, None] == pixels)
         scores[clusters[chunk, None] == clusters] = -np.inf
-        parts.append(_category_figures(scores, labels[chunk, None] == labels) | hits)
+        relevant = labels[chunk, None] == labels
+        figures = _category_figures(scores, relevant) | hits
+        if learned is not None:
+            scores[:, ~learned] = -np.inf
+            figures["category_p_at_1_learned"] = _precision_at_1(scores, relevant)
+        parts.append(figures)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -62,6 +70,13 @@ def _category_figures(scores: np.ndarray, relevant: np.ndarray) -> dict[str, np.
             "category_p_at_10": found[:, :10].sum(axis=1) / np.minimum(left, 10),
             "map_at_r": gained / relevant_left,
         }
+
+
+def _precision_at_1(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+    """1 where the best of (Q, N) similarities is relevant, NaN where all are -inf."""
+    best = scores.argmax(axis=1)[:, None]
+    is_found = np.isfinite(np.take_along_axis(scores, best, axis=1))
+    return np.where(is_found, np.take_along_axis(relevant, best, axis=1), np.nan)[:, 0]
 
 
 def _listing_hits(scores: np.ndarray, same_listing: np.ndarray, same_pixels: np.ndarray) -> dict[str, np.ndarray]:
@@ -91,6 +106,36 @@ def ndcg(found: np.ndarray, available: np.ndarray, k: int = 10) -> float:
 
 def _dcg(grades: np.ndarray) -> float:
     return float(((2.0**grades - 1) / np.log2(np.arange(2, len(grades) + 2))).sum())
+
+
+def reciprocal_rank(right: np.ndarray, k: int = 10) -> float:
+    """1 over the rank of the first right one among k results, best first; 0 where none is. Its mean is MRR@k."""
+    places = np.flatnonzero(np.asarray(right)[:k])
+    return 1 / (int(places[0]) + 1) if len(places) else 0.0
+
+
+def precision(right: np.ndarray, available: int, k: int = 10) -> float:
+    """The share of right ones among k results, of `available` where fewer than k could be right; NaN where none could."""
+    return float(np.asarray(right)[:k].sum() / min(k, available)) if available else np.nan
+
+
+def reliability(scores: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
+    """What share is right at each height of a score (N,) in [0, 1]: RELIABILITY_BINS equal bins, those without any left out.
+
+    Each: low and high ends, answers, their mean score, and the share of them that is right.
+    """
+    bins = np.minimum((np.asarray(scores) * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)
+    table = pd.DataFrame({"score": np.asarray(scores, np.float64), "right": np.asarray(right, np.float64)}).groupby(bins)
+    return [
+        {
+            "low": index / RELIABILITY_BINS,
+            "high": (index + 1) / RELIABILITY_BINS,
+            "answers": len(rows),
+            "score": round(float(rows["score"].mean()), 6),
+            "right": round(float(rows["right"].mean()), 6),
+        }
+        for index, rows in table
+    ]
 
 
 def macro_f1(labels: np.ndarray, guesses: np.ndarray, weights: np.ndarray) -> float:

@@ -132,7 +132,7 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
     "evaluation": Contract(
         "evaluate.py",
         "measures the published index and its models on the test split",
-        {},
+        {"--queries": "what your shoppers type"},
         (
             Reads("tabular", ("products.csv",)),
             Reads("images", ("photos.csv",)),
@@ -142,8 +142,8 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
             Reads("embeddings", ("image_ids.json", "vectors.npy", "probabilities.npy")),
             Reads("index", ("current.json",)),
         ),
-        ("report.md", "report.json", "gallery.png", "confusion.png", "hardest.png", "listings.csv"),
-        schema=6,
+        ("report.md", "report.json", "gallery.png", "confusion.png", "hardest.png", "listings.csv", "questions.csv"),
+        schema=7,
     ),
 }
 

@@ -5,10 +5,17 @@ from marketplace import metrics
 CATEGORY_TITLES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "calibration_error": "expected calibration error"}
 RETRIEVAL = {
     "category_p_at_1": "category P@1",
+    "category_p_at_1_learned": "the same among training and validation photos",
     "category_p_at_10": "category P@10",
     "map_at_r": "MAP@R",
     "same_listing_hit_at_1": "same listing hit@1",
     "same_listing_hit_at_10": "same listing hit@10",
+}
+CLOSENESS = {
+    "nonsense_answered_by_nothing": "nonsense: share answered by nothing",
+    "impossible_filter_answered_by_nothing": "impossible filters: share answered by nothing",
+    "good_question_answered_by_nothing": "good questions: share answered by nothing",
+    "score_calibration_error": "calibration error of the score",
 }
 PRICE_TITLES = {
     "price_log_r2": "R2 of the logarithm",
@@ -28,6 +35,27 @@ REPORT = """# Quality on the test split
 {counts[measured_with_photo]:,} of them; the catalogue has {counts[listings]:,} listings and {counts[photos]:,} photos.
 Every figure is by listing: a listing's value is the mean over its photos. In brackets: the 95% interval of the bootstrap over
 listings (percentile, {resamples:,} resamples). "-": the data has no such evidence.
+
+## What shoppers type
+
+{searched}
+
+Answered by the published index as GET /search does, beside plain BM25 (k1 1.2, b 0.75, no stems, a name counted twice) on the
+same questions: made from the test listings, their answers among all, their own clusters not left out. The rarest words are those
+of the fewest listings; a listing of the same title, or one that answers show as one with it, counts as the one asked for. In
+nDCG@10 that counts 3, another that holds all the words or is of its leaf category 2, of its main category 1. P@10: of as many as
+are right by the patterns of --queries.
+
+{closeness}
+
+Nonsense: words that no word of the catalogue is near to. Impossible filters: a word with a price above everything that holds it.
+Good questions: all those above.
+
+| score | answers | mean score | share right |
+| --- | --- | --- | --- |
+{reliability}
+
+Right: grade 2 or more, or by the patterns. Calibration error as below, its interval over the questions.
 
 ## Category models
 
@@ -90,10 +118,17 @@ In each row a query (blue) with its photo and words, and the best answers: same 
 
 
 def write(
-    figures: dict[str, dict | None], counts: dict[str, int], class_scores: dict[str, dict], evidence: list[str], settings: dict
+    figures: dict[str, dict | None],
+    counts: dict[str, int],
+    class_scores: dict[str, dict],
+    evidence: list[str],
+    settings: dict,
+    searched: dict[str, str],
+    reliability: list[dict[str, float]],
 ) -> str:
     """class_scores: of metrics.class_scores(), by model; evidence: what listings are ranked by; settings: fitted_photos,
-    whitened_dimension and head_c, of the comparisons with the frozen backbone.
+    whitened_dimension and head_c, of the comparisons with the frozen backbone; searched: figure -> what shoppers typed and how it
+    is measured; reliability: of metrics.reliability().
     """
 
     def table(head: list[str], rows: list[tuple[str, list[str]]]) -> str:
@@ -107,7 +142,14 @@ def write(
         for category in class_scores["text"]
     ]
     columns = [f"{name} {key}".replace("f1", "F1") for name in class_scores for key in formats]
+    heights = [
+        f"| {each['low']:.1f} to {each['high']:.1f} | {each['answers']:,} | {each['score']:.3f} | {each['right']:.3f} |"
+        for each in reliability
+    ]
     return REPORT.format(
+        searched=table(["ours", "plain BM25"], [(title, [name, f"{name}_bm25"]) for name, title in searched.items()]),
+        closeness=table(["ours"], [(title, [name]) for name, title in CLOSENESS.items()]),
+        reliability="\n".join(heights),
         categories=table(
             [*class_scores], [(title, [f"{name}_{key}" for name in class_scores]) for key, title in CATEGORY_TITLES.items()]
         ),
