@@ -30,6 +30,12 @@ def category_path(category: str) -> str:
     return _folded(CATEGORY_SEPARATOR.join(category_levels(category)))
 
 
+def said_by_category(category: str) -> str:
+    """The names that say what a listing of a category is: those below the main one, which is of too many kinds of things."""
+    levels = category_levels(category)
+    return CATEGORY_SEPARATOR.join(levels[1:] or levels)
+
+
 @functools.lru_cache(maxsize=10_000)
 def category_names(category: str) -> frozenset[str]:
     """Every name that a filter may give for a listing of this path, as category_path() writes them: "A", "A / B" and "B" of

@@ -10,7 +10,7 @@ import pandas as pd
 
 from marketplace.files import atomic, reading
 from marketplace.files.stages import StageError
-from marketplace.retrieval import words
+from marketplace.retrieval import analysis
 
 CODES, LENGTHS = "forward.u32", "forward_lengths.npy"
 MAX_WORDS = 1000  # of a name, and of a description: what comes after says nothing new
@@ -61,14 +61,14 @@ class _Codes(dict):
     """word -> codes of its exact form and of its stem."""
 
     def __missing__(self, word: str) -> tuple[int, int]:
-        self[word] = found = code(word), code(words.stem(word))
+        self[word] = found = code(word), code(analysis.stem(word))
         return found
 
 
 def _encode(listings: pd.DataFrame, codes: _Codes) -> tuple[np.ndarray, np.ndarray]:
     """(W, 2) uint32 codes of all words of some listings, and (n, 2) int32 how many are of each one's name and description."""
     texts = [
-        words.split(text)[:MAX_WORDS] for pair in zip(listings["name"], listings["description"], strict=True) for text in pair
+        analysis.split(text)[:MAX_WORDS] for pair in zip(listings["name"], listings["description"], strict=True) for text in pair
     ]
     found = [codes[word] for text in texts for word in text]
     return np.array(found, np.uint32).reshape(-1, 2), np.array([*map(len, texts)], np.int32).reshape(-1, 2)

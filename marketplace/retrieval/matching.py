@@ -21,7 +21,8 @@ class Matches:
     typed, or by the best of their alternatives. all_...: 1 where every content word is held as typed; by alternatives, the least
     credit among them. bm25: of the best that the query's words could score. coverage: the share of the name's words that the
     query means. same_title: 1 where the name is the query. held: the share of the rarity, words that nothing holds among it, of
-    content words that name, description or category hold.
+    content words that name, description or category hold. every_word, any_word: bool, whether these hold every, or any, content
+    word that any listing holds.
     """
 
     name_typed: np.ndarray
@@ -36,6 +37,8 @@ class Matches:
     coverage: np.ndarray
     same_title: np.ndarray
     held: np.ndarray
+    every_word: np.ndarray
+    any_word: np.ndarray
 
 
 def match(query: TypedQuery, listing: ListingWords, category_stems: list[frozenset[int]], mean_length: float) -> Matches:
@@ -61,6 +64,8 @@ def match(query: TypedQuery, listing: ListingWords, category_stems: list[frozens
     weights = rarity * is_held / max(float(rarity @ is_held), 1e-9)
     content_weights = rarity * content / max(float(rarity @ content), 1e-9)
 
+    anywhere_credit = np.maximum(text_credit, CATEGORY_CREDIT * category_credit)
+
     def all_of(credit: np.ndarray) -> np.ndarray:
         return credit[wanted].min(axis=0) if wanted.any() else np.zeros(n, np.float32)
 
@@ -76,7 +81,9 @@ def match(query: TypedQuery, listing: ListingWords, category_stems: list[frozens
         bm25=_bm25(in_name, anywhere, listing, weights, mean_length),
         coverage=_coverage(listing, stem_codes, n),
         same_title=_same_title(query, listing, n),
-        held=content_weights @ np.maximum(text_credit, CATEGORY_CREDIT * category_credit),
+        held=content_weights @ anywhere_credit,
+        every_word=(anywhere_credit[wanted] > 0).all(axis=0),
+        any_word=(anywhere_credit[wanted] > 0).any(axis=0),
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-from marketplace.retrieval import words
+from marketplace.retrieval import analysis
 from marketplace.retrieval.spelling import Spelling
 from marketplace.retrieval.words import Alternative, WordIndex
 
@@ -43,8 +43,8 @@ class TypedWord:
 
 @dataclass(frozen=True)
 class TypedQuery:
-    """words: different ones, in order; sequence: all exact forms as typed; meanings: texts that mean the query, for an encoder, its
-    own first."""
+    """words: different ones, in order; sequence: all exact forms as typed; meanings: texts that mean the query, for an encoder,
+    its own first."""
 
     words: tuple[TypedWord, ...]
     sequence: tuple[str, ...]
@@ -55,6 +55,11 @@ class TypedQuery:
         """Places of the words that tell what is wanted: all but function words, unless there are no others."""
         found = [place for place, word in enumerate(self.words) if not word.is_function]
         return found or list(range(len(self.words)))
+
+    @property
+    def required(self) -> tuple[tuple[Alternative, ...], ...]:
+        """What each content word that any listing holds may be found by."""
+        return tuple(self.words[place].alternatives for place in self.content if self.words[place].is_held)
 
     @property
     def corrections(self) -> dict[str, str]:
@@ -74,9 +79,9 @@ class Synonyms:
         self._others: dict[tuple[str, ...], list[str]] = defaultdict(list)
         self.words: set[str] = set()
         for group in groups:
-            phrases = {phrase: _stems(words.split(phrase)) for phrase in group}
+            phrases = {phrase: _stems(analysis.split(phrase)) for phrase in group}
             for phrase, stems in phrases.items():
-                self.words.update(words.split(phrase))
+                self.words.update(analysis.split(phrase))
                 others = [other for other in group if other != phrase and other not in self._others[stems]]
                 self._others[stems] += others
         self._longest = max(map(len, self._others), default=0)
@@ -113,7 +118,7 @@ class Reader:
         self._spelling = Spelling(index.name_words, index.frequency, len(index))
 
     def read(self, text: str) -> TypedQuery:
-        sequence = words.split(text)
+        sequence = analysis.split(text)
         typed = list(dict.fromkeys(sequence))[:MAX_WORDS]
         corrected = {word: correction for word in typed if (correction := self._correct(word))}
         read = [corrected.get(word, word) for word in sequence]
@@ -130,10 +135,10 @@ class Reader:
 
     def _correct(self, word: str) -> str | None:
         """The word that was meant by a misspelt one; None for one that the encoder or the synonyms know."""
-        if word in self._synonyms.words or self._is_read(word) or self._is_read(words.stem(word)):
+        if word in self._synonyms.words or self._is_read(word) or self._is_read(analysis.stem(word)):
             return None
         correction = self._spelling.correct(word)
-        return None if correction is None or words.stem(correction) == words.stem(word) else correction
+        return None if correction is None or analysis.stem(correction) == analysis.stem(word) else correction
 
     def _is_read(self, word: str) -> bool:
         if self._pieces is None:
@@ -143,16 +148,16 @@ class Reader:
 
     def _phrases(self, read: list[str]) -> Iterator[tuple[int, int, Alternative]]:
         for start, end, synonym in self._synonyms.found_in(_stems(read)):
-            yield start, end, Alternative(_stems(words.split(synonym)), SYNONYM, "synonym", synonym)
+            yield start, end, Alternative(_stems(analysis.split(synonym)), SYNONYM, "synonym", synonym)
 
     def _compounds(self, sequence: list[str], read: list[str]) -> Iterator[tuple[int, int, Alternative]]:
         """Two words that names write as one, with its synonyms; one word that names write as two."""
         for place in range(len(read) - 1):
             joined = read[place] + read[place + 1]
-            if self._index.names_with((words.stem(joined),)) >= COMPOUND_NAMES and self._index.frequency(joined):
-                yield place, place + 2, Alternative((words.stem(joined),), SYNONYM, "joined", joined)
-                for synonym in self._synonyms.of_phrase((words.stem(joined),)):
-                    yield place, place + 2, Alternative(_stems(words.split(synonym)), SYNONYM, "synonym", synonym)
+            if self._index.names_with((analysis.stem(joined),)) >= COMPOUND_NAMES and self._index.frequency(joined):
+                yield place, place + 2, Alternative((analysis.stem(joined),), SYNONYM, "joined", joined)
+                for synonym in self._synonyms.of_phrase((analysis.stem(joined),)):
+                    yield place, place + 2, Alternative(_stems(analysis.split(synonym)), SYNONYM, "synonym", synonym)
         for place, word in enumerate(sequence):
             if len(word) < SPLIT_LETTERS or not word.isalpha():
                 continue
@@ -162,12 +167,12 @@ class Reader:
                     yield place, place + 1, Alternative(_stems(parts), SYNONYM, "split", " ".join(parts))
 
     def _word(self, word: str, correction: str | None, more: list[Alternative]) -> TypedWord:
-        stem, index = words.stem(word), self._index
+        stem, index = analysis.stem(word), self._index
         own_frequency = index.frequency(word)
         frequency = own_frequency or index.stem_frequency(stem)
         alternatives = [Alternative((stem,), 1.0, "", word)]
         if correction is not None:
-            corrected_stem = words.stem(correction)
+            corrected_stem = analysis.stem(correction)
             alternatives.append(Alternative((corrected_stem,), CORRECTED if frequency else 1.0, "corrected", correction))
             frequency = frequency or index.stem_frequency(corrected_stem)
         alternatives += more
@@ -183,4 +188,4 @@ class Reader:
 
 
 def _stems(some: Sequence[str]) -> tuple[str, ...]:
-    return tuple(map(words.stem, some))
+    return tuple(map(analysis.stem, some))

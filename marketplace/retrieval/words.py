@@ -1,18 +1,15 @@
-"""Word search over tantivy: stemmed words and their exact forms, filters and counts, sorting, snippets, misspelt words."""
+"""Word search over tantivy: stems of words and their exact forms, filters and counts, sorting, snippets."""
 
 import contextlib
 import datetime
 import functools
-import html
 import itertools
 import json
 import math
-import re
 import shutil
 import tempfile
-import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,25 +17,18 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import tantivy
-from rapidfuzz import process
-from rapidfuzz.distance import OSA
 from tantivy import Occur, Order, Query
 
 from marketplace.cleaning.listings import CATEGORY_SEPARATOR, category_levels
 from marketplace.files import generations
 from marketplace.files.stages import StageError
 from marketplace.retrieval import filters as names
+from marketplace.retrieval.analysis import ANALYZERS, aligned, clean, fold, stem
 from marketplace.retrieval.filters import MAX_NAME, Filters
 
 FOLDER = "words"  # in a generation
 WEIGHTS = {"name": 5.0, "description": 1.0, "category": 2.0}  # in BM25: a title says what a thing is
 HEAP_BYTES = 256_000_000  # that writing may fill before a segment goes to disk: 100,000 listings are one segment
-MAX_BYTES = 64  # of a word; longer ones, such as encoded pictures, are nobody's query
-MAX_WORDS = 32  # of a query; the rest is noise
-PREFIX_LETTERS, PREFIX_STEMS = 3, 8  # shorter beginnings mean anything; the commonest words that begin so
-TYPO_LETTERS, TYPO_WORDS = 4, 3  # shorter words have too many neighbours; the nearest words, the commonest first
-MAX_TYPO_LETTERS = 24  # longer ones are not typed from memory
-UNSURE = 0.5  # what a guessed word counts, against one that is there
 PRICE_STEPS = (10, 25, 50, 100, 250, 500, 1000)  # pounds; where the price ranges that are counted begin
 MAX_NAMES = 10_000  # of categories or places that are counted
 KEYS_AT_ONCE = 200  # asked for in one query: the time of a union of more terms grows faster than their number
@@ -46,66 +36,6 @@ SNIPPET_CHARACTERS = 160
 
 Sort = Literal["price_up", "price_down", "newest"]
 _ORDERS = {"price_up": ("cheapest", Order.Asc), "price_down": ("dearest", Order.Desc), "newest": ("newest", Order.Desc)}
-_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z]\w{1,30});")
-# Unicode's Default_Ignorable_Code_Point: soft hyphens, zero-width characters, directions, fillers, variation selectors, tags.
-_INVISIBLE = re.compile(
-    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
-    "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
-)
-_PIECE = re.compile(rf"(?:{_ENTITY.pattern}|.)[\u0300-\u036f]*", re.DOTALL)  # an entity or a character, with its accents
-
-
-def _analyzer(*more: tantivy.Filter) -> tantivy.TextAnalyzer:
-    """Splits at what is neither letter nor digit. Accents that fold() leaves, such as that of "ø", are folded here."""
-    builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
-    folded = tantivy.Filter.lowercase(), tantivy.Filter.ascii_fold(), tantivy.Filter.remove_long(MAX_BYTES)
-    for one in (*folded, *more):
-        builder = builder.filter(one)
-    return builder.build()
-
-
-_ANALYZERS = {"exact": _analyzer(), "stem": _analyzer(tantivy.Filter.stemmer("english"))}
-
-
-def clean(text: str) -> str:
-    """A text as a person sees it: HTML entities as their characters; no soft hyphens, zero-width characters or surrogates."""
-    text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
-    if text.isascii():
-        return text
-    return unicodedata.normalize("NFC", _INVISIBLE.sub("", text.encode("utf-8", "ignore").decode()))
-
-
-def _aligned(text: str) -> tuple[str, Sequence[int]]:
-    """A clean text, and where each of its characters begins in the text as it was; last of all, where that ends."""
-    if clean(text) == text:
-        return text, range(len(text) + 1)
-    parts, starts = [], []
-    for piece in _PIECE.finditer(text):
-        parts.append(clean(piece[0]))
-        starts += [piece.start()] * len(parts[-1])
-    return "".join(parts), [*starts, len(text)]
-
-
-def fold(text: str) -> str:
-    """A clean text without accents, and where it is not ASCII without case."""
-    text = clean(text)
-    if text.isascii():
-        return text
-    letters = unicodedata.normalize("NFKD", text.casefold())
-    return unicodedata.normalize("NFKC", "".join(itertools.filterfalse(unicodedata.combining, letters)))
-
-
-def split(text: str) -> list[str]:
-    """The words of a text in their exact form: no case, no accents, no punctuation."""
-    return _ANALYZERS["exact"].analyze(fold(text))
-
-
-@functools.lru_cache(maxsize=100_000)
-def stem(word: str) -> str:
-    """Of one word in its exact form."""
-    return _ANALYZERS["stem"].analyze(word)[0]
-
-
 @dataclass(frozen=True)
 class Alternative:
     """Stems that together stand for a typed word, what they count against it, and how they come: "" (its own), "synonym",
@@ -115,6 +45,16 @@ class Alternative:
     credit: float
     how: str
     text: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The listings that hold words, every one or any of them, each by any of its alternatives; and those of `others`, (n,) int64
+    keys."""
+
+    words: tuple[tuple[Alternative, ...], ...]
+    every_word: bool
+    others: np.ndarray
 
 
 # Writing.
@@ -194,7 +134,7 @@ def _document(
 ) -> tantivy.Document:
     document = tantivy.Document()  # field by field: given by keyword, fields have ended the writer
     document.add_unsigned("key", key)
-    for field, text in (("name", name), ("description", description), ("category", category)):
+    for field, text in (("name", name), ("description", description), ("category", names.said_by_category(category))):
         folded = fold(text)
         document.add_text(field, folded)
         document.add_text(f"{field}_exact", folded)
@@ -234,7 +174,7 @@ def _schema() -> tantivy.Schema:
 
 
 def _registered(index: tantivy.Index) -> tantivy.Index:
-    for name, analyzer in _ANALYZERS.items():
+    for name, analyzer in ANALYZERS.items():
         index.register_tokenizer(name, analyzer)
     index.config_reader("manual")
     return index
@@ -302,61 +242,34 @@ class WordIndex:
         self._searcher = index.searcher()
         self._schema = index.schema
         self._deleted = sum(segment["deletes"]["num_deleted_docs"] for segment in segments if segment["deletes"])
-        self._spelt = functools.lru_cache(maxsize=64)(self._words_by_length)
 
     def __len__(self) -> int:
         return self._searcher.num_docs
 
-    def match(
-        self, text: str, k: int, filters: Filters | None = None, excluded: Collection[int] = ()
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Keys (n,) int64 and BM25 scores (n,) float32 of the k listings that match a text's words best: those with all the words
-        first, each kind by score. excluded: keys of listings that are not to be found.
-
-        For a word that no listing holds, those that begin so count, else those spelt much alike, at half their score.
-        """
-        wanted = self._words(text)
-        hits = self._best(wanted, self._conditions(filters), k + len(excluded)) if wanted else []
-        keys, scores = self._keys(hits), np.array([score for score, _ in hits], np.float32)
-        if len(excluded):
-            kept = ~np.isin(keys, np.fromiter(excluded, np.int64))
-            keys, scores = keys[kept][:k], scores[kept][:k]
-        return keys, scores
-
-    def score(self, text: str, keys: np.ndarray, matched: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
-        """(N,) float32 BM25 scores of the listings of `keys` for a text's words; 0 for one that holds none of them.
-
-        matched: what match() gave for the same text, so that only the other listings are asked for: each costs 5 to 10
-        microseconds, the more the more segments there are.
-        """
-        score_of = {} if matched is None else dict(zip(matched[0].tolist(), matched[1].tolist(), strict=True))
-        wanted, others = self._words(text), [key for key in keys.tolist() if key not in score_of]
-        for start in range(0, len(others) if wanted else 0, KEYS_AT_ONCE):
-            asked = Query.const_score_query(_holding_keys(self._schema, others[start : start + KEYS_AT_ONCE]), 0.0)
-            hits = self._searcher.search(_every(_any_of(wanted), asked), KEYS_AT_ONCE, count=False).hits
-            score_of.update(zip(self._keys(hits).tolist(), (score for score, _ in hits), strict=True))
-        return np.array([score_of.get(key, 0.0) for key in keys.tolist()], np.float32)
-
     def search(
         self,
-        text: str | None,
+        wanted: Wanted | None,
         filters: Filters | None = None,
         sort: Sort = "newest",
         k: int = 10,
         offset: int = 0,
     ) -> tuple[np.ndarray, int]:
-        """Keys (n,) int64 of the listings that pass the filters and, where a text is given, hold any of its words, k of them from
-        place `offset` on, and the number of all; those without a price or date come last where that is sorted by."""
+        """Keys (n,) int64 of the listings that pass the filters and are wanted, k of them from place `offset` on, and the number
+        of all; those without a price or date come last where that is sorted by. wanted: None for all."""
         field, order = _ORDERS[sort]
-        found = self._searcher.search(self._asked(text, filters), k, offset=offset, order_by_field=field, order=order)
+        found = self._searcher.search(self._asked(wanted, filters), k, offset=offset, order_by_field=field, order=order)
         return self._keys(found.hits), found.count
 
-    def counts(self, text: str | None, filters: Filters | None = None) -> Counts:
+    def count(self, wanted: Wanted, filters: Filters | None = None) -> int:
+        """How many listings search() finds."""
+        return self._searcher.search(self._asked(wanted, filters), 1).count
+
+    def counts(self, wanted: Wanted | None, filters: Filters | None = None) -> Counts:
         """Of all listings that search() finds."""
         asked = {field: {"terms": {"field": field, "size": MAX_NAMES}} for field in ("category_path", "town", "county")}
         ranges = _price_ranges()
         asked["price"] = {"range": {"field": "price", "ranges": list(ranges.values())}}
-        found = self._searcher.aggregate(self._asked(text, filters), asked)
+        found = self._searcher.aggregate(self._asked(wanted, filters), asked)
         towns, counties, paths = (_counted(found, field) for field in ("town", "county", "category_path"))
         categories = Counter()
         for path, count in paths.items():
@@ -366,9 +279,10 @@ class WordIndex:
         in_ranges = [bucket["doc_count"] for bucket in found["price"]["buckets"]] or [0] * len(ranges)  # none without listings
         return Counts(dict(categories), towns, counties, dict(zip(ranges, in_ranges, strict=True)))
 
-    def highlighter(self, text: str) -> "Highlighter":
-        """Marks a text's words, or those that they were taken for, in listings."""
-        return Highlighter(self._searcher, self._schema, _any_of(self._words(text)))
+    def highlighter(self, meant: Sequence[Sequence[Alternative]]) -> "Highlighter":
+        """Marks words, by any of their alternatives, in listings."""
+        words = [[self._meaning(one) for one in alternatives] for alternatives in meant]
+        return Highlighter(self._searcher, self._schema, _any_of(words))
 
     def _keys(self, hits: Sequence[tuple]) -> np.ndarray:
         return np.array(self._searcher.fast_field_values("key", [address for _, address in hits]), np.int64)
@@ -454,54 +368,16 @@ class WordIndex:
             return max(self._searcher.search(self._term(field, word), 1).count for field in fields)
         return max(counts)
 
-    # What is asked for.
-
-    def _asked(self, text: str | None, filters: Filters | None) -> Query:
-        """The listings that pass the filters and, where a text is given, hold any of its words."""
-        return _every(*([] if text is None else [_any_of(self._words(text))]), *self._conditions(filters))
-
-    def _words(self, text: str) -> list[list[Query]]:
-        """For each different word of a text that anything holds, the queries whose scores are summed up."""
-        found: dict[tuple[str, ...], list[Query]] = {}
-        for word in list(dict.fromkeys(split(text)))[:MAX_WORDS]:
-            stems, certainty = self._expand(word)
-            if stems and stems not in found:
-                found[stems] = self._fields(stems, certainty)
-        return list(found.values())
-
-    def _fields(self, stems: tuple[str, ...], certainty: float) -> list[Query]:
-        """Where one of some stems may be; of several that one listing holds, the best counts."""
-        each = [
-            [
-                Query.boost_query(Query.term_query(self._schema, field, stem, index_option="freq"), certainty * weight)
-                for field, weight in WEIGHTS.items()
-            ]
-            for stem in stems
-        ]
-        return each[0] if len(each) == 1 else [Query.disjunction_max_query([_any_of([fields]) for fields in each])]
-
-    def _expand(self, word: str) -> tuple[tuple[str, ...], float]:
-        """The stems that a query's word means, and how much they count: itself, else what begins so, else what is spelt alike."""
-        own = stem(word)
-        if self._holding(own):
-            return (own,), 1.0
-        if len(word) >= PREFIX_LETTERS:
-            begun = Counter()
-            for field in WEIGHTS:
-                begun.update(dict(self._searcher.terms_with_prefix(f"{field}_exact", word)))
-            if stems := self._commonest(begun, PREFIX_STEMS):
-                return stems, UNSURE
-        if TYPO_LETTERS <= len(word) <= MAX_TYPO_LETTERS and word.isalpha():
-            return self._nearest_spelt(word), UNSURE
-        return (), 0.0
-
-    def _holding(self, stem: str) -> int:
-        """In how many fields a stem is, 0 when none but deleted listings hold it."""
-        count = sum(self._searcher.doc_freq(field, stem) for field in WEIGHTS)
-        if 0 < count <= self._deleted * len(WEIGHTS):
-            query = _any_of([[Query.term_query(self._schema, field, stem, index_option="basic") for field in WEIGHTS]])
-            return count if self._searcher.search(query, 1).count else 0
-        return count
+    def _asked(self, wanted: Wanted | None, filters: Filters | None) -> Query:
+        """The listings that pass the filters and are wanted."""
+        conditions = self._conditions(filters)
+        if wanted is None:
+            return _every(*conditions)
+        words = [_any_of([[self._meaning(one) for one in alternatives]]) for alternatives in wanted.words]
+        holding = (_every(*words) if wanted.every_word else _any_of([words])) if words else Query.empty_query()
+        if len(wanted.others):
+            holding = _any_of([[holding, _holding_keys(self._schema, wanted.others.tolist())]])
+        return _every(holding, *conditions)
 
     def _commonest(self, words: dict[str, int], most: int) -> tuple[str, ...]:
         """The stems of some words, given with the number of fields that each is in: the commonest first."""
@@ -509,36 +385,7 @@ class WordIndex:
         for word, count in words.items():
             counts[stem(word)] += count
         ordered = sorted(counts, key=lambda stem: (-counts[stem], stem))
-        return tuple(itertools.islice(filter(self._holding, ordered), most))
-
-    def _nearest_spelt(self, word: str) -> tuple[str, ...]:
-        """Words of 4 or 5 letters may differ by one edit, longer ones by two; a neighbouring pair of letters turned round is one,
-        and the first letter is right.
-
-        Source: Elasticsearch, "fuzziness AUTO" and "prefix_length".
-        """
-        edits = 1 if len(word) < 6 else 2
-        near: dict[int, dict[str, int]] = {}
-        spelt = self._spelt(word[0])
-        for letters in range(len(word) - edits, len(word) + edits + 1):
-            counts = spelt.get(letters, {})
-            for other, distance, _ in process.extract(word, counts.keys(), scorer=OSA.distance, score_cutoff=edits, limit=None):
-                near.setdefault(distance, {})[other] = counts[other]
-        for distance in sorted(near):
-            if stems := self._commonest(near[distance], TYPO_WORDS):
-                return stems
-        return ()
-
-    def _words_by_length(self, letter: str) -> dict[int, dict[str, int]]:
-        """Number of letters -> the words of so many that begin with a letter, and the number of fields that each is in; a number
-        is not a misspelt number."""
-        grouped: dict[int, dict[str, int]] = {}
-        for field in WEIGHTS:
-            for word, count in self._searcher.terms_with_prefix(f"{field}_exact", letter):
-                if word.isalpha():
-                    words = grouped.setdefault(len(word), {})
-                    words[word] = words.get(word, 0) + count
-        return grouped
+        return tuple(itertools.islice(filter(self.stem_frequency, ordered), most))
 
     # What must be.
 
@@ -581,7 +428,7 @@ class Highlighter:
 
     def marks(self, name: str) -> list[tuple[int, int]]:
         """Which characters of a name are the words: (start, end) each, ascending."""
-        cleaned, starts = _aligned(name)
+        cleaned, starts = aligned(name)
         found = self._marked("name", cleaned, len(cleaned.encode()))
         return [(starts[start], starts[end]) for start, end in found.marks] if found else []
 
