@@ -1,8 +1,8 @@
 """Build everything that the API serves, and publish it as a new generation.
 
 Reads   data/embeddings/, data/model/, data/tabular/ (products.csv), data/dataset/ (training_data.csv, listings.csv)
-Writes  data/index/ (current.json; <generation>/ with index.faiss, vectors.npy, text.faiss, catalogue.sqlite, ranker.json, models,
-        report.json)
+Writes  data/index/ (current.json; <generation>/ with index.faiss, text.faiss, names.faiss, meanings.faiss, their vectors,
+        catalogue.sqlite, ranker.json, models, report.json)
 Run     python build_index.py
         python build_index.py --embeddings image_embeddings.json   vectors of your own, {"<image id>": [floats], ...}
 """
@@ -19,11 +19,13 @@ import numpy as np
 
 from marketplace.files import atomic, cli, generations, reading, stages
 from marketplace.files.stages import StageError
-from marketplace.retrieval import builds, catalogue
+from marketplace.models.text_encoder import TextEncoder
+from marketplace.retrieval import builds, catalogue, typed
 from marketplace.retrieval import vectors as vector_search
 from marketplace.retrieval.builds import BuildSettings, Published
 from marketplace.retrieval.entries import Entries
 
+OWN_SYNONYMS = "synonyms.csv"  # below --data, of the user's own, each line words that mean the same
 UPDATE_QUERIES = 20  # that measure the recall of an update: exact search among all vectors is most of the cost
 LEAST_JUDGED = 20  # validation listings; with fewer the weights set by hand stay
 SUMMARY = (
@@ -58,7 +60,8 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> dict:
     arguments = {name: getattr(args, name) for name in ("kind", "recall", "max_memory", "full", "purge")}
-    with stages.open_stage(args.data, "index", arguments, digest_own(args.embeddings)) as stage:
+    own = digest_own(args.embeddings) | digest_synonyms(args.data)
+    with stages.open_stage(args.data, "index", arguments, own) as stage:
         if stage.is_done():
             return stage.summary()
         entries = Entries.read(args.data, args.embeddings)
@@ -95,6 +98,9 @@ def write(
     link_models(stage.data_dir, folder, settings.models)
     history = write_engines(folder, entries, settings, source)
     is_update = history["updated"] is not None
+    builds.write_synonyms(folder, stage.data_dir / OWN_SYNONYMS)
+    if (encoder := TextEncoder.load(folder, cli.cores())) is not None:
+        builds.write_category_vectors(folder, encoder, source.folder if is_update else None)
     if purge:
         builds.purge(folder)
     ranker_started_s = time.perf_counter()
@@ -113,6 +119,12 @@ def digest_own(embeddings: Path | None) -> dict[str, str]:
     if not embeddings.is_file():
         raise StageError(f"--embeddings {embeddings} does not exist: give a JSON file of the form {{image id: [floats]}}")
     return {"--embeddings": stages.digest(embeddings)}
+
+
+def digest_synonyms(data_dir: Path) -> dict[str, str]:
+    """The digests of the synonyms that come with the program and of the marketplace's own, where there are any."""
+    found = {"--synonyms": typed.SYNONYMS, f"--{OWN_SYNONYMS}": data_dir / OWN_SYNONYMS}
+    return {name: stages.digest(path) for name, path in found.items() if path.is_file()}
 
 
 def key_of(settings: BuildSettings, inputs: dict[str, str]) -> str:
@@ -156,7 +168,7 @@ def link_models(data_dir: Path, folder: Path, models: dict[str, str]) -> None:
 def write_engines(folder: Path, entries: Entries, settings: BuildSettings, source: Published | None) -> dict:
     """Write the indexes: those of `source` updated, unless they are outgrown. Returns what the report tells of the generations
     before: updated, changed_rows, and, since the last full build, built_rows and drift."""
-    rows = {"photos": len(entries.image_ids), "listings": len(entries.listing_ids)}
+    rows = {kind: len(vectors) for kind, vectors in entries.indexed().items()}
     if source is not None:
         changes = source.changes_to(folder)
         if not source.is_outgrown(changes, rows, settings):
@@ -190,10 +202,12 @@ def write_ranker(
     if not enough or settings.own_embeddings:
         return {"chosen": "by_hand"}
     probabilities = reading.read_array(data_dir / "embeddings" / "probabilities.npy")
-    queries = ranking.judge(OpenIndex(folder), TableModels.load(folder), entries.splits, probabilities)
+    index = OpenIndex(folder)
+    queries = ranking.judge(index, TableModels.load(folder), entries.splits, probabilities)
     ranker, chosen = ranking.fit(queries, background)
+    ranker, calibrated = ranking.calibrate(ranker, queries, ranking.judge_typed(index, entries.splits))
     ranker.save(folder / builds.RANKER)
-    return chosen
+    return chosen | {"calibration": calibrated}
 
 
 def describe(entries: Entries, settings: BuildSettings) -> dict:

@@ -2,8 +2,9 @@
 
 Reads   data/model/, data/images/, data/dataset/training_data.csv, data/tabular/products.csv
 Writes  data/embeddings/ (image_embeddings.json; vectors.npy and probabilities.npy with image_ids.json;
-                          text_vectors.npy; photos-<number>.npy and texts-<number>.npy: rows kept for the next
-                          run, which embeds only what is new)
+                          text_vectors.npy; name_vectors.npy and meaning_vectors.npy, where there is a text encoder;
+                          photos-<number>.npy, texts-<number>.npy, names-<number>.npy, meanings-<number>.npy: rows
+                          kept for the next run, which embeds only what is new)
 Run     python extract_embeddings.py
 """
 
@@ -24,10 +25,11 @@ from marketplace.files import atomic, cli, reading, stages
 from marketplace.files.progress import progress
 from marketplace.files.stages import StageError
 from marketplace.models import photo_model as model
-from marketplace.models import text_model
+from marketplace.models import text_encoder, text_model
 
 SHARD = 2_000  # photos or texts: what a killed run loses at most
 CPU_BATCH, CUDA_BATCH = 4, 64  # photos a forward pass: the fastest on each, the first by benchmarks/extract_embeddings.py
+ENCODED_TOGETHER = 64  # texts: what the progress moves by
 KEY = "S32"  # half of a sha256 in hexadecimal: 128 bits, and half the memory
 JSON = "image_embeddings.json"
 
@@ -56,8 +58,11 @@ def run(args: argparse.Namespace) -> dict:
         if stage.is_done():
             return stage.summary()
         table = reading.read_csv(args.data / "dataset" / "training_data.csv", usecols=["image_id"])
-        counts = embed_photos(stage, args.data, table["image_id"].tolist(), args) | embed_texts(stage, args.data)
-        return stage.finish(counts, stages.EMBEDDED if args.no_json else [*stages.EMBEDDED, JSON])
+        texts = listings.texts(listings.read_products(args.data / "tabular"))
+        counts = embed_photos(stage, args.data, table["image_id"].tolist(), args) | embed_texts(stage, args.data, texts)
+        encoded = encode_texts(stage, args.data, texts, args.workers)
+        written = [*stages.EMBEDDED, *(stages.ENCODED if encoded else []), *([] if args.no_json else [JSON])]
+        return stage.finish(counts | encoded, written)
 
 
 def check_categories(data_dir: Path) -> None:
@@ -119,12 +124,10 @@ def embed_photos(stage: stages.Stage, data_dir: Path, image_ids: list[str], args
     }
 
 
-def embed_texts(stage: stages.Stage, data_dir: Path) -> dict:
+def embed_texts(stage: stages.Stage, data_dir: Path, texts: list[str]) -> dict:
     """Write text_vectors.npy, (P, T) float32 unit rows; a listing without a known word has a row of zeros."""
     models = text_model.TableModels.load(data_dir / "model")
-    products = listings.read_products(data_dir / "tabular")
-    texts = listings.texts(products)
-    keys = np.array([hashlib.sha256(text.encode()).hexdigest() for text in texts], KEY)
+    keys = keys_of(texts)
     made_by = stages.digests(data_dir / "model", *text_model.FILES) | {"schema": stages.STAGES["embeddings"].schema}
     dtype = np.dtype([("key", KEY), ("vector", np.float32, models.encode([""]).shape[1:])])
     shards = Shards(stage.folder, "texts", made_by, dtype)
@@ -135,6 +138,41 @@ def embed_texts(stage: stages.Stage, data_dir: Path) -> dict:
     embedded = shards.fill(keys, compute, "text")
     shards.write("vector", keys, stage.folder / "text_vectors.npy")
     return {"listings": len(texts), "listings_embedded": embedded}
+
+
+def encode_texts(stage: stages.Stage, data_dir: Path, texts: list[str], workers: int) -> dict:
+    """Write name_vectors.npy and meaning_vectors.npy, each (P, E) float32 unit rows, of the names and of the whole texts.
+
+    Returns what to tell of them; without a text encoder nothing, and nothing stays of another one.
+    """
+    encoder = text_encoder.TextEncoder.load(data_dir / "model", workers)
+    if encoder is None:
+        for pattern in (*stages.ENCODED, "names-*.npy", "meanings-*.npy"):
+            for path in stage.folder.glob(pattern):
+                path.unlink()
+        return {}
+    made_by = stages.digests(data_dir / "model", *text_encoder.FILES) | {"schema": stages.STAGES["embeddings"].schema}
+    dtype = np.dtype([("key", KEY), ("vector", np.float32, (encoder.dimension,))])
+    names = [text.partition("\n")[0] for text in texts]
+    kinds = {"name": (names, text_encoder.NAME_TOKENS), "meaning": (texts, text_encoder.TEXT_TOKENS)}
+    counts = {}
+    for kind, (read, max_tokens) in kinds.items():
+        keys = keys_of(read)
+        shards = Shards(stage.folder, f"{kind}s", made_by | {"max_tokens": max_tokens}, dtype)
+
+        def compute(positions: np.ndarray, read=read, max_tokens=max_tokens) -> Iterator[dict[str, np.ndarray]]:
+            for start in range(0, len(positions), ENCODED_TOGETHER):
+                together = [read[position] for position in positions[start : start + ENCODED_TOGETHER]]
+                yield {"vector": encoder.encode(together, max_tokens)}
+
+        counts[f"{kind}s_encoded"] = shards.fill(keys, compute, kind)
+        shards.write("vector", keys, stage.folder / f"{kind}_vectors.npy")
+    return counts
+
+
+def keys_of(texts: list[str]) -> np.ndarray:
+    """(N,) what each text is found by among the rows that are kept."""
+    return np.array([hashlib.sha256(text.encode()).hexdigest() for text in texts], KEY)
 
 
 def run_photos(

@@ -3,6 +3,7 @@
 Reads   data/dataset/, data/images/, data/tabular/
 Writes  data/model/       (image_model.json, image_model.safetensors, image_model.onnx, image_model.int8.onnx;
                           table_models.json, table_models.safetensors; price_model.json, price_model.safetensors;
+                          text_encoder.json, text_encoder.onnx, tokenizer.json;
                           metrics.json, curves.png)
         data/features/    (plain.npy, mirrored.npy, image_ids.json: the untrained backbone's features of every photo, computed
                           once, trained on, compared with)
@@ -11,6 +12,7 @@ Run     python train.py                                  ImageNet weights, downl
         python train.py --weights resnet50.pth           your own checkpoint
         python train.py --backbone efficientnet_lite0    lighter on a CPU, weights from a Python package
         python train.py --finetune all                   the whole network; the default with a GPU
+        python train.py --text-encoder none              no sentence encoder: search by words alone
         torchrun --nproc_per_node 2 train.py --finetune all
 """
 
@@ -40,7 +42,17 @@ from marketplace.files import atomic, cli, reading, stages
 from marketplace.files.progress import begin
 from marketplace.files.stages import StageError
 from marketplace.models import backbone as network
-from marketplace.models import charts, embedding, int8, photo_model, price_model, text_model, training
+from marketplace.models import (
+    charts,
+    embedding,
+    encoder_export,
+    int8,
+    photo_model,
+    price_model,
+    text_encoder,
+    text_model,
+    training,
+)
 
 EPOCHS = {"head": 30, "last": 6, "all": 6}
 LEARNING_RATE, BATCH_SIZE = 1e-3, 32
@@ -57,6 +69,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--data", default="data", type=Path, help="folder of all stages (default: %(default)s)")
     add("--backbone", default="resnet50", help=f"torchvision classifier, or {network.LITE0} (default: %(default)s)")
     add("--weights", default="imagenet", help="imagenet, none, or a .pth or .safetensors file (default: %(default)s)")
+    add(
+        "--text-encoder",
+        default=encoder_export.DEFAULT,
+        help="what tells the meaning of words: a sentence-transformers name, a folder, or none (default: %(default)s, from a "
+        "Python package)",
+    )
     add(
         "--finetune",
         choices=["head", "last", "all"],
@@ -132,7 +150,7 @@ def run(args: argparse.Namespace) -> dict:
     left_out = ("data", "check_weights", "resume", "device", "workers")
     deciding = {name: value for name, value in vars(args).items() if name not in left_out}
     config, ranks = config_of(args), training.Ranks()
-    raw = weights_digest(args.weights)
+    raw = weights_digest(args.weights) | encoder_export.check_name(args.text_encoder)
     with stages.open_stage(args.data, "model", deciding, raw, locked=ranks.rank == 0) as stage:
         if config.finetune != "head":
             ranks.start(config.device)
@@ -178,6 +196,8 @@ def train(
     with torch.inference_mode():
         vectors = photo_network.of_features(torch.from_numpy(chosen.features))[0].numpy()
     by_photo = validation_probabilities(data, stage.folder)
+    begin("export the text encoder")
+    encoder = export_encoder(args.text_encoder, args.data, data.config.seed, stage.folder)
     begin("fit the models of words and prices")
     figures = fit_table_models(data, vectors, by_photo, stage.folder)
     report = {"chosen": chosen.name, "validation": chosen.figures}
@@ -185,10 +205,11 @@ def train(
     atomic.write_json(stage.folder / "metrics.json", report)
     atomic.write_bytes(stage.folder / "curves.png", charts.draw_curves(curves.epochs))
     checkpoint.path.unlink(missing_ok=True)
-    tell(figures, chosen, description, stage.folder)
+    tell(figures, chosen, description, encoder, stage.folder)
     accuracies = {f"{name}_accuracy": figures[name].get("accuracy") for name in ("photo", "text", "fused")}
     summary = accuracies | {f"price_{name}": value for name, value in figures["price"].items()}
-    return stage.finish({"validation": summary, "embedding": chosen.name})
+    written = [name for name in stages.STAGES["model"].writes if encoder.dimension or name not in stages.TEXT_ENCODER]
+    return stage.finish({"validation": summary, "embedding": chosen.name, "text_encoder": encoder.name}, written)
 
 
 def evaluation_transform(input_size: int, mean: list[float], std: list[float]) -> Callable[[bytes], torch.Tensor]:
@@ -383,6 +404,12 @@ def validation_probabilities(data: Photos, model_dir: Path) -> pd.DataFrame:
     return pd.DataFrame(by_photo.numpy()).groupby(data.validation.table["product_id"].to_numpy()).mean()
 
 
+def export_encoder(name: str, data_dir: Path, seed: int, model_dir: Path) -> text_encoder.Description:
+    """Write the text encoder, its 8 bits checked on listings of no test split."""
+    table = listings_with_splits(data_dir)
+    return encoder_export.export(model_dir, name, texts(table[table["split"] != "test"]), seed)
+
+
 def fit_table_models(data: Photos, vectors: np.ndarray, by_photo: pd.DataFrame, model_dir: Path) -> dict[str, dict]:
     """Fit the models of words and prices on the training listings, calibrate them on the validation ones, and save them.
 
@@ -423,8 +450,14 @@ def fit_table_models(data: Photos, vectors: np.ndarray, by_photo: pd.DataFrame, 
     }
 
 
-def tell(figures: dict[str, dict], chosen: Embedding, description: photo_model.Description, model_dir: Path) -> None:
-    """What came of it, in five lines that a person reads."""
+def tell(
+    figures: dict[str, dict],
+    chosen: Embedding,
+    description: photo_model.Description,
+    encoder: text_encoder.Description,
+    model_dir: Path,
+) -> None:
+    """What came of it, in six lines that a person reads."""
     photo, text, fused, price = (figures[name] for name in ("photo", "text", "fused", "price"))
     found, int8 = chosen.figures[chosen.name], description.int8
     hits = found["same_listing_hit_at_1"]
@@ -441,6 +474,9 @@ def tell(figures: dict[str, dict], chosen: Embedding, description: photo_model.D
         + ("no listing has a second photo" if hits is None else f"the nearest photo is the listing's own for {hits:.0%}"),
         int8["reason"]
         or f"8 bits are used on CPUs: on {int8['photos']:,} held-out photos the mean cosine to fp32 is {int8['mean_cosine']:.4f}",
+        "no text encoder: words are found by their letters alone"
+        if not encoder.dimension
+        else f"text encoder: {encoder.name}, {encoder.dimension} numbers, in {encoder.precision}",
         f"pictures: {model_dir / 'curves.png'}, and those of the test split from evaluate.py, in "
         f"{model_dir.with_name('evaluation')}, once there is an index",
     ]

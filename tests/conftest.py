@@ -1,4 +1,5 @@
 import socket
+import string
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import clean_tabular_data
 import dataset
 import extract_embeddings
 import train
-from demo import sample
+from demo import sample, wording
 from marketplace.cleaning import listings
 from marketplace.files import reading, stages
 
@@ -24,6 +25,7 @@ settings.load_profile("untimed")
 
 LISTINGS = 60
 TRAIN_FLAGS = ["--backbone", "efficientnet_lite0", "--image-size", "96", "--epochs", "15", "--workers", "0", "--device", "cpu"]
+TRAIN_FLAGS += ["--text-encoder", "none"]  # tests of the encoder take small_encoder
 STAGES = {  # stage folder -> main, and flags beside --data
     "tabular": (clean_tabular_data.main, []),
     "images": (clean_images.main, ["--workers", "1"]),
@@ -55,6 +57,29 @@ def demo_dir(tmp_path_factory) -> Path:
     sample.write(data_dir / "raw", listings=LISTINGS)
     run_stages(data_dir)
     return data_dir
+
+
+@pytest.fixture(scope="session")
+def small_encoder(tmp_path_factory) -> Path:
+    """The folder of a sentence-transformers model with random weights, whose words are those of the synthetic marketplace."""
+    import tokenizers
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("encoder")
+    pieces = tokenizers.BertWordPieceTokenizer()
+    words = [word for kind in wording.ALL_KINDS for word in (*kind.nouns, *kind.brands, *kind.facts)]
+    pieces.train_from_iterator([*words, string.printable], vocab_size=400, show_progress=False)
+    pieces.save(str(folder / "tokenizer.json"))
+    BertTokenizerFast(tokenizer_file=str(folder / "tokenizer.json")).save_pretrained(folder / "bert")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=400, max_position_embeddings=64, **sizes)).save_pretrained(folder / "bert")
+    layers = [modules.Transformer(str(folder / "bert")), modules.Pooling(32), modules.Normalize()]
+    SentenceTransformer(modules=layers, device="cpu").save(str(folder / "encoder"))
+    return folder / "encoder"
 
 
 class _Server(uvicorn.Server):

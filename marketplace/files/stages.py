@@ -29,12 +29,13 @@ class Reads:
     """What a stage reads of another one.
 
     files: those whose content decides whether the reader has to run again. made_from: of what the other stage read, below
-    --data, the files that must be the same still; None: all of them.
+    --data, the files that must be the same still; None: all of them. optional: more files, where the other stage wrote them.
     """
 
     stage: str
     files: tuple[str, ...]
     made_from: tuple[str, ...] | None = None
+    optional: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,14 @@ class Contract:
 
 
 PHOTO_MODEL = ("image_model.json", "image_model.safetensors", "image_model.onnx", "image_model.int8.onnx")
-TABLE_MODELS = ("table_models.json", "table_models.safetensors", "price_model.json", "price_model.safetensors")
+TABLE_MODELS = (
+    *("table_models.json", "table_models.safetensors", "price_model.json", "price_model.safetensors"),
+    "text_encoder.json",
+)
+TEXT_ENCODER = ("text_encoder.onnx", "tokenizer.json")  # where there is one: text_encoder.json tells
 EMBEDDED = ("image_ids.json", "vectors.npy", "probabilities.npy", "text_vectors.npy")
+ENCODED = ("name_vectors.npy", "meaning_vectors.npy")  # by the text encoder
+KEPT_ROWS = tuple(f"{kind}-<number>.npy" for kind in ("photos", "texts", "names", "meanings"))
 
 STAGES = {  # folder below --data -> its stage, in the order in which they run
     "tabular": Contract(
@@ -92,15 +99,15 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
     ),
     "model": Contract(
         "train.py",
-        "trains the photo model and the models of the table",
-        {"--weights": "a checkpoint of your own"},
+        "trains the photo model and the models of the table, and exports the text encoder",
+        {"--weights": "a checkpoint of your own", "--text-encoder": "a sentence encoder of your own"},
         (
             Reads("tabular", ("products.csv", "labels.json")),
             Reads("images", ("photos.csv",)),
             Reads("dataset", ("settings.json", "listings.csv", "training_data.csv")),
         ),
-        (*PHOTO_MODEL, *TABLE_MODELS, "metrics.json", "curves.png"),
-        schema=6,
+        (*PHOTO_MODEL, *TABLE_MODELS, *TEXT_ENCODER, "metrics.json", "curves.png"),
+        schema=7,
     ),
     "embeddings": Contract(
         "extract_embeddings.py",
@@ -111,10 +118,10 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
             Reads("images", ("photos.csv",)),
             Reads("dataset", ("training_data.csv",)),
             # Listings, and the last of a category, may come and go without a new training; another split asks for one.
-            Reads("model", (*PHOTO_MODEL, *TABLE_MODELS), made_from=("dataset/settings.json",)),
+            Reads("model", (*PHOTO_MODEL, *TABLE_MODELS), made_from=("dataset/settings.json",), optional=TEXT_ENCODER),
         ),
-        ("image_embeddings.json", *EMBEDDED, "photos-<number>.npy", "texts-<number>.npy"),
-        schema=6,
+        ("image_embeddings.json", *EMBEDDED, *ENCODED, *KEPT_ROWS),
+        schema=7,
     ),
     "index": Contract(
         "build_index.py",
@@ -123,11 +130,11 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
         (
             Reads("tabular", ("products.csv",)),
             Reads("dataset", ("listings.csv", "training_data.csv")),
-            Reads("model", (*PHOTO_MODEL, *TABLE_MODELS), made_from=()),
-            Reads("embeddings", EMBEDDED),
+            Reads("model", (*PHOTO_MODEL, *TABLE_MODELS), made_from=(), optional=TEXT_ENCODER),
+            Reads("embeddings", EMBEDDED, optional=ENCODED),
         ),
         ("current.json", "<generation>/"),
-        schema=7,
+        schema=8,
     ),
     "evaluation": Contract(
         "evaluate.py",
@@ -279,7 +286,7 @@ class Stage:
     def take(self, reads: Reads) -> None:
         """Check what another stage wrote, and count it among the inputs."""
         wrote = check(self.data_dir, reads.stage, reads.made_from, self.digest)["outputs"]
-        for name in reads.files:
+        for name in (*reads.files, *(name for name in reads.optional if name in wrote)):
             path = self.data_dir / reads.stage / name
             if self.digest(path) != wrote.get(name):
                 raise StageError(f"{path} has been changed: run python {STAGES[reads.stage].script} again")

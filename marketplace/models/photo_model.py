@@ -14,12 +14,13 @@ import numpy as np
 from marketplace.cleaning import photos
 from marketplace.files import atomic, reading
 from marketplace.files.stages import StageError
-from marketplace.models import price_model, text_model
+from marketplace.models import onnx_session, price_model, text_encoder, text_model
 
 RUNTIMES = ("auto", "onnx", "torch")
 DESCRIPTION, WEIGHTS = "image_model.json", "image_model.safetensors"
 ONNX, INT8 = "image_model.onnx", "image_model.int8.onnx"
-FILES = (DESCRIPTION, WEIGHTS, ONNX, INT8, *text_model.FILES, *price_model.FILES)  # all that serving needs of data/model/
+# All that serving needs of data/model/, with text_encoder's other files where there is an encoder.
+FILES = (DESCRIPTION, WEIGHTS, ONNX, INT8, *text_model.FILES, *price_model.FILES, text_encoder.DESCRIPTION)
 # A training photo's JPEG and what the 8-bit model made of it where it was exported, both in base64 in that file's metadata:
 # 8-bit kernels differ between processors (without VNNI their sums saturate).
 PROBE_PHOTO, PROBE_VECTOR = "probe_photo", "probe_vector"
@@ -164,25 +165,8 @@ def _choose_runtime(runtime: str, device: str | None) -> str:
 
 def open_onnx(path: Path, threads: int | None = None) -> tuple[Run, dict[str, str]]:
     """An exported network as a function, and its file's metadata; threads: as PhotoModel."""
-    import onnxruntime
-    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf
-
-    if not path.is_file():
-        raise StageError(f"{path} is missing: run python train.py first")
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not hold the cores
-    options.intra_op_num_threads = threads or _omp_threads()
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf):
-        raise StageError(f"{path} is damaged: delete it and run python train.py again") from None
+    session = onnx_session.open_session(path, threads)
     return lambda pixels: session.run(["features", "logits"], {"pixels": pixels}), session.get_modelmeta().custom_metadata_map
-
-
-def _omp_threads() -> int:
-    """OMP_NUM_THREADS (its outermost level, of "4,2"), which ONNX Runtime itself does not read; 0, all cores, without one."""
-    outermost = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(outermost) if outermost.isdecimal() else 0
 
 
 def _torch(model_dir: Path, description: Description, device: str | None) -> tuple[Run, str]:

@@ -8,10 +8,13 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_array
 
+from marketplace.cleaning.listings import category_levels
 from marketplace.files import atomic, generations, reading, stages
 from marketplace.files.stages import StageError
-from marketplace.retrieval import catalogue, words
+from marketplace.models.text_encoder import TextEncoder
+from marketplace.retrieval import catalogue, forward, typed, typed_search, words
 from marketplace.retrieval import vectors as vector_search
 from marketplace.retrieval.entries import Entries
 from marketplace.retrieval.keys import RowsByKey
@@ -80,9 +83,10 @@ class Published:
         return self.report.get("settings") == settings.recorded()
 
     def changes_to(self, folder: Path) -> dict[str, "Changes"]:
-        """What changed of photos and listings from this generation to that in `folder`, whose vectors and catalogue are there."""
+        """What changed of each index's rows from this generation to that in `folder`, whose vectors and catalogue are there."""
         found = {}
-        for kind, files in vector_search.FILES.items():
+        for kind in self.report["built_rows"]:
+            files = vector_search.FILES[kind]
             before, after = (_Rows.read(own, kind, files) for own in (self.folder, folder))
             found[kind] = before.changes_to(after)
             for vectors in (before.vectors, after.vectors):
@@ -92,11 +96,11 @@ class Published:
     def is_outgrown(self, changes: dict[str, "Changes"], rows: dict[str, int], settings: BuildSettings) -> bool:
         """Whether one of its indexes is too old to be updated (vectors.rebuild_is_due()), or would take more memory than it may.
 
-        rows: of the new generation's photos and listings.
+        rows: of each of the new generation's indexes.
         """
         built_rows, changed = self.report["built_rows"], self.drift_after(changes)
-        for kind, files in vector_search.FILES.items():
-            index = vector_search.read(self.folder / files.index, mapped=True)
+        for kind in changes:
+            index = vector_search.read(self.folder / vector_search.FILES[kind].index, mapped=True)
             index_kind = settings.kind if kind == "photos" else "auto"
             if vector_search.rebuild_is_due(index, rows[kind], changed[kind], built_rows[kind], index_kind):
                 return True
@@ -160,11 +164,9 @@ def write_vectors(data_dir: Path, folder: Path, entries: Entries, settings: Buil
     """Write the vectors and their keys, by row. Those of the stage before are linked: nobody changes a stage's file in place."""
     for kind, keys in entries.keys().items():
         atomic.write_array(folder / vector_search.FILES[kind].keys, keys)
-    for name, vectors, are_own in (
-        ("vectors.npy", entries.vectors, settings.own_embeddings),
-        ("text_vectors.npy", entries.text_vectors, entries.unclaimed > 0),
-    ):
-        if are_own:
+    for kind, vectors in entries.indexed().items():
+        name = vector_search.FILES[kind].vectors
+        if settings.own_embeddings if kind == "photos" else entries.unclaimed:
             atomic.write_array(folder / name, vectors)
         else:
             generations.link(data_dir / "embeddings" / name, folder / name)
@@ -172,23 +174,70 @@ def write_vectors(data_dir: Path, folder: Path, entries: Entries, settings: Buil
 
 def write_engines(folder: Path, entries: Entries, settings: BuildSettings) -> None:
     """Write the indexes and the words of a full build."""
-    own = settings
-    limits = {"photos": (own.kind, own.recall, own.max_memory_bytes), "listings": ("auto", own.recall, None)}
-    for kind, vectors in (("photos", entries.vectors), ("listings", entries.text_vectors)):
+    for kind, vectors in entries.indexed().items():
+        own_limits = (settings.kind, settings.recall, settings.max_memory_bytes)
+        limits = own_limits if kind == "photos" else ("auto", settings.recall, None)
         files = vector_search.FILES[kind]
         keys = reading.read_array(folder / files.keys)
-        faiss.write_index(vector_search.build(vectors, *limits[kind], keys), str(folder / files.index))
+        faiss.write_index(vector_search.build(vectors, *limits, keys), str(folder / files.index))
         reading.release(vectors)
+    keys = reading.read_array(folder / vector_search.FILES["listings"].keys)
     words.write(folder, *listing_blocks(folder, keys))
+    forward.write(folder, catalogue.read_listings(folder))
 
 
 def update_engines(published: Path, folder: Path, entries: Entries, changes: dict[str, Changes]) -> None:
     """Write the published generation's indexes and words as the changes make them."""
-    for kind, vectors in (("photos", entries.vectors), ("listings", entries.text_vectors)):
+    for kind, vectors in entries.indexed().items():
         files, came = vector_search.FILES[kind], changes[kind].came
         keys = reading.read_array(folder / files.keys)[came]
         vector_search.update(published / files.index, folder / files.index, changes[kind].gone, vectors[came], keys)
-    words.update(published, folder, changes["listings"].gone, *listing_blocks(folder, keys, changes["listings"].came))
+    came = changes["listings"].came
+    keys = reading.read_array(folder / vector_search.FILES["listings"].keys)[came]
+    words.update(published, folder, changes["listings"].gone, *listing_blocks(folder, keys, came))
+    before, after = (reading.read_array(own / vector_search.FILES["listings"].keys) for own in (published, folder))
+    row_before = RowsByKey(np.asarray(before)).rows(np.asarray(after))
+    row_before[came] = -1
+    forward.update(published, folder, row_before, catalogue.read_listings(folder, came))
+
+
+def write_synonyms(folder: Path, own: Path) -> None:
+    """Those that come with the program and, where there are any, the marketplace's own."""
+    texts = [path.read_text(encoding="utf-8") for path in (typed.SYNONYMS, own) if path.is_file()]
+    atomic.write_bytes(folder / typed_search.SYNONYMS, "\n".join(texts).encode())
+
+
+def write_category_vectors(folder: Path, encoder: TextEncoder, published: Path | None) -> None:
+    """What each category means: its name with its path, and the texts of its own listings.
+
+    published: a generation of the same encoder, whose categories are not encoded again.
+    """
+    paths = reading.read_json(folder / catalogue.FILTERS)["category"]
+    found = {} if published is None else _named_categories(published)
+    more = [path for path in paths if path not in found]
+    leaves, whole = (encoder.encode(texts) for texts in ([category_levels(path)[-1] for path in more], more))
+    found |= zip(more, _unit_rows(leaves + whole), strict=True)
+    named = np.array([found[path] for path in paths], np.float32).reshape(len(paths), encoder.dimension)
+    atomic.write_array(folder / typed_search.CATEGORY_NAMES, named)
+    vectors = reading.read_array(folder / vector_search.FILES["meanings"].vectors)
+    path_of = typed_search.deepest(reading.read_array(folder / "category.npy"))
+    sums = np.zeros_like(named)
+    for start in range(0, len(vectors), vector_search.BLOCK_ROWS):
+        codes = path_of[start : start + vector_search.BLOCK_ROWS]
+        filed = np.flatnonzero(codes >= 0)
+        chosen = csr_array((np.ones(len(filed), np.float32), (codes[filed], filed)), shape=(len(paths), len(codes)))
+        sums += chosen @ np.asarray(vectors[start : start + len(codes)])
+    reading.release(vectors)
+    atomic.write_array(folder / typed_search.CATEGORY_VECTORS, _unit_rows(2 * named + _unit_rows(sums)))
+
+
+def _named_categories(folder: Path) -> dict[str, np.ndarray]:
+    paths = reading.read_json(folder / catalogue.FILTERS)["category"]
+    return dict(zip(paths, reading.read_array(folder / typed_search.CATEGORY_NAMES), strict=True))
+
+
+def _unit_rows(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
 
 def purge(folder: Path) -> None:

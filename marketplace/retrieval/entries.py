@@ -11,6 +11,7 @@ import pandas as pd
 from marketplace.cleaning import listings
 from marketplace.files import reading
 from marketplace.files.stages import StageError
+from marketplace.models import text_encoder
 from marketplace.retrieval import catalogue, keys
 
 
@@ -19,7 +20,8 @@ class Entries:
     """What is to be served, listings and photos; the listings' texts stay in products.csv.
 
     P listings are in the table, and U photos that no listing claims each become a listing of their own after those.
-    table: path of products.csv; listing_ids: P + U; text_vectors: (P + U, T), rows of zeros for those photos; duplicates:
+    table: path of products.csv; listing_ids: P + U; text_vectors: (P + U, T), rows of zeros for those photos; name_vectors,
+    meaning_vectors: (P + U, E) likewise, by the text encoder of names and of whole texts, None without one; duplicates:
     (P + U,) the same number for listings of the same photo or text; splits: (P + U,) the name of each one's split, "" where it
     has none; image_ids: N; vectors: (N, D); owners: (N,) the listing of each photo; unclaimed: U; without_vector: number of the
     dataset's photos that have none.
@@ -28,6 +30,8 @@ class Entries:
     table: Path
     listing_ids: list[str]
     text_vectors: np.ndarray
+    name_vectors: np.ndarray | None
+    meaning_vectors: np.ndarray | None
     duplicates: np.ndarray
     splits: np.ndarray
     image_ids: list[str]
@@ -45,7 +49,12 @@ class Entries:
         folder, table = data_dir / "embeddings", data_dir / "tabular" / "products.csv"
         listing_ids = reading.read_csv(table, usecols=["product_id"])["product_id"]
         photos = reading.read_csv(data_dir / "dataset" / "training_data.csv", usecols=["image_id", "product_id"])
-        vectors, text_vectors = _read_vectors(folder, len(photos), len(listing_ids))
+        vectors = _read_vectors(folder / "vectors.npy", "photos", len(photos))
+        encoded = text_encoder.Description.load(data_dir / "model").dimension > 0
+        of_listings = {
+            name: _read_vectors(folder / f"{name}.npy", "listings", len(listing_ids))
+            for name in ("text_vectors", *(("name_vectors", "meaning_vectors") if encoded else ()))
+        }
         image_ids = reading.read_json(folder / "image_ids.json")
         if own_embeddings:
             image_ids, vectors = read_dictionary(own_embeddings)
@@ -58,11 +67,11 @@ class Entries:
         every_id = [*listing_ids, *(image_ids[position] for position in unclaimed)]
         duplicates, splits = _groups_and_splits(every_id, data_dir / "dataset" / "listings.csv")
         if len(unclaimed):
-            text_vectors = np.pad(text_vectors, ((0, len(unclaimed)), (0, 0)))
+            of_listings = {name: np.pad(rows, ((0, len(unclaimed)), (0, 0))) for name, rows in of_listings.items()}
         return cls(
             table=table,
             listing_ids=every_id,
-            text_vectors=text_vectors,
+            **({"name_vectors": None, "meaning_vectors": None} | of_listings),
             duplicates=duplicates,
             splits=splits,
             image_ids=image_ids,
@@ -71,6 +80,14 @@ class Entries:
             unclaimed=len(unclaimed),
             without_vector=len(photos) - int((in_dataset >= 0).sum()),
         )
+
+    def indexed(self) -> dict[str, np.ndarray]:
+        """The vectors of each index that there is to be, by its name in vectors.FILES."""
+        found = {
+            **{"photos": self.vectors, "listings": self.text_vectors},
+            **{"names": self.name_vectors, "meanings": self.meaning_vectors},
+        }
+        return {name: vectors for name, vectors in found.items() if vectors is not None}
 
     def keys(self) -> dict[str, np.ndarray]:
         """Of "photos" (N,) and "listings" (P + U,); StageError where two ids have the same one."""
@@ -116,14 +133,13 @@ def read_dictionary(path: Path) -> tuple[list[str], np.ndarray]:
     return image_ids, vectors / lengths
 
 
-def _read_vectors(folder: Path, photos: int, listed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(photos, D) and (listed, T). Their ids are those of the tables that they were made from, in the same order."""
-    vectors, text_vectors = (reading.read_array(folder / f"{name}.npy") for name in ("vectors", "text_vectors"))
-    for name, found, wanted in (("photos", vectors, photos), ("listings", text_vectors, listed)):
-        if len(found) != wanted:
-            counts = f"vectors of {len(found)} {name} where the tables have {wanted}"
-            raise StageError(f"{folder} holds {counts}: run python extract_embeddings.py again")
-    return vectors, text_vectors
+def _read_vectors(path: Path, things: str, wanted: int) -> np.ndarray:
+    """(wanted, D). Their ids are those of the table that they were made from, in the same order."""
+    found = reading.read_array(path)
+    if len(found) != wanted:
+        counts = f"vectors of {len(found)} {things} where the tables have {wanted}"
+        raise StageError(f"{path.parent} holds {counts}: run python extract_embeddings.py again")
+    return found
 
 
 def _groups_and_splits(ids: list[str], path: Path) -> tuple[np.ndarray, np.ndarray]:

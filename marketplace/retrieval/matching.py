@@ -7,6 +7,7 @@ import numpy as np
 from marketplace.retrieval import forward
 from marketplace.retrieval.forward import ListingWords
 from marketplace.retrieval.typed import FUNCTION_WEIGHT, TypedQuery
+from marketplace.retrieval.words import Alternative
 
 # BM25 over a text whose name counts twice. Source: Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework".
 K1, B, NAME_TIMES = 1.2, 0.75, 2
@@ -45,12 +46,14 @@ def match(query: TypedQuery, listing: ListingWords, category_stems: list[frozens
     """category_stems: the codes of the stems of each listing's own category; mean_length: of all listings' texts, in words, the
     name's counted NAME_TIMES."""
     n = len(listing.lengths)
-    exact_codes = forward.codes_of([word.text for word in query.words])
+    exact_codes = forward.codes_of([word.exact for word in query.words])
     in_name, anywhere = _counts(listing.exact, exact_codes, listing, n)
     all_stems = sorted({stem for word in query.words for alternative in word.alternatives for stem in alternative.stems})
     stem_codes = forward.codes_of(all_stems)
     stems_in_name, stems_anywhere = _counts(listing.stems, stem_codes, listing, n)
-    of_category = np.array([[int(code) in stems for stems in category_stems] for code in stem_codes], np.float32).reshape(-1, n)
+    of_category = np.array([[int(code) in stems for stems in category_stems] for code in stem_codes], np.float32).reshape(
+        len(all_stems), n
+    )
     place_of = {stem: place for place, stem in enumerate(all_stems)}
 
     name_credit, text_credit, category_credit = (
@@ -85,6 +88,24 @@ def match(query: TypedQuery, listing: ListingWords, category_stems: list[frozens
         every_word=(anywhere_credit[wanted] > 0).all(axis=0),
         any_word=(anywhere_credit[wanted] > 0).any(axis=0),
     )
+
+
+def explain(query: TypedQuery, listing: ListingWords, category_stems: list[frozenset[int]]) -> list[dict[str, Alternative]]:
+    """For each listing the typed words that it holds, and by which alternative: the best."""
+    held = [set(stems) for stems in category_stems]
+    for row, stem in zip(listing.listing.tolist(), listing.stems.tolist(), strict=True):
+        held[row].add(stem)
+    explained: list[dict[str, Alternative]] = [{} for _ in held]
+    for word in query.words:
+        options = [(set(forward.codes_of(one.stems).tolist()), one) for one in sorted(word.alternatives, key=_by_credit)]
+        for found, stems in zip(explained, held, strict=True):
+            if (best := next((one for codes, one in options if codes <= stems), None)) is not None:
+                found[word.text] = best
+    return explained
+
+
+def _by_credit(alternative: Alternative) -> float:
+    return -alternative.credit
 
 
 def _counts(codes: np.ndarray, wanted: np.ndarray, listing: ListingWords, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,9 +1,9 @@
-"""One generation of the index, opened without models: queries in, ranked and explained listings out."""
+"""One generation of the index, opened: queries in, ranked and explained listings out."""
 
 import contextlib
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +11,18 @@ import numpy as np
 from marketplace.cleaning import listings
 from marketplace.files import reading
 from marketplace.models import photo_model, text_model
-from marketplace.retrieval.catalogue import PLACES, Catalogue, Filters, search_words
+from marketplace.models.text_encoder import TextEncoder
+from marketplace.retrieval import answers
+from marketplace.retrieval.answers import Hit
+from marketplace.retrieval.catalogue import PLACES, Catalogue, Filters
 from marketplace.retrieval.categories import CategoryTree
 from marketplace.retrieval.ranking import KINDS, Ranker
+from marketplace.retrieval.typed_search import Candidates, Typed, TypedSearch, is_sentence
 from marketplace.retrieval.vectors import FILES, VectorIndex
-from marketplace.retrieval.words import Counts, Sort
+from marketplace.retrieval.words import Counts, Sort, Wanted
 
 WINDOW = 100  # results are ranked this many at a time, then ten times as many: a later page never changes an earlier one
 CANDIDATES = 2  # of each kind of evidence, for each result of the window
-EXACT_TOTAL = 1000  # a larger total is given as "at least"
 NEAREST = 3  # listings shown beside an answer of nothing
 Step = Callable[[str], AbstractContextManager]
 
@@ -56,26 +59,15 @@ class Ranked:
 
 
 @dataclass(frozen=True)
-class Hit:
-    """A listing found: its row, the row of its photo nearest to the query's, its score, the parts of that, and how many other
-    listings with the same photo or text are folded into it. One that is not ranked has no score."""
-
-    row: int
-    photo_row: int | None
-    score: float | None
-    parts: dict[str, float]
-    duplicates: int
-
-
-@dataclass(frozen=True)
 class Found:
-    """Listings found, and how many the whole result holds that they are a part of; counts: of the whole result, None where they
-    were not asked for; nearest: what comes nearest where nothing is close; corrections: misspelt words, and what was read."""
+    """Listings found, as answers.describe() tells them, and how many the whole result holds that they are a part of; counts: of
+    the whole result, None where they were not asked for; nearest: what comes nearest where nothing is close; corrections:
+    misspelt words, and what was read."""
 
-    hits: list[Hit]
+    results: list[dict]
     total: int
     counts: Counts | None = None
-    nearest: list[Hit] = field(default_factory=list)
+    nearest: list[dict] = field(default_factory=list)
     corrections: dict[str, str] = field(default_factory=dict)
 
 
@@ -161,7 +153,7 @@ class OpenIndex:
         offset: int = 0,
         min_score: float = 0.0,
         step: Step = contextlib.nullcontext,
-    ) -> list[Hit]:
+    ) -> list[dict]:
         """Listings that the evidence speaks for most, best first, from place `offset` on, at most k, none below min_score.
 
         step: entered around the "search" for candidates and their "rank".
@@ -171,7 +163,8 @@ class OpenIndex:
         def rank(window: int) -> Ranked:
             return self._rank_by_evidence(query, window, allowed, filters, step=step)
 
-        return _reaching(min_score, self._hits(rank, offset, offset + k, allowed, query.excluded_row))
+        hits = _reaching(min_score, self._hits(rank, offset, offset + k, allowed, query.excluded_row))
+        return answers.describe(self.catalogue, self.typed_search, hits, query)
 
     def search(
         self,
@@ -191,7 +184,7 @@ class OpenIndex:
         """
         typed = query.typed
         if typed is None:
-            return self._sorted(None, k, filters, offset, sort or "newest", with_counts)
+            return self._sorted(query, None, k, filters, offset, sort or "newest", with_counts)
         allowed = self.catalogue.allowed(filters)
         with step("search"):
             candidates = self.typed_search.candidates(typed, CANDIDATES * WINDOW, filters, allowed)
@@ -199,10 +192,11 @@ class OpenIndex:
         if not candidates.is_close():
             with step("rank"):
                 nearest = self._rank_typed(typed, candidates)
-            return Found([], 0, nearest=self._hits(lambda window: nearest, 0, NEAREST, allowed), corrections=corrections)
+            hits = self._hits(lambda window: nearest, 0, NEAREST, allowed)
+            return Found([], 0, None, answers.describe(self.catalogue, self.typed_search, hits, query), corrections)
         result, in_result = self.typed_search.result(typed, candidates, filters)
         if sort is not None:
-            found = self._sorted(result.wanted, k, filters, offset, sort, with_counts)
+            found = self._sorted(query, result.wanted, k, filters, offset, sort, with_counts)
             return replace(found, corrections=corrections)
 
         def rank(window: int) -> Ranked:
@@ -214,17 +208,18 @@ class OpenIndex:
 
         hits = _reaching(min_score, self._hits(rank, offset, offset + k, allowed))
         counts = self.catalogue.words.counts(result.wanted, filters) if with_counts else None
-        return Found(hits, result.total, counts, corrections=corrections)
+        described = answers.describe(self.catalogue, self.typed_search, hits, query)
+        return Found(described, result.total, counts, corrections=corrections)
 
     def _sorted(
-        self, wanted: Wanted | None, k: int, filters: Filters, offset: int, sort: Sort, with_counts: bool
+        self, query: Query, wanted: Wanted | None, k: int, filters: Filters, offset: int, sort: Sort, with_counts: bool
     ) -> Found:
         keys, total = self.catalogue.words.search(wanted, filters, sort, k, offset)
         rows = self.catalogue.row_of_key.rows(keys)
         photos = [None if photo < 0 else photo for photo in self._best_photos(Query(), rows)[0].tolist()]
         hits = [Hit(row, photo, None, {}, 0) for row, photo in zip(rows.tolist(), photos, strict=True)]
         counts = self.catalogue.words.counts(wanted, filters) if with_counts else None
-        return Found(hits, total, counts)
+        return Found(answers.describe(self.catalogue, self.typed_search, hits, query), total, counts)
 
     def ranked(self, query: Query, k: int, excluded: np.ndarray, kinds: Collection[str] = KINDS) -> np.ndarray:
         """Rows of the k listings that an answer would give were the `excluded` rows not there, by the given evidence only."""
@@ -233,7 +228,9 @@ class OpenIndex:
 
         def rank(window: int) -> Ranked:
             if query.is_typed_alone and query.typed is not None:
-                return self._rank_typed(query.typed, self.typed_search.candidates(query.typed, CANDIDATES * window, None, allowed))
+                return self._rank_typed(
+                    query.typed, self.typed_search.candidates(query.typed, CANDIDATES * window, None, allowed)
+                )
             return self._rank_by_evidence(query, window, allowed, kinds=kinds)
 
         return np.array([hit.row for hit in self._hits(rank, 0, k, allowed, query.excluded_row)], int)
@@ -344,8 +341,8 @@ class OpenIndex:
         """What speaks for each listing of `rows`: kind -> (N,) in [0, 1], and (N,) the row of its photo nearest to the query's,
         or of its first one; -1 where it has none.
 
-        photo: its most alike photo; text: dense text similarity; words: as a search for them ranks, as a share of its highest score; category: how
-        probable the levels of its path are; price: the smaller price as a share of the larger; place: 1 the same town, 0.5 the
+        photo: its most alike photo; text: dense text similarity; words: as a search for them ranks, as a share of its highest
+        score; category: how probable the levels of its path are; price: the smaller price as a share of the larger; place: 1 the same town, 0.5 the
         same county. NaN where a listing has no photo, path or price.
         """
         evidence: dict[str, np.ndarray] = {}

@@ -1,17 +1,21 @@
 """Evidence -> one ranked, explained list; and the fit of how much each kind of evidence counts."""
 
-from dataclasses import asdict, dataclass, replace
+import re
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
+from sklearn.isotonic import IsotonicRegression
 
 from marketplace import metrics
 from marketplace.cleaning import listings
 from marketplace.files import atomic, reading
 from marketplace.files.progress import progress
+from marketplace.retrieval import questions, typed_search
+from marketplace.retrieval.typed_search import is_sentence
 
 if TYPE_CHECKING:
     from marketplace.models.text_model import TableModels
@@ -28,7 +32,22 @@ PAIRS_A_QUERY = 200
 DROPPED = 0.25  # of the kinds of a query's evidence while fitting, so that any mix of them works
 FOLDS = 5
 SURELY = 2.0  # standard errors of a mean: chance alone gives more once in forty times
+RIGHT = 2  # the relevance from which a shopper finds an answer right
+ASKED_KINDS = ("words", "rarest_2", "title", "misspelt")  # of questions.KINDS
 K = 10  # of the nDCG that choices are made by
+
+
+CURVES = (*MIXES, "typed", "sentence")  # whose raw scores have scales of their own
+UNCALIBRATED = {
+    **dict.fromkeys(MIXES, ([0.0, 1.0], [0.0, 1.0])),
+    "typed": ([0.0, typed_search.HIGHEST], [0.0, 1.0]),
+    "sentence": ([0.0, typed_search.SENTENCE_HIGHEST], [0.0, 1.0]),
+}
+CALIBRATED_ANSWERS = 20  # the best of each question
+LEAST_ANSWERS = 500  # by which a curve is drawn; with fewer it stays straight
+TYPED_LISTINGS = 150  # of the validation split, asked for by words
+WORDS_SAMPLE = 20_000  # listings whose words tell which are rare
+SENTENCE_LETTERS = (20, 100)  # of a description's sentence, typed to describe a thing
 
 
 @dataclass(frozen=True)
@@ -38,13 +57,15 @@ class Ranker:
     weights: "words" for queries with words and "photo" for those without -> by kind, any positive scale. missing: likewise, in
     [0, 1], what is assumed where a candidate has no such evidence (no photo, no price). background: by kind, the mean cosine of
     unrelated pairs, from which similarity counts at all. fuses_category: whether the category of a query with photo and words is
-    predicted from both, or from its words alone.
+    predicted from both, or from its words alone. calibration: of each of CURVES raw scores, ascending, and the probability that a
+    shopper finds right what scores so, between them straight.
     """
 
     weights: dict[str, dict[str, float]]
     missing: dict[str, dict[str, float]]
     background: dict[str, float]
     fuses_category: bool = True
+    calibration: dict[str, tuple[list[float], list[float]]] = field(default_factory=lambda: dict(UNCALIBRATED))
 
     @classmethod
     def by_hand(cls, background: dict[str, float]) -> "Ranker":
@@ -67,8 +88,8 @@ class Ranker:
         """Order candidates by the weighted mean of their evidence.
 
         evidence: kind -> (N,) in [0, 1], for the kinds that the query has; NaN for a candidate without such evidence.
-        Returns the order (N,), best first, ties in the given order; the scores (N,) in [0, 1]; and each kind's
-        contributions (N,), which add up to the score. Kinds that count nothing are left out.
+        Returns the order (N,), best first, ties in the given order; the scores (N,), calibrated; and each kind's contributions
+        (N,), which add up to the score. Kinds that count nothing are left out.
         """
         weights, missing = (values[_mix(evidence)] for values in (self.weights, self.missing))
         counted = {kind: values for kind, values in evidence.items() if weights[kind] > 0}
@@ -76,8 +97,17 @@ class Ranker:
         parts = {
             kind: weights[kind] / total * np.where(np.isnan(values), missing[kind], values) for kind, values in counted.items()
         }
-        scores = np.sum(list(parts.values()), axis=0)
-        return np.argsort(-scores, kind="stable"), scores, parts
+        return self._calibrated(_mix(evidence), parts)
+
+    def rank_typed(self, parts: dict[str, np.ndarray], is_sentence: bool) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """Likewise of what typed words add to each candidate's raw score."""
+        return self._calibrated("sentence" if is_sentence else "typed", parts)
+
+    def _calibrated(self, curve: str, parts: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        raw = np.sum(list(parts.values()), axis=0)
+        scores = np.interp(raw, *self.calibration[curve])
+        share = scores / np.maximum(raw, 1e-12)
+        return np.argsort(-raw, kind="stable"), scores, {kind: share * values for kind, values in parts.items()}
 
 
 @dataclass(frozen=True)
@@ -99,6 +129,15 @@ class JudgedQuery:
         return replace(self, evidence=self.evidence | {"category": self.category_by_words})
 
 
+@dataclass(frozen=True)
+class JudgedAnswers:
+    """The best answers to one question: the curve of CURVES that calibrates their raw scores (N,), and whether each is right."""
+
+    curve: str
+    raw: np.ndarray
+    right: np.ndarray
+
+
 def judge(
     index: "OpenIndex", models: "TableModels", splits: np.ndarray, probabilities: np.ndarray, seed: int = 0
 ) -> list[JudgedQuery]:
@@ -112,38 +151,36 @@ def judge(
     asked = np.random.default_rng(seed).permutation(asked)[:JUDGED_LISTINGS]
     judged = []
     for row in progress(asked.tolist(), "ask for the ranker", "listing"):
-        questions = _questions(index, models, row, probabilities)
-        category_by_words = {words: query.category for words, query in questions if query.photos is None}
-        for words, query in questions:
-            rows, matched = index.candidates(query, allowed)
+        own = _questions(index, models, row, probabilities)
+        category_by_words = {words: index.query_by(models, None, words).category for words, _ in own if words}
+        for words, query in own:
+            rows = index.candidates(query, allowed)
             if len(rows):
                 category = None if query.photos is None else category_by_words.get(words)
                 agreement = None if category is None else index.tree.agreement(category, rows)
-                judged.append(JudgedQuery(index.evidence(query, rows, matched)[0], _relevance(index, row, rows), row, agreement))
+                judged.append(JudgedQuery(index.evidence(query, rows)[0], _relevance(index, row, rows), row, agreement))
     return judged
 
 
 def _questions(
     index: "OpenIndex", models: "TableModels", row: int, probabilities: np.ndarray
 ) -> list[tuple[str | None, "Query"]]:
-    """A listing is asked for by title, by title and description, by photo, by photo and title, and by all that it tells, never
-    by its own category: the words of each question, and the question."""
+    """A listing is asked for by photo, by photo and title, and by all that it tells, never by its own category: the words of each
+    question, and the question."""
     listing = index.catalogue.product(row)
     text = listings.text(listing["name"], listing["description"])
     title = text.partition("\n")[0]
-    questions: list[tuple[str | None, Query]] = [
-        (words, index.query_by(models, None, words, fuses_category=True)) for words in (title, text)
-    ]
+    asked: list[tuple[str | None, Query]] = [(text, index.query_by(models, None, text, fuses_category=True))]
     for photo in index.catalogue.photos_of(row)[:1]:
         vector, by_photo = index.photo_index.vectors[photo], probabilities[photo]
         for words in (None, title, text):
-            questions.append((words, index.query_by(models, vector, words, by_photo, fuses_category=True)))
+            asked.append((words, index.query_by(models, vector, words, by_photo, fuses_category=True)))
     price = float(index.catalogue.columns["price"][row])
-    for words, query in questions:
+    for words, query in asked:
         if words == text:  # as one listing is compared with another
             query.price = price if price > 0 else None
             query.place = index.place_of(row)
-    return questions
+    return asked
 
 
 def _relevance(index: "OpenIndex", row: int, rows: np.ndarray) -> np.ndarray:
@@ -151,6 +188,64 @@ def _relevance(index: "OpenIndex", row: int, rows: np.ndarray) -> np.ndarray:
     codes = index.catalogue.columns["category"]
     same_main, same = codes[rows, 0] == codes[row, 0], (codes[rows] == codes[row]).all(axis=1)
     return np.where(same, 2, np.where(same_main, 1, 0))
+
+
+def judge_typed(index: "OpenIndex", splits: np.ndarray, seed: int = 0) -> list[JudgedAnswers]:
+    """Questions in words for validation listings, and for each the best answers of the whole catalogue.
+
+    Right is the listing asked for, another of its category, and another that holds all the words that are meant.
+    """
+    generator = np.random.default_rng(seed)
+    asked = generator.permutation(np.flatnonzero(splits == "validation"))[:TYPED_LISTINGS]
+    others = generator.permutation(np.flatnonzero(splits != "validation"))[:WORDS_SAMPLE]
+    sample = index.catalogue.products([*asked, *others], ("name", "description", "category"))
+    columns = ([listing[column] for listing in sample] for column in ("name", "description", "category"))
+    listing_words = questions.ListingWords(*columns, folds=np.arange(len(sample)))
+    typed = [(one.words, one.meant, asked[one.row]) for one in questions.ask(listing_words, range(len(asked)), seed, ASKED_KINDS)]
+    for row, listing in zip(asked, sample, strict=False):
+        typed += [(sentence, (), row) for sentence in _sentences(listing["description"])[:1]]
+    paths = typed_search.deepest(index.catalogue.columns["category"])
+    judged = []
+    for words, meant, row in progress(typed, "ask by words for the ranker", "question"):
+        if (query := index.typed(words).typed) is None:
+            continue
+        candidates = index.typed_search.candidates(query)
+        raw = np.sum(list(index.typed_search.score(query, candidates).values()), axis=0)
+        best = np.argsort(-raw, kind="stable")[:CALIBRATED_ANSWERS]
+        rows = candidates.rows[best]
+        right = (paths[rows] == paths[row]) | (rows == row)
+        if meant:
+            right |= index.typed_search.evidence(index.typed(" ".join(meant)).typed, rows).matches.all_text_typed > 0
+        judged.append(JudgedAnswers("sentence" if is_sentence(query, candidates) else "typed", raw[best], right))
+    return judged
+
+
+def _sentences(description: str) -> list[str]:
+    """Those that a person might type to describe a thing."""
+    least, most = SENTENCE_LETTERS
+    return [sentence.strip() for sentence in re.split(r"[.!?\n]", description) if least <= len(sentence.strip()) <= most]
+
+
+def calibrate(ranker: Ranker, queries: list[JudgedQuery], typed: list[JudgedAnswers]) -> tuple[Ranker, dict[str, int]]:
+    """The ranker whose scores are probabilities that an answer is right, by isotonic regression; and of how many answers each
+    curve is drawn, 0 where there are too few."""
+    judged = list(typed)
+    for query in queries:
+        order, raw, _ = replace(ranker, calibration=UNCALIBRATED).rank(query.evidence)
+        best = order[:CALIBRATED_ANSWERS]
+        judged.append(JudgedAnswers(_mix(query.evidence), raw[best], query.relevance[best] >= RIGHT))
+    calibration, drawn = dict(UNCALIBRATED), dict.fromkeys(CURVES, 0)
+    for curve in CURVES:
+        own = [answers for answers in judged if answers.curve == curve]
+        if sum(len(answers.raw) for answers in own) < LEAST_ANSWERS:
+            continue
+        raw, right = (np.concatenate([getattr(answers, name) for answers in own]) for name in ("raw", "right"))
+        fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(raw, right)
+        calibration[curve] = tuple(
+            [round(float(value), 6) for value in values] for values in (fitted.X_thresholds_, fitted.y_thresholds_)
+        )
+        drawn[curve] = len(raw)
+    return replace(ranker, calibration=calibration), drawn
 
 
 def fit(queries: list[JudgedQuery], background: dict[str, float], seed: int = 0) -> tuple[Ranker, dict]:

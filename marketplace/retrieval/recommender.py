@@ -37,6 +37,7 @@ class Recommender(OpenIndex):
         pairs = [
             ("photos", self.photo_index.rows, self.catalogue.n_photos),
             ("listings", self.text_index.rows, self.catalogue.n_products),
+            *(("listings", own.rows, self.catalogue.n_products) for own in self.typed_search.vector_indexes),
             ("classes", len(self.photo_model.description.classes), self.table_models.n_classes),
         ]
         if self.takes_photos:

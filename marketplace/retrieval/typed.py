@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from marketplace.retrieval.words import Alternative, WordIndex
 SYNONYMS = Path(__file__).with_name("synonyms.csv")
 MAX_WORDS = 32  # different ones of a query; the rest is noise
 PHRASE_WORDS = 6  # longer queries describe a thing in words of their own: no synonyms, no joined or split words
-THINGS = frozenset(
-    "amount back bill bottom call cry detail empty fire front full mill part show side system thick thin top".split()
+# What scikit-learn's list of stop words holds too, though it names things and their parts.
+THINGS = set(
+    re.findall(r"\w+", "amount back bill bottom call cry detail empty fire front full mill part show side system thick top")
 )
 FUNCTION_WORDS = (ENGLISH_STOP_WORDS - THINGS) | {"thing", "things", "want", "need", "looking"}
 FUNCTION_WEIGHT = 0.1  # of such a word's rarity
@@ -26,15 +28,16 @@ COMPOUND_NAMES = 3  # that hold a joined or split form, for it to be one
 SPLIT_LETTERS, PART_LETTERS = 7, 3
 BEGUN_LETTERS, BEGUN_WORDS = 3, 8
 # Endings that make another form of a word that the encoder reads, such as "sharpener": not misspelt.
-SUFFIXES = {f"##{suffix}" for suffix in "s es er ers or ors ing ed y ly less able ful ness ment".split()}
+SUFFIXES = {"##" + ending for ending in re.findall(r"\w+", "s es er ers or ors ing ed y ly less able ful ness ment")}
 
 
 @dataclass(frozen=True)
 class TypedWord:
-    """text: the exact form that is looked for; rarity: its inverse document frequency; is_function: a word such as "for";
+    """text: as typed; exact: the form that is looked for, the corrected one where nothing holds what was typed; rarity: its inverse document frequency; is_function: a word such as "for";
     alternatives: the first is the word's own stem."""
 
     text: str
+    exact: str
     rarity: float
     is_held: bool
     is_function: bool
@@ -184,7 +187,7 @@ class Reader:
         rarity = math.log(1 + (n - frequency + 0.5) / (frequency + 0.5))
         is_held = any(map(self._index.holds, (alternative.stems for alternative in alternatives)))
         exact = word if own_frequency or correction is None else correction
-        return TypedWord(exact, rarity, is_held, word in FUNCTION_WORDS, tuple(alternatives))
+        return TypedWord(word, exact, rarity, is_held, word in FUNCTION_WORDS, tuple(alternatives))
 
 
 def _stems(some: Sequence[str]) -> tuple[str, ...]:

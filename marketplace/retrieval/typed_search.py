@@ -11,13 +11,13 @@ from marketplace.retrieval import analysis, forward
 from marketplace.retrieval.catalogue import Catalogue
 from marketplace.retrieval.filters import Filters, said_by_category
 from marketplace.retrieval.forward import ForwardIndex
-from marketplace.retrieval.matching import Matches, match
+from marketplace.retrieval.matching import Matches, explain, match
 from marketplace.retrieval.typed import Reader, Synonyms, TypedQuery
 from marketplace.retrieval.vectors import FILES, VectorIndex
-from marketplace.retrieval.words import Wanted
+from marketplace.retrieval.words import Alternative, Wanted
 
 SYNONYMS = "synonyms.csv"  # of the generation
-CATEGORY_VECTORS = "category_vectors.npy"
+CATEGORY_NAMES, CATEGORY_VECTORS = "category_names.npy", "category_vectors.npy"  # (codes, E): by name and path; by all
 DEPTH = 200  # candidates by each way to find them, for an answer's first results
 NEAR_COSINE = 0.35  # of a name or text, from which a listing that lacks words belongs to a result by its meaning
 ENCODED_QUERIES = 10_000  # whose vectors are kept
@@ -32,6 +32,7 @@ SENTENCE_MEANING = {"text": 1.0, "category": 4.0, "neighbours": 1.0}
 SENTENCE_WORDS = 3  # at least, a function word among them,
 SENTENCE_HELD = 0.7  # where no name holds so much of the words' rarity
 HIGHEST = 1.5 + sum(WORDS.values()) + sum(MEANING.values())  # raw score, but for the same title and sentences
+SENTENCE_HIGHEST = sum(SENTENCE_MEANING.values())
 NEIGHBOURS, TEMPERATURE = 50, 0.1  # listings nearest by meaning, which vote for their categories by their cosines
 FLOOR_HELD, FLOOR_COSINE = 0.4, 0.5  # nothing is close where no listing reaches either
 PARTS = {"words": "words", "name": "text", "text": "text", "category": "category", "neighbours": "category"}  # of an answer
@@ -79,7 +80,7 @@ class TypedSearch:
         self._reader = Reader(catalogue.words, synonyms, None if encoder is None else encoder.pieces)
         levels = catalogue.columns["category"]
         self._main = levels[:, 0]
-        self._path = levels[np.arange(len(levels)), np.maximum((levels >= 0).sum(axis=1) - 1, 0)]
+        self._path = deepest(levels)
         said = [analysis.split(said_by_category(path)) for path in catalogue.names["category"]]
         self._category_stems = [frozenset(forward.codes_of([analysis.stem(word) for word in words]).tolist()) for words in said]
         self.names = self.meanings = None
@@ -107,14 +108,13 @@ class TypedSearch:
         allowed: (P,) bool, which may be found; filters: what it comes from, where it does.
         """
         content = [typed.query.words[place] for place in typed.query.content]
-        found = [self._catalogue.match_words([word.text for word in content], typed.query.required, depth, filters, allowed)]
+        found = [self._catalogue.match_words([word.exact for word in content], typed.query.required, depth, filters, allowed)]
         if typed.vector is not None:
             found += [index.nearest(typed.vector, depth, allowed)[0] for index in (self.names, self.meanings)]
         return self.evidence(typed, np.unique(np.concatenate(found)))
 
     def evidence(self, typed: Typed, rows: np.ndarray) -> Candidates:
-        stems = [self._category_stems[code] if code >= 0 else frozenset() for code in self._path[rows]]
-        matches = match(typed.query, self._forward.words_of(rows), stems, self._forward.mean_length)
+        matches = match(typed.query, self._forward.words_of(rows), self._stems_of(rows), self._forward.mean_length)
         cosines = {}
         if typed.vector is not None:
             codes = self._path[rows]
@@ -144,8 +144,8 @@ class TypedSearch:
         return parts
 
     def _votes(self, candidates: Candidates) -> np.ndarray:
-        """(N,) the share of the nearest listings by meaning, the nearer the more, that are of a candidate's path, and the share of
-        its main category, on average."""
+        """(N,) the share of the nearest listings by meaning, the nearer the more, that are of a candidate's path, and the share
+        of its main category, on average."""
         alike = candidates.cosines["name"] + candidates.cosines["text"]
         near = np.argsort(-alike, kind="stable")[:NEIGHBOURS]
         weights = np.exp((alike[near] - alike[near].max(initial=0)) / TEMPERATURE)
@@ -157,25 +157,50 @@ class TypedSearch:
             shares.append(votes[codes + 1])
         return np.mean(shares, axis=0)
 
+    @property
+    def vector_indexes(self) -> list[VectorIndex]:
+        return [index for index in (self.names, self.meanings) if index is not None]
+
+    def share(self, typed: Typed, rows: np.ndarray) -> np.ndarray:
+        """(N,) in [0, 1]: the raw score of each listing of `rows`, as a share of the highest there is."""
+        candidates = self.evidence(typed, rows)
+        highest = SENTENCE_HIGHEST if is_sentence(typed, candidates) else HIGHEST
+        return np.clip(sum(self.score(typed, candidates).values()) / highest, 0, 1)
+
+    def explain(self, typed: Typed, rows: np.ndarray) -> list[dict[str, Alternative]]:
+        """For each listing of `rows` the typed words that it holds, and what of each it holds."""
+        return explain(typed.query, self._forward.words_of(rows), self._stems_of(rows))
+
+    def _stems_of(self, rows: np.ndarray) -> list[frozenset[int]]:
+        return [self._category_stems[code] if code >= 0 else frozenset() for code in self._path[rows]]
+
+    def is_in(self, result: Result, candidates: Candidates) -> np.ndarray:
+        """(N,) bool: which of the candidates belong to a result."""
+        words, held = result.wanted, candidates.matches
+        by_words = held.every_word if words.every_word else held.any_word
+        return by_words & bool(words.words) | np.isin(self._catalogue.keys[candidates.rows], words.others)
+
     def result(self, typed: Typed, candidates: Candidates, filters: Filters | None) -> tuple[Result, np.ndarray]:
         """What the whole result is, by the candidates of the usual depth; and which of them belong to it, (N,) bool.
 
         It holds the listings with every word that any listing holds, or if there is none those with any of the words; and of
         those found by their meaning the near ones, or all where a question in sentences asks for nothing but meaning.
         """
-        words, held = typed.query.required, candidates.matches
-        every = bool(words) and self._catalogue.words.count(Wanted(words, True, _NONE), filters) > 0
-        by_words = (held.every_word if every else held.any_word) if words else np.zeros(len(candidates.rows), bool)
+        words, none = typed.query.required, np.empty(0, np.int64)
+        every = bool(words) and self._catalogue.words.count(Wanted(words, True, none), filters) > 0
+        by_words = self.is_in(Result(Wanted(words, every, none), 0), candidates)
         by_meaning = np.zeros(len(candidates.rows), bool)
         if typed.vector is not None:
             cosines = np.maximum(candidates.cosines["name"], candidates.cosines["text"])
             by_meaning = (cosines >= NEAR_COSINE) | is_sentence(typed, candidates)
         others = self._catalogue.keys[candidates.rows[by_meaning & ~by_words]]
-        total = self._catalogue.words.count(Wanted(words, every, _NONE), filters) + len(others)
+        total = self._catalogue.words.count(Wanted(words, every, none), filters) + len(others)
         return Result(Wanted(words, every, others), total), by_words | by_meaning
 
 
-_NONE = np.empty(0, np.int64)
+def deepest(levels: np.ndarray) -> np.ndarray:
+    """(P,) the code of each listing's whole path; -1 where it has none. levels: (P, depth) codes, -1 where there is no level."""
+    return levels[np.arange(len(levels)), np.maximum((levels >= 0).sum(axis=1) - 1, 0)]
 
 
 def is_sentence(typed: Typed, candidates: Candidates) -> bool:

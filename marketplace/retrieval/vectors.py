@@ -39,9 +39,11 @@ class Files:
     keys: str
 
 
-FILES = {
+FILES = {  # the last two where there is a text encoder
     "photos": Files("index.faiss", "vectors.npy", "photo_keys.npy"),
     "listings": Files("text.faiss", "text_vectors.npy", "listing_keys.npy"),
+    "names": Files("names.faiss", "name_vectors.npy", "listing_keys.npy"),
+    "meanings": Files("meanings.faiss", "meaning_vectors.npy", "listing_keys.npy"),
 }
 
 

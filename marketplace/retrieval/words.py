@@ -36,6 +36,8 @@ SNIPPET_CHARACTERS = 160
 
 Sort = Literal["price_up", "price_down", "newest"]
 _ORDERS = {"price_up": ("cheapest", Order.Asc), "price_down": ("dearest", Order.Desc), "newest": ("newest", Order.Desc)}
+
+
 @dataclass(frozen=True)
 class Alternative:
     """Stems that together stand for a typed word, what they count against it, and how they come: "" (its own), "synonym",

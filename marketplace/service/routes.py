@@ -40,6 +40,7 @@ from marketplace.service.schemas import ErrorMessage
 
 WEB_DIR = Path(__file__).parents[2] / "web"
 PHOTO_CACHE_S = 3600
+EXACT_TOTAL = 1000  # a larger total is given as "at least"
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'; require-trusted-types-for 'script'"
@@ -150,22 +151,28 @@ def search(
     sort: Annotated[schemas.Sort | None, Query(description=SORT)] = None,
     counts: Annotated[bool, Query(description="Whether to count the whole result by category, place and price.")] = False,
 ):
-    """The listings that words describe, or without words all that pass the filters. A word that no listing holds finds those that
-    begin so, or are spelt much alike."""
-    if q is not None and not q.strip():
-        raise HTTPException(422, "q: give at least one word")
+    """The listings that words describe, or without words all that pass the filters; none where nothing is close."""
     check_names(recommender, filters)
-    asked = {"k": page.k, "filters": filters, "offset": page.offset, "with_counts": counts}
-    if q is not None and sort in (None, "relevance"):
-        found = recommender.search(recommender.query(text=q), min_score=page.min_score, step=meters.step, **asked)
-    else:
-        with meters.step("search"):
-            found = recommender.browse(q, sort="newest" if sort in (None, "relevance") else sort, **asked)
+    query = recommender.typed(q) if q is not None else Evidence()
+    if q is not None and query.typed is None:
+        raise HTTPException(422, "q: give at least one word")
+    found = recommender.search(
+        query,
+        k=page.k,
+        filters=filters,
+        offset=page.offset,
+        min_score=page.min_score,
+        sort=None if sort == "relevance" else sort,
+        with_counts=counts,
+        step=meters.step,
+    )
     return {
         "results": found.results,
-        "total": found.total,
-        "total_is_at_least": found.total_is_at_least,
+        "total": min(found.total, EXACT_TOTAL),
+        "total_is_at_least": found.total > EXACT_TOTAL,
         "counts": found.counts and counts_for_client(found.counts),
+        "nearest": found.nearest,
+        "corrections": found.corrections,
     }
 
 

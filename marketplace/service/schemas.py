@@ -60,11 +60,16 @@ class Recommendation(BaseModel):
     )
     snippet: Snippet | None = Field(description="The part of the description with most of the words; null without words.")
     score: float | None = Field(
-        description="From 0 to 1; the sum of the parts. Null where listings are not ranked.", examples=[0.77]
+        description="The probability that it is right, from 0 to 1; the sum of the parts. Null where listings are not ranked.",
+        examples=[0.77],
     )
     parts: dict[Kind, float] = Field(
         description="What each kind of evidence contributed; only the kinds that the query has.",
         examples=[{"photo": 0.5, "text": 0.11, "words": 0.16}],
+    )
+    reasons: list[str] = Field(
+        description="Why it was found, as a shopper would say it; empty where listings are not ranked.",
+        examples=[["has “guitar”", "same kind: Guitars"]],
     )
     duplicates: int = Field(
         description="Near-duplicate listings that this one stands for, itself not counted; 0 where listings are not ranked.",
@@ -102,6 +107,8 @@ class SearchResults(BaseModel):
     total: int = Field(description="Listings of the whole result, those folded into others too.", examples=[184])
     total_is_at_least: bool = Field(description="Whether there are more: they are counted up to 1,000.", examples=[False])
     counts: Counts | None = Field(description="Null unless asked for with counts=true.")
+    nearest: list[Recommendation] = Field(description="Where nothing is close, at most three listings that come nearest.")
+    corrections: dict[str, str] = Field(description="Misspelt words, and what was read instead.", examples=[{"soffa": "sofa"}])
 
 
 class SimilarImages(Recommendations):

@@ -1,0 +1,139 @@
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from marketplace.retrieval import analysis
+from marketplace.retrieval.matching import B, K1, NAME_TIMES
+from marketplace.retrieval.typed_search import FLOOR_HELD
+from tests.retrieval import typed_catalogue
+
+SHOP = [
+    ("Grey pushchair", "Folds flat", "Baby / Prams & Strollers"),
+    ("Mobility scooter", "Red, new battery", "Health / Mobility"),
+    ("Mobile phone Nokia", "Unlocked", "Phones / Nokia"),
+    ("Laptop 8GB RAM", "Fast", "Computers / Laptops"),
+    ("Two seater sofa", "Brown leather", "Home / Sofas"),
+    ("HP monitor with touch screen", "22 inch", "Computers / Monitors"),
+    ("Touch lamp", "Bedside", "Home / Lighting"),
+    ("Touch phone", "Works", "Phones / Other"),
+    ("High heels size 5", "Running late sale, shoes", "Clothes / Heels"),
+    ("Running shoes Nike", "Size 9", "Clothes / Trainers"),
+    ("iiyama monitor white", "24 inch", "Computers / Monitors"),
+    ("White desk", "For a monitor", "Home / Desks"),
+    ("Fridge freezer Bosch", "Tall", "Appliances / Fridge freezers"),
+    ("Fridge freezer Beko", "Small", "Appliances / Fridge freezers"),
+    ("Fridge freezer", "White", "Appliances / Fridge freezers"),
+    *[("Pine mattress frame", f"Number {number}", "Home / Beds") for number in range(6)],
+]
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shop")
+    typed_catalogue.write(folder, SHOP)
+    return typed_catalogue.opened(folder)
+
+
+@pytest.mark.parametrize(
+    ("typed", "best"),
+    [
+        ("pram", 0),  # no letters of RAM
+        ("stroller", 0),
+        ("settee", 4),
+        ("couch", 4),  # no touch screen
+        ("mobile", 2),  # one stem with mobility
+        ("mobility", 1),
+        ("white iiyama", 10),
+        ("running shoes", 9),
+        ("ruNNing-Shoes", 9),
+        ("matress", 15),
+        ("fridgefreezer", 14),
+    ],
+)
+def test_what_was_typed_comes_first(shop, typed, best):
+    assert typed_catalogue.ranked(shop, typed)[0] == best
+
+
+@pytest.mark.parametrize("typed", ["zzkrtplm flurbington", "qwxzvbn", "helicopter"])
+def test_nothing_close_is_an_answer(shop, typed):
+    assert typed_catalogue.ranked(shop, typed) == []
+
+
+def test_a_text_without_words_is_no_query(shop):
+    assert shop.read(" - !?") is None
+
+
+def test_the_reading_tells_corrections_and_synonyms(shop):
+    assert shop.read("matress").query.corrections == {"matress": "mattress"}
+    held = shop.explain(shop.read("grey pram"), np.array([0]))[0]
+    assert (held["grey"].how, held["pram"].how, held["pram"].text) == ("", "synonym", "pushchair")
+
+
+def test_own_synonyms_are_read(tmp_path):
+    typed_catalogue.write(tmp_path, SHOP, "gubbins,iiyama\n")
+    assert typed_catalogue.ranked(typed_catalogue.opened(tmp_path), "gubbins")[0] == 10
+
+
+WORDS = ["oak", "pine", "table", "lamp", "brass", "round", "small"]
+
+
+@settings(max_examples=25)
+@given(st.lists(st.sampled_from(WORDS), min_size=2, max_size=3, unique=True), st.data())
+def test_of_two_listings_alike_in_all_else_the_one_that_holds_more_of_the_typed_words_comes_first(tmp_path_factory, typed, data):
+    more = data.draw(st.integers(1, len(typed)))
+    fewer = data.draw(st.integers(0, more - 1))
+    fill = ["thing"] * len(typed)
+    names = [" ".join(typed[:count] + fill[count:]) for count in (fewer, more)]
+    order = data.draw(st.permutations([0, 1]))
+    folder = tmp_path_factory.mktemp("pair")
+    others = [(word, "", "Home") for word in WORDS]  # each word is as rare as another
+    typed_catalogue.write(folder, [(names[i], "", "Home") for i in order] + others, synonyms="")
+    ranked = typed_catalogue.ranked(typed_catalogue.opened(folder), " ".join(typed))
+    richer = order.index(1)
+    assert (richer in ranked) == (more / len(typed) >= FLOOR_HELD)  # so little is not close to what was typed
+    assert order.index(0) not in ranked or ranked.index(richer) < ranked.index(order.index(0))
+
+
+@settings(max_examples=25)
+@given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=3, unique=True), st.data())
+def test_a_name_with_all_words_comes_before_one_with_none(tmp_path_factory, typed, data):
+    rest = [word for word in WORDS if word not in typed]
+    without = data.draw(st.lists(st.sampled_from(rest), min_size=1, max_size=3))
+    padding = data.draw(st.lists(st.sampled_from(rest), max_size=3))
+    folder = tmp_path_factory.mktemp("pair")
+    text = " ".join(typed)
+    typed_catalogue.write(folder, [(" ".join(without), text, "Home"), (" ".join([*typed, *padding]), "", "Home")], synonyms="")
+    assert typed_catalogue.ranked(typed_catalogue.opened(folder), text)[0] == 1
+
+
+@given(st.lists(st.text("ab ", min_size=1, max_size=6), min_size=1, max_size=5), st.text("ab ", min_size=1, max_size=5))
+def test_shares_and_bm25_equal_a_plain_count(tmp_path_factory, names, typed):
+    assume(typed.split())
+    folder = tmp_path_factory.mktemp("counts")
+    typed_catalogue.write(folder, [(name, "a", "") for name in names], synonyms="")
+    search = typed_catalogue.opened(folder)
+    query = search.read(typed)
+    found = search.evidence(query, np.arange(len(names))).matches
+    stems = list(dict.fromkeys(typed.split()))
+    assume(len({analysis.stem(word) for word in stems}) == len(stems) and not query.query.corrections)
+    frequency = {word: max(sum(word in name.split() for name in names), len(names) * (word == "a")) for word in stems}
+    by_stem = {word: any(analysis.stem(word) in map(analysis.stem, [*name.split(), "a"]) for name in names) for word in stems}
+    rarity = {word: math.log(1 + (len(names) - frequency[word] + 0.5) / (frequency[word] + 0.5)) for word in stems}
+    assume(all(frequency[word] or not by_stem[word] for word in stems))
+    assume(all(not word.is_function and word.is_held == bool(frequency[word.text]) for word in query.query.words))
+    weights = {word: rarity[word] for word in stems if frequency[word]}
+    total = sum(weights.values()) or 1
+    lengths = [NAME_TIMES * len(name.split()) + 1 for name in names]
+    mean = max(sum(lengths) / len(lengths), 1)
+    for row, name in enumerate(names):
+        assert found.name_typed[row] == pytest.approx(sum(weights[w] for w in weights if w in name.split()) / total, abs=1e-5)
+        score = 0.0
+        for word, weight in weights.items():
+            count = NAME_TIMES * name.split().count(word) + (word == "a")
+            score += weight * count / (count + K1 * (1 - B + B * lengths[row] / mean))
+        assert found.bm25[row] == pytest.approx(score / total, abs=1e-5)
+        assert bool(found.same_title[row]) == (re.findall(r"\w+", name) == re.findall(r"\w+", typed))
