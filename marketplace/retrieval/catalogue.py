@@ -244,7 +244,7 @@ class Catalogue:
         """Fields of each listing."""
         found = self._by_row("products", fields, listing_rows)
         products = [dict(zip(fields, values, strict=True)) for values in found]
-        for product in products:
+        for product in products if "price_plausible" in fields else ():
             product["price_plausible"] = bool(product["price_plausible"])
         return products
 

@@ -90,9 +90,9 @@ def match(query: TypedQuery, listing: ListingWords, category_stems: list[frozens
     )
 
 
-def explain(query: TypedQuery, listing: ListingWords, category_stems: list[frozenset[int]]) -> list[dict[str, Alternative]]:
-    """For each listing the typed words that it holds, and by which alternative: the best."""
-    held = [set(stems) for stems in category_stems]
+def explain(query: TypedQuery, listing: ListingWords) -> list[dict[str, Alternative]]:
+    """For each listing the typed words that its name or description holds, and by which alternative: the best."""
+    held: list[set[int]] = [set() for _ in listing.lengths]
     for row, stem in zip(listing.listing.tolist(), listing.stems.tolist(), strict=True):
         held[row].add(stem)
     explained: list[dict[str, Alternative]] = [{} for _ in held]

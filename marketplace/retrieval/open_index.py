@@ -332,7 +332,7 @@ class OpenIndex:
         if query.text is not None:
             found.append(self.text_index.nearest(query.text, depth, allowed)[0])
         if query.typed is not None:
-            found.append(self.typed_search.candidates(query.typed, depth, filters, allowed).rows)
+            found.append(self.typed_search.find(query.typed, depth, filters, allowed))
         rows = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
         # Not by `allowed`: a search among all is faster than one with a filter.
         return rows if query.excluded_row is None else rows[rows != query.excluded_row]
@@ -342,8 +342,8 @@ class OpenIndex:
         or of its first one; -1 where it has none.
 
         photo: its most alike photo; text: dense text similarity; words: as a search for them ranks, as a share of its highest
-        score; category: how probable the levels of its path are; price: the smaller price as a share of the larger; place: 1 the same town, 0.5 the
-        same county. NaN where a listing has no photo, path or price.
+        score; category: how probable the levels of its path are; price: the smaller price as a share of the larger; place: 1 the
+        same town, 0.5 the same county. NaN where a listing has no photo, path or price.
         """
         evidence: dict[str, np.ndarray] = {}
         best_photos, cosines = self._best_photos(query, rows)

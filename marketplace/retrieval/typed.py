@@ -33,7 +33,8 @@ SUFFIXES = {"##" + ending for ending in re.findall(r"\w+", "s es er ers or ors i
 
 @dataclass(frozen=True)
 class TypedWord:
-    """text: as typed; exact: the form that is looked for, the corrected one where nothing holds what was typed; rarity: its inverse document frequency; is_function: a word such as "for";
+    """text: as typed; exact: the form that is looked for, the corrected one where nothing holds what was typed; rarity: its
+    inverse document frequency; is_held: whether any listing holds one of its alternatives; is_function: a word such as "for";
     alternatives: the first is the word's own stem."""
 
     text: str

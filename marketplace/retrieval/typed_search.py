@@ -103,7 +103,12 @@ class TypedSearch:
     def candidates(
         self, typed: Typed, depth: int = DEPTH, filters: Filters | None = None, allowed: np.ndarray | None = None
     ) -> Candidates:
-        """Listings found by the words as typed, by what they may mean, and by the meaning of name and of text: `depth` of each.
+        """The listings of find() and the evidence for each."""
+        return self.evidence(typed, self.find(typed, depth, filters, allowed))
+
+    def find(self, typed: Typed, depth: int, filters: Filters | None = None, allowed: np.ndarray | None = None) -> np.ndarray:
+        """Rows, ascending, of the listings found by the words as typed, by what they may mean, and by the meaning of name and of
+        text: `depth` of each.
 
         allowed: (P,) bool, which may be found; filters: what it comes from, where it does.
         """
@@ -111,7 +116,7 @@ class TypedSearch:
         found = [self._catalogue.match_words([word.exact for word in content], typed.query.required, depth, filters, allowed)]
         if typed.vector is not None:
             found += [index.nearest(typed.vector, depth, allowed)[0] for index in (self.names, self.meanings)]
-        return self.evidence(typed, np.unique(np.concatenate(found)))
+        return np.unique(np.concatenate(found))
 
     def evidence(self, typed: Typed, rows: np.ndarray) -> Candidates:
         matches = match(typed.query, self._forward.words_of(rows), self._stems_of(rows), self._forward.mean_length)
@@ -169,7 +174,7 @@ class TypedSearch:
 
     def explain(self, typed: Typed, rows: np.ndarray) -> list[dict[str, Alternative]]:
         """For each listing of `rows` the typed words that it holds, and what of each it holds."""
-        return explain(typed.query, self._forward.words_of(rows), self._stems_of(rows))
+        return explain(typed.query, self._forward.words_of(np.asarray(rows)))
 
     def _stems_of(self, rows: np.ndarray) -> list[frozenset[int]]:
         return [self._category_stems[code] if code >= 0 else frozenset() for code in self._path[rows]]

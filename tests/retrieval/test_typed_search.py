@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from marketplace.retrieval import analysis
-from marketplace.retrieval.matching import B, K1, NAME_TIMES
+from marketplace.retrieval.matching import K1, NAME_TIMES, B
 from marketplace.retrieval.typed_search import FLOOR_HELD
 from tests.retrieval import typed_catalogue
 
