@@ -265,3 +265,11 @@ def test_every_choice_is_a_filter_that_finds_as_many_listings_and_none_is_refuse
             assert opened.allowed(Filters(**{field: name})).sum() >= count > 0
     opened.check(Filters(category="Lighting", location="Bath", min_price=1e9))  # valid, though nothing meets all
     opened.check(Filters(category="Lighting", location="Dur"))
+
+
+def test_a_listing_without_a_category_or_place_offers_none(tmp_path):
+    nowhere = PRODUCTS[:3].assign(category=["", " / ", PATHS[0]], town=["", "Bath", " , "], county=["", "", "Kent"])
+    write(tmp_path, [nowhere], [], np.empty(0, int))
+    choices = Catalogue(tmp_path).choices()
+    assert choices["towns"] == {"Bath": 1} and choices["counties"] == {"Kent": 1}
+    assert choices["categories"] == {"Home & Garden": 1, "Home & Garden / Beds": 1, PATHS[0]: 1}
