@@ -4,6 +4,7 @@ Reads   FOLDER: a raw export (Products.csv, Images.csv, images/ or images_fb.zip
         images/ (github.com/alexeygrigorev/clothing-dataset)
 Writes  data/quality/ (all/: what is cleaned once; fold-0/, fold-1/ ...: every stage's folder)
 Run     python benchmarks/quality.py FOLDER --folds 5 --backbone efficientnet_lite0   other flags go to train.py
+        python benchmarks/quality.py FOLDER --queries queries.csv                     typed queries, as for evaluate.py
         python benchmarks/quality.py --quick                                            the synthetic marketplace, 2 folds
 """
 
@@ -35,6 +36,7 @@ from demo import sample
 from marketplace import metrics
 from marketplace.cleaning import listings
 from marketplace.files import atomic, cli, reading, stages
+from marketplace.retrieval import search_quality
 
 VALIDATION_SHARE = 0.15
 RESAMPLES = 2_000
@@ -263,6 +265,8 @@ def compare_all(table: pd.DataFrame) -> dict[str, dict | None]:
         ),
         "price_interval_coverage": means("inside", NOMINAL_COVERAGE),
         "photo_accuracy": means("photo_right", "photo_right_same_head"),
+        "category_p_at_1": means("category_p_at_1", "category_p_at_1_whitened_trunk"),
+        "category_p_at_1_learned": means("category_p_at_1_learned", "category_p_at_1_learned_whitened_trunk"),
         "map_at_r": means("map_at_r", "map_at_r_frozen_trunk"),
         "map_at_r_whitened": means("map_at_r", "map_at_r_whitened_trunk"),
         "same_listing_hit_at_1": means("same_listing_hit_at_1", "same_listing_hit_at_1_whitened_trunk"),
@@ -278,6 +282,26 @@ def compare_all(table: pd.DataFrame) -> dict[str, dict | None]:
     return found
 
 
+def compare_questions(questions: pd.DataFrame) -> dict[str, dict | None]:
+    """What shoppers type, ours beside plain BM25's. questions: evaluate.py's questions.csv of every fold, with `fold` and the
+    `cluster` of the listing asked for; what asks for no listing is a cluster of its own words."""
+    questions = questions.assign(cluster=questions["cluster"].fillna(questions["words"]))
+    return {
+        search_quality.name_of(kind, figure): compare(Pooled(table), np.mean, ["ours"], ["bm25"])
+        for (kind, figure), table in questions.groupby(["kind", "figure"], sort=False)
+    }
+
+
+def compare_with_targets(reports: list[dict]) -> dict[str, dict | None]:
+    """What should be answered by nothing, and how honest the score is: the mean over the folds' report.json."""
+    found: dict[str, dict | None] = {}
+    for name, target in search_quality.TARGETS.items():
+        values = [report[name]["value"] for report in reports if report[name]]
+        ours = round(float(np.mean(values)), 4) if values else np.nan
+        found[name] = {"ours": ours, "baseline": target, "difference": round(ours - target, 4)} if values else None
+    return found
+
+
 def show(found: dict[str, dict | None]) -> None:
     print(f"\n{'mean over folds':40}{'ours':>10}{'baseline':>10}{'difference':>12}   95% interval", file=sys.stderr)
     for name, figure in found.items():
@@ -285,7 +309,7 @@ def show(found: dict[str, dict | None]) -> None:
             print(f"{name:40}{'-':>10}", file=sys.stderr)
             continue
         row = f"{name:40}{figure['ours']:10.4f}{figure['baseline']:10.4f}{figure['difference']:+12.4f}"
-        print(f"{row}   {figure['low']:+.4f} to {figure['high']:+.4f}", file=sys.stderr)
+        print(f"{row}   {figure['low']:+.4f} to {figure['high']:+.4f}" if "low" in figure else row, file=sys.stderr)
 
 
 def main() -> int:
@@ -296,6 +320,7 @@ def main() -> int:
     parser.add_argument("--data", default="data/quality", type=Path, help="folder of all folds (default: %(default)s)")
     parser.add_argument("--folds", default=5, type=cli.positive, help="splits (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="the synthetic marketplace in 2 folds, in DATA/quick")
+    parser.add_argument("--queries", type=Path, help="typed queries, for evaluate.py")
     parser.add_argument("--seed", default=0, type=cli.not_negative, help="of the folds (default: %(default)s)")
     args, train_flags = parser.parse_known_args()
     if args.quick == bool(args.source):
@@ -307,7 +332,8 @@ def main() -> int:
 
     dataset_flags = clean(args.source, args.data / "all")
     table = reading.read_csv(args.data / "all" / "dataset" / "listings.csv").astype({"label": int})
-    measured_folds = []
+    evaluate_flags = ["--max-queries", str(len(table)), *(["--queries", args.queries] if args.queries else [])]
+    measured_folds, questions, reports = [], [], []
     for fold, split in enumerate(folds_of(table, args.folds, args.seed)):
         fold_dir = args.data / f"fold-{fold}"
         print(f"fold {fold + 1} of {args.folds}", file=sys.stderr)
@@ -320,17 +346,20 @@ def main() -> int:
         run_script(fold_dir, "train.py", *train_flags)
         run_script(fold_dir, "extract_embeddings.py")
         run_script(fold_dir, "build_index.py")
-        run_script(fold_dir, "evaluate.py", "--max-queries", str(len(table)))
+        run_script(fold_dir, "evaluate.py", *evaluate_flags)
         measured = pd.read_csv(fold_dir / "evaluation" / "listings.csv")
         measured_folds.append(measured.merge(baselines(fold_dir), on="product_id", validate="one_to_one").assign(fold=fold))
+        asked = pd.read_csv(fold_dir / "evaluation" / "questions.csv")
+        questions.append(asked.merge(table[["product_id", "cluster"]], on="product_id", how="left").assign(fold=fold))
+        reports.append(reading.read_json(fold_dir / "evaluation" / "report.json"))
     pooled = pd.concat(measured_folds, ignore_index=True)
     assert sorted(pooled["product_id"]) == sorted(table["product_id"]), "each listing is in test once"
-    found = compare_all(pooled)
+    found = compare_questions(pd.concat(questions, ignore_index=True)) | compare_with_targets(reports) | compare_all(pooled)
     show(found)
     print(json.dumps(found))
     if not args.quick:
         kind = "export" if (args.source / "Products.csv").exists() else "clothing"
-        results.save(f"quality_{kind}", found, results.command(args.source, args.data))
+        results.save(f"quality_{kind}", found, results.command(args.source, args.data, args.queries))
     return 0
 
 

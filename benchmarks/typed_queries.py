@@ -1,7 +1,8 @@
 """What shoppers type, answered by the published index and by plain BM25: quality and time, in a minute or two.
 
 Reads   DATA: the stages' folders, up to data/index/
-Run     python benchmarks/typed_queries.py --data DATA --queries FILE --split validation
+Run     python benchmarks/typed_queries.py --data DATA --queries FILE                  asks for validation listings: to choose by
+        python benchmarks/typed_queries.py --data DATA --queries FILE --split test     a full run, which is kept
 """
 
 import argparse
@@ -17,6 +18,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+import results
+
 from dataset import SPLITS, listings_with_splits
 from evaluate import draw_rows
 from marketplace import metrics
@@ -41,26 +44,36 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def show(answered: search_quality.Answered, seed: int) -> dict[str, list[float] | float | None]:
-    """Print the table of figures, ours beside BM25's, and return their values."""
-    figures: dict[str, list[float] | float | None] = {}
-    print(f"{'':20}{'':12}{'ours':>7}{'BM25':>8}   difference")
+def compare(answered: search_quality.Answered, seed: int) -> dict[str, dict[str, float] | None]:
+    """Ours beside plain BM25's, and beside what should be where that is plain; None where nothing could be measured."""
+    found: dict[str, dict[str, float] | None] = {}
     for (kind, figure), table in answered.questions.groupby(["kind", "figure"], sort=False):
         ours, bm25 = (table[name].to_numpy() for name in ("ours", "bm25"))
-        values = [metrics.mean(each, seed) for each in (ours, bm25, ours - bm25)]
-        if all(values):
-            left, right, gain = values
-            between = f"{gain['value']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f}), {len(table)} asked"
-            print(f"{kind:20}{figure:12}{left['value']:7.3f}{right['value']:8.3f}   {between}")
-            figures[search_quality.name_of(kind, figure)] = [left["value"], right["value"]]
-    for name, figure in answered.figures(seed).items():
-        if "answered_by" in name or name == "score_calibration_error":
-            figures[name] = figure and figure["value"]
-            print(f"{name:37}{'-' if figure is None else format(figure['value'], '.3f')}")
+        left, right, gain = (metrics.mean(each, seed) for each in (ours, bm25, ours - bm25))
+        name, asked = search_quality.name_of(kind, figure), int(np.isfinite(ours).sum())
+        if left is None or right is None or gain is None:
+            found[name] = None
+            continue
+        found[name] = {"ours": left["value"], "baseline": right["value"], "difference": gain["value"]}
+        found[name] |= {"low": gain["low"], "high": gain["high"], "asked": asked}
+    figures = answered.figures(seed)
+    for name, target in search_quality.TARGETS.items():
+        ours = figures[name] and figures[name]["value"]
+        found[name] = None if ours is None else {"ours": ours, "baseline": target, "difference": ours - target}
+    return found
+
+
+def show(figures: dict[str, dict[str, float] | None], reliability: list[dict[str, float]]) -> None:
+    print(f"{'':38}{'ours':>7}{'baseline':>10}   difference")
+    for name, figure in figures.items():
+        if figure is None:
+            print(f"{name:38}{'-':>7}")
+            continue
+        row = f"{name:38}{figure['ours']:7.3f}{figure['baseline']:10.3f}   {figure['difference']:+.3f}"
+        print(f"{row} ({figure['low']:+.3f} to {figure['high']:+.3f}), {figure['asked']} asked" if "low" in figure else row)
     print("score        answers    mean   right")
-    for each in answered.reliability():
+    for each in reliability:
         print(f"{each['low']:.1f} to {each['high']:.1f}{each['answers']:10}{each['score']:8.3f}{each['right']:8.3f}")
-    return figures
 
 
 def main() -> int:
@@ -71,7 +84,8 @@ def main() -> int:
     queries = search_quality.read_queries(args.queries) if args.queries else None
     answered = search_quality.measure(recommender, listings, rows, args.seed, queries)
     print(f"{len(rows)} {args.split} listings, {len(answered.questions)} questions")
-    figures = show(answered, args.seed)
+    figures = compare(answered, args.seed)
+    show(figures, answered.reliability())
     search = search_quality.search_by(recommender, listings["product_id"])
     figures["ms"] = time_queries(search, answered.questions["words"].tolist(), args.seed)
     print(f"ms a question: {figures['ms']}")
@@ -80,6 +94,8 @@ def main() -> int:
         lost = table.assign(loss=table["bm25"] - table["ours"]).query("loss > 0").nlargest(SHOWN, "loss")
         print(lost[["words", "ours", "bm25"]].to_string(index=False, max_colwidth=100))
     print(json.dumps(figures))
+    if args.split == "test" and args.queries:
+        results.save("typed_queries", figures | {"listings": len(rows)}, results.command(args.data, args.queries))
     return 0
 
 

@@ -22,7 +22,8 @@ from tests.conftest import stamp
 KEYS = {
     *("photo_accuracy", "text_accuracy", "text_macro_f1", "fused_accuracy"),
     *("price_log_r2", "price_error_over_median_baseline", "price_interval_coverage"),
-    *("category_p_at_1", "category_p_at_10", "map_at_r", "same_listing_hit_at_1", "same_listing_hit_at_10"),
+    *("category_p_at_1", "category_p_at_1_learned", "category_p_at_10", "map_at_r"),
+    *("same_listing_hit_at_1", "same_listing_hit_at_10"),
     *("category_p_at_1_frozen_trunk", "category_p_at_10_frozen_trunk", "map_at_r_frozen_trunk"),
     *("same_listing_hit_at_1_frozen_trunk", "same_listing_hit_at_10_frozen_trunk"),
     *("category_p_at_1_whitened_trunk", "category_p_at_10_whitened_trunk", "map_at_r_whitened_trunk"),
@@ -30,7 +31,12 @@ KEYS = {
     *("ndcg_at_10_photo", "ndcg_at_10_text", "ndcg_at_10_both", "ndcg_both_over_best_single_p"),
     "accuracy_by_photo_leaky_split",
 }
-OUTPUTS = ("report.json", "report.md", "gallery.png", "confusion.png", "hardest.png", "listings.csv")
+OF_QUESTIONS = {
+    *("rarest_1_mrr_at_10", "rarest_2_mrr_at_10", "rarest_3_mrr_at_10", "title_first"),
+    *("words_ndcg_at_10", "category_ndcg_at_10", "misspelt_ndcg_at_10"),
+}
+OF_CLOSENESS = {"nonsense_answered_by_nothing", "good_question_answered_by_nothing", "score_calibration_error"}
+OUTPUTS = ("report.json", "report.md", "gallery.png", "confusion.png", "hardest.png", "listings.csv", "questions.csv")
 OF_PHOTOS = {
     name for name in KEYS if name.startswith(("photo_", "accuracy_by_photo", "category_p", "map_at_r", "same_listing", "ndcg"))
 }
@@ -74,9 +80,9 @@ def fails(arguments, capsys) -> str:
 
 
 def test_the_report_has_every_figure_within_its_interval(report):
-    assert not KEYS.difference(report)
+    assert not (KEYS | OF_CLOSENESS | OF_QUESTIONS | {f"{name}_bm25" for name in OF_QUESTIONS}).difference(report)
     for name, figure in report.items():
-        if name == "counts":
+        if name in ("counts", "reliability") or figure is None:
             continue
         assert set(figure) == {"value", "low", "high"}, name
         assert figure["low"] <= figure["value"] <= figure["high"], name
@@ -139,6 +145,61 @@ def test_retrieval_leaves_out_the_cluster_of_the_query(measured, table):
         right.setdefault(training["product_id"][row], []).append(training["label"][cosines.argmax()] == training["label"][row])
     expected = {product_id: np.mean(values) for product_id, values in right.items()}
     assert table.set_index("product_id")["category_p_at_1"].dropna().to_dict() == pytest.approx(expected)
+
+
+def test_the_nearest_photo_is_looked_for_among_training_and_validation_photos_too(measured, table):
+    """By hand, from the files."""
+    training = reading.read_csv(measured / "dataset" / "training_data.csv")
+    vectors = np.load(measured / "embeddings" / "vectors.npy")
+    right = {}
+    for row in np.flatnonzero(training["split"] == "test"):
+        cosines = np.where(training["split"] == "test", -2, vectors @ vectors[row])
+        right.setdefault(training["product_id"][row], []).append(training["label"][cosines.argmax()] == training["label"][row])
+    expected = {product_id: np.mean(values) for product_id, values in right.items()}
+    assert table.set_index("product_id")["category_p_at_1_learned"].dropna().to_dict() == pytest.approx(expected)
+
+
+def test_every_question_is_listed_and_its_figures_are_their_means(measured, table, report):
+    questions = reading.read_csv(measured / "evaluation" / "questions.csv").astype({"ours": float, "bm25": float})
+    assert set(questions.loc[questions["kind"] != "category", "product_id"]) <= set(table["product_id"])
+    assert (questions["kind"] == "title").sum() == len(table)
+    for (kind, figure), rows in questions.groupby(["kind", "figure"]):
+        assert report[f"{kind}_{figure}"]["value"] == pytest.approx(rows["ours"].mean(), abs=1e-6)
+        assert report[f"{kind}_{figure}_bm25"]["value"] == pytest.approx(rows["bm25"].mean(), abs=1e-6)
+    assert report["good_question_answered_by_nothing"]["value"] == pytest.approx((questions["answers"] == "0").mean(), abs=1e-6)
+    text = (measured / "evaluation" / "report.md").read_text()
+    shown = report["title_first"]
+    assert f"| a whole title: that listing first | {shown['value']:.3f} ({shown['low']:.3f} to {shown['high']:.3f}) | " in text
+    for bin_ in report["reliability"]:
+        assert f"| {bin_['low']:.1f} to {bin_['high']:.1f} | {bin_['answers']:,} | " in text
+
+
+def test_typed_queries_are_measured_by_kind_and_a_rerun_with_others_starts_anew(copied, tmp_path, capsys):
+    path = tmp_path / "queries.csv"
+    path.write_text(
+        "kind,query,category_pattern,title_pattern\nplain,guitar,,guitar\nplain,lamp,,no such lamp\nrare,unheard,,unheard of\n"
+    )
+    assert evaluate.main(["--data", str(copied), "--queries", str(path)]) == 0
+    report = reading.read_json(copied / "evaluation" / "report.json")
+    questions = reading.read_csv(copied / "evaluation" / "questions.csv")
+    typed = questions[questions["kind"] == "typed plain"]
+    assert typed["words"].tolist() == ["guitar", "lamp"] and typed["ours"].iloc[1] == ""  # nothing is right
+    assert report["typed_plain_p_at_10"]["value"] == pytest.approx(float(typed["ours"].iloc[0]), abs=1e-6)
+    assert report["typed_plain_p_at_10_bm25"] is not None
+    assert report["typed_rare_p_at_10"] is None and set(typed["product_id"]) == {""}
+    assert "| typed plain: P@10 | " in (copied / "evaluation" / "report.md").read_text()
+    assert json.loads(capsys.readouterr().out).get("unchanged") is None
+    assert evaluate.main(["--data", str(copied), "--queries", str(path)]) == 0
+    assert json.loads(capsys.readouterr().out)["unchanged"] is True
+
+
+def test_queries_that_are_not_there_or_have_other_columns_are_one_sentence(copied, tmp_path, capsys):
+    path = tmp_path / "queries.csv"
+    assert fails(["--data", str(copied), "--queries", str(path)], capsys) == f"error: {path} is missing: check the path\n"
+    path.write_text("kind,query,pattern\nplain,guitar,guitar\n")
+    assert fails(["--data", str(copied), "--queries", str(path)], capsys) == (
+        f"error: {path} has no column category_pattern: give a CSV with kind, query, category_pattern, title_pattern\n"
+    )
 
 
 class Oracle:

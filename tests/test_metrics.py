@@ -56,6 +56,42 @@ def test_retrieval_is_what_a_loop_over_the_definitions_gives_whatever_the_chunks
             np.testing.assert_allclose(found[name][position], value, atol=1e-9, err_msg=name)
 
 
+def test_the_nearest_learned_photo_is_the_nearest_of_those_alone_outside_the_cluster():
+    vectors, labels, listings, clusters, pixels = marketplace(3)
+    learned = np.random.default_rng(3).random(len(vectors)) < 0.5
+    queries = np.arange(len(vectors))
+    found = metrics.retrieval(vectors, queries, labels, listings, clusters, pixels, learned)["category_p_at_1_learned"]
+    for query in queries:
+        others = [row for row in queries if learned[row] and clusters[row] != clusters[query]]
+        best = max(others, key=lambda row: float(vectors[row] @ vectors[query]))
+        assert found[query] == (labels[best] == labels[query])
+    none = metrics.retrieval(vectors, queries, labels, listings, clusters, pixels, np.zeros(len(vectors), bool))
+    assert np.isnan(none["category_p_at_1_learned"]).all()
+
+
+@pytest.mark.parametrize(("right", "expected"), [([], 0), ([0, 0], 0), ([1, 1], 1), ([0, 0, 1], 1 / 3), ([0] * 10 + [1], 0)])
+def test_the_reciprocal_rank_is_that_of_the_first_right_answer_of_ten(right, expected):
+    assert metrics.reciprocal_rank(np.array(right, bool), 10) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("right", "available", "expected"),
+    [([1, 0, 1], 2, 1), ([1, 0, 1], 40, 0.2), ([1] * 12, 12, 1), ([], 3, 0), ([0, 0], 0, np.nan)],
+)
+def test_precision_is_of_as_many_as_can_be_right(right, available, expected):
+    np.testing.assert_equal(metrics.precision(np.array(right, bool), available, 10), expected)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), max_size=60))
+def test_reliability_counts_every_answer_once_and_in_its_bin(answers):
+    scores, right = (np.array([answer[i] for answer in answers], float) for i in (0, 1))
+    found = metrics.reliability(scores, right)
+    assert sum(each["answers"] for each in found) == len(answers)
+    assert sum(each["answers"] * each["right"] for each in found) == pytest.approx(right.sum(), abs=1e-3)
+    for each in found:
+        assert each["low"] - 1e-6 <= each["score"] <= each["high"] + 1e-6
+
+
 def test_with_one_relevant_photo_left_map_at_r_is_precision_at_1():
     vectors = np.eye(4, dtype=np.float32) + np.float32(0.1)
     vectors[0] += vectors[1]

@@ -51,7 +51,8 @@ class ListingWords:
         self.titles = [list(dict.fromkeys(split(name))) for name in names]
         self.names = list(names)
         counter = CountVectorizer(token_pattern=WORD, dtype=np.int32)
-        counts = counter.fit_transform([*names, *descriptions]).tocsr()
+        # A last text with a word: the counter refuses texts of which none has any, such as those in another alphabet.
+        counts = counter.fit_transform([*names, *descriptions, "0"]).tocsr()[:-1]
         self.vocabulary: dict[str, int] = counter.vocabulary_
         self.in_name, self.in_description = counts[: len(names)].tocsc(), counts[len(names) :].tocsc()
         self._anywhere = (self.in_name + self.in_description).tocsc()

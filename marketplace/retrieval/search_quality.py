@@ -49,6 +49,12 @@ MEASURED = {
     "category": ("a leaf category's name", "ndcg_at_10"),
     "misspelt": ("a misspelt word", "ndcg_at_10"),
 }
+TARGETS = {  # of what has no right answer, or of the score: figure -> what it should be
+    "nonsense_answered_by_nothing": 1.0,
+    "impossible_filter_answered_by_nothing": 1.0,
+    "good_question_answered_by_nothing": 0.0,
+    "score_calibration_error": 0.0,
+}
 FIGURE_TITLES = {"mrr_at_10": "MRR@10", "first": "that listing first", "ndcg_at_10": "nDCG@10", "p_at_10": "P@10"}
 COLUMNS = ("kind", "words", "row", "figure", "ours", "bm25", "answers")
 
@@ -190,14 +196,14 @@ def answer_questions(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tables of Answered."""
     asked, answers = [], []
-    for position, question in enumerate(progress(questions, "ask what shoppers type", "question")):
+    for question in progress(questions, "ask what shoppers type", "question"):
         grades, found = listings.grades(question), ours(question.words, Filters())
         figure = MEASURED[question.kind][1]
         values = [measured(figure, grades, rows) for rows in (found.rows, bm25(question.words, Filters()).rows)]
         row = -1 if question.row is None else question.row
         asked.append((question.kind, question.words, row, figure, *values, len(found.rows)))
-        answers.append(_rated(position, found, grades >= RIGHT))
-    return pd.DataFrame(asked, columns=COLUMNS), pd.concat(answers, ignore_index=True)
+        answers.append((found.scores, grades[found.rows] >= RIGHT))
+    return pd.DataFrame(asked, columns=COLUMNS), _answers(answers)
 
 
 def measured(figure: str, grades: np.ndarray, rows: np.ndarray) -> float:
@@ -208,16 +214,26 @@ def measured(figure: str, grades: np.ndarray, rows: np.ndarray) -> float:
     return float(rank == 1) if figure == "first" else rank
 
 
-def _rated(question: int, found: Found, right: np.ndarray) -> pd.DataFrame:
-    return pd.DataFrame({"question": question, "score": found.scores, "right": right[found.rows]})
+def _answers(answers: Sequence[tuple[np.ndarray, np.ndarray]]) -> pd.DataFrame:
+    """The second table of Answered, of each question's scores and whether they are right."""
+    sizes = [len(scores) for scores, _ in answers]
+    return pd.DataFrame(
+        {
+            "question": np.repeat(np.arange(len(answers)), sizes),
+            "score": np.concatenate([np.empty(0), *(scores for scores, _ in answers)]),
+            "right": np.concatenate([np.empty(0, bool), *(right for _, right in answers)]),
+        }
+    )
 
 
 def read_queries(path: Path) -> pd.DataFrame:
     """Queries as people type them, each with the patterns (Python's re, case-blind) of the category paths and of the names that
-    are right: QUERY_COLUMNS. StageError where the file has no such columns or a pattern is none."""
+    are right: QUERY_COLUMNS. StageError where the file has no such columns, no query, or what is no pattern."""
     table = reading.read_csv(path)
     if missing := [name for name in QUERY_COLUMNS if name not in table.columns]:
         raise StageError(f"{path} has no column {missing[0]}: give a CSV with {', '.join(QUERY_COLUMNS)}")
+    if table.empty:
+        raise StageError(f"{path} holds no query: give at least one")
     for name in QUERY_COLUMNS[2:]:
         for pattern in table[name]:
             try:
@@ -242,12 +258,12 @@ def answer_queries(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tables of Answered. rights: of right_answers()."""
     asked, answers = [], []
-    for position, (kind, query, right) in enumerate(zip(queries["kind"], queries["query"], rights, strict=True)):
+    for kind, query, right in zip(queries["kind"], queries["query"], rights, strict=True):
         found = ours(query, Filters())
         values = [metrics.precision(right[rows], int(right.sum()), K) for rows in (found.rows, bm25(query, Filters()).rows)]
         asked.append((f"typed {kind}", query, -1, "p_at_10", *values, len(found.rows)))
-        answers.append(_rated(position, found, right))
-    return pd.DataFrame(asked, columns=COLUMNS), pd.concat(answers, ignore_index=True)
+        answers.append((found.scores, right[found.rows]))
+    return pd.DataFrame(asked, columns=COLUMNS), _answers(answers)
 
 
 def nonsense(listings: ListingWords) -> list[str]:
