@@ -3,7 +3,6 @@
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from marketplace.cleaning.listings import category_levels
 from marketplace.retrieval.catalogue import PLACES, Catalogue
 from marketplace.retrieval.words import Alternative
 
@@ -37,7 +36,7 @@ def describe(catalogue: Catalogue, typed_search: "TypedSearch", hits: list[Hit],
     image_id_of = dict(zip(photo_rows, catalogue.image_ids(photo_rows), strict=True)) | {None: None}
     typed = query.typed
     listings = catalogue.products([hit.row for hit in hits], RESULT_FIELDS if typed is None else (*RESULT_FIELDS, "description"))
-    highlighter = None if typed is None else catalogue.words.highlighter(typed.query.required)
+    highlighter = None if typed is None else catalogue.words.highlighter([word.alternatives for word in typed.query.required])
     held = [{}] * len(hits) if typed is None else typed_search.explain(typed, [hit.row for hit in hits])
     described = []
     for hit, listing, words in zip(hits, listings, held, strict=True):
@@ -75,7 +74,7 @@ def reasons(catalogue: Catalogue, hit: Hit, listing: dict, words: dict[str, Alte
     if "text" in counts and not own:
         found.append("means something similar")
     if "category" in counts and listing["category"]:
-        found.append(f"same kind: {category_levels(listing['category'])[-1]}")
+        found.append(f"same kind: {catalogue.telling_name(listing['category'])}")
     price = listing["price"]
     if query.price and price and min(price, query.price) / max(price, query.price) >= ABOUT_THE_SAME:
         found.append("about the same price")

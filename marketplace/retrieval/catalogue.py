@@ -213,6 +213,11 @@ class Catalogue:
             places = dict.fromkeys(name for kind in PLACES for name in self.names[kind])
             raise UnknownName("place", filters.location, {name: name for name in places})
 
+    def telling_name(self, category: str) -> str:
+        """The last level of a path whose name is of one category only, unlike "Other"; the whole path where none is."""
+        names = reversed(category_levels(category))
+        return next((name for name in names if len(self._categories[category_path(name)]) == 1), category)
+
     def photos_of(self, listing_row: int) -> np.ndarray:
         """Rows of a listing's photos."""
         return self._photos[listing_row]

@@ -22,8 +22,7 @@ class Matches:
     typed, or by the best of their alternatives. all_...: 1 where every content word is held as typed; by alternatives, the least
     credit among them. bm25: of the best that the query's words could score. coverage: the share of the name's words that the
     query means. same_title: 1 where the name is the query. held: the share of the rarity, words that nothing holds among it, of
-    content words that name, description or category hold. every_word, any_word: bool, whether these hold every, or any, content
-    word that any listing holds.
+    content words that name, description or category hold. required: (words, N) bool, which of TypedQuery.required these hold.
     """
 
     name_typed: np.ndarray
@@ -38,8 +37,7 @@ class Matches:
     coverage: np.ndarray
     same_title: np.ndarray
     held: np.ndarray
-    every_word: np.ndarray
-    any_word: np.ndarray
+    required: np.ndarray
 
 
 def match(query: TypedQuery, listing: ListingWords, category_stems: list[frozenset[int]], mean_length: float) -> Matches:
@@ -85,18 +83,17 @@ def match(query: TypedQuery, listing: ListingWords, category_stems: list[frozens
         coverage=_coverage(listing, stem_codes, n),
         same_title=_same_title(query, listing, n),
         held=content_weights @ anywhere_credit,
-        every_word=(anywhere_credit[wanted] > 0).all(axis=0),
-        any_word=(anywhere_credit[wanted] > 0).any(axis=0),
+        required=anywhere_credit[wanted] > 0,
     )
 
 
 def explain(query: TypedQuery, listing: ListingWords) -> list[dict[str, Alternative]]:
-    """For each listing the typed words that its name or description holds, and by which alternative: the best."""
+    """For each listing the content words that its name or description holds, and by which alternative: the best."""
     held: list[set[int]] = [set() for _ in listing.lengths]
     for row, stem in zip(listing.listing.tolist(), listing.stems.tolist(), strict=True):
         held[row].add(stem)
     explained: list[dict[str, Alternative]] = [{} for _ in held]
-    for word in query.words:
+    for word in query.required:
         options = [(set(forward.codes_of(one.stems).tolist()), one) for one in sorted(word.alternatives, key=_by_credit)]
         for found, stems in zip(explained, held, strict=True):
             if (best := next((one for codes, one in options if codes <= stems), None)) is not None:

@@ -24,6 +24,7 @@ from marketplace.retrieval.words import Counts, Sort, Wanted
 WINDOW = 100  # results are ranked this many at a time, then ten times as many: a later page never changes an earlier one
 CANDIDATES = 2  # of each kind of evidence, for each result of the window
 NEAREST = 3  # listings shown beside an answer of nothing
+LEAST_FILTERED = 0.5  # score that the best listing must have where filters leave out what is meant, or nothing is close
 Step = Callable[[str], AbstractContextManager]
 
 
@@ -56,6 +57,12 @@ class Ranked:
     photos: np.ndarray
     scores: np.ndarray
     parts: dict[str, np.ndarray]
+
+    def among(self, rows: np.ndarray) -> "Ranked":
+        """Those of some rows alone."""
+        kept = np.isin(self.rows, rows)
+        parts = {kind: values[kept] for kind, values in self.parts.items()}
+        return Ranked(self.rows[kept], self.photos[kept], self.scores[kept], parts)
 
 
 @dataclass(frozen=True)
@@ -188,23 +195,25 @@ class OpenIndex:
         allowed = self.catalogue.allowed(filters)
         with step("search"):
             candidates = self.typed_search.candidates(typed, CANDIDATES * WINDOW, filters, allowed)
+        with step("rank"):
+            ranked = self._rank_typed(typed, candidates)
         corrections = typed.query.corrections
-        if not candidates.is_close():
-            with step("rank"):
-                nearest = self._rank_typed(typed, candidates)
-            hits = self._hits(lambda window: nearest, 0, NEAREST, allowed)
+        is_close = candidates.is_close() and (allowed is None or ranked.scores[0] >= LEAST_FILTERED)
+        if not is_close:
+            hits = self._hits(lambda window: ranked, 0, NEAREST, allowed)
             return Found([], 0, None, answers.describe(self.catalogue, self.typed_search, hits, query), corrections)
-        result, in_result = self.typed_search.result(typed, candidates, filters)
+        result = self.typed_search.result(typed, candidates, filters)
         if sort is not None:
             found = self._sorted(query, result.wanted, k, filters, offset, sort, with_counts)
             return replace(found, corrections=corrections)
 
         def rank(window: int) -> Ranked:
-            with step("rank"):
-                if window == WINDOW:
-                    return self._rank_typed(typed, candidates, in_result)
+            if window == WINDOW:
+                return ranked.among(candidates.rows[self.typed_search.is_in(result, candidates)])
+            with step("search"):
                 more = self.typed_search.candidates(typed, CANDIDATES * window, filters, allowed)
-                return self._rank_typed(typed, more, self.typed_search.is_in(result, more))
+            with step("rank"):
+                return self._rank_typed(typed, more).among(more.rows[self.typed_search.is_in(result, more)])
 
         hits = _reaching(min_score, self._hits(rank, offset, offset + k, allowed))
         counts = self.catalogue.words.counts(result.wanted, filters) if with_counts else None
@@ -266,11 +275,8 @@ class OpenIndex:
                 return hits
             window *= 10
 
-    def _rank_typed(self, typed: Typed, candidates: Candidates, kept: np.ndarray | None = None) -> Ranked:
-        """kept: (N,) bool, which of the candidates may be in the answer; None: all."""
+    def _rank_typed(self, typed: Typed, candidates: Candidates) -> Ranked:
         order, scores, parts = self.ranker.rank_typed(self.typed_search.score(typed, candidates), is_sentence(typed, candidates))
-        if kept is not None:
-            order = order[kept[order]]
         rows = candidates.rows[order]
         parts = {kind: values[order] for kind, values in parts.items()}
         return Ranked(rows, self._best_photos(Query(), rows)[0], scores[order], parts)

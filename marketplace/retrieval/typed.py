@@ -61,9 +61,9 @@ class TypedQuery:
         return found or list(range(len(self.words)))
 
     @property
-    def required(self) -> tuple[tuple[Alternative, ...], ...]:
-        """What each content word that any listing holds may be found by."""
-        return tuple(self.words[place].alternatives for place in self.content if self.words[place].is_held)
+    def required(self) -> list[TypedWord]:
+        """The content words that any listing holds."""
+        return [self.words[place] for place in self.content if self.words[place].is_held]
 
     @property
     def corrections(self) -> dict[str, str]:

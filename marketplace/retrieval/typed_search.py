@@ -1,6 +1,6 @@
 """Search by what a shopper typed: candidates by words and by meaning, ranked by a rule, and nothing where nothing is close."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +63,10 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Result:
-    """The listings that a search for words is answered by: those wanted, some of them by their meaning; total: how many."""
+    """What a search for words is answered by: the listings that hold every one of `words`, places in TypedQuery.required, and
+    some by their meaning; wanted: the same for the words' own index; total: how many."""
 
+    words: list[int]
     wanted: Wanted
     total: int
 
@@ -113,7 +115,8 @@ class TypedSearch:
         allowed: (P,) bool, which may be found; filters: what it comes from, where it does.
         """
         content = [typed.query.words[place] for place in typed.query.content]
-        found = [self._catalogue.match_words([word.exact for word in content], typed.query.required, depth, filters, allowed)]
+        meant = [word.alternatives for word in typed.query.required]
+        found = [self._catalogue.match_words([word.exact for word in content], meant, depth, filters, allowed)]
         if typed.vector is not None:
             found += [index.nearest(typed.vector, depth, allowed)[0] for index in (self.names, self.meanings)]
         return np.unique(np.concatenate(found))
@@ -173,7 +176,7 @@ class TypedSearch:
         return np.clip(sum(self.score(typed, candidates).values()) / highest, 0, 1)
 
     def explain(self, typed: Typed, rows: np.ndarray) -> list[dict[str, Alternative]]:
-        """For each listing of `rows` the typed words that it holds, and what of each it holds."""
+        """For each listing of `rows` the typed content words that it holds, and what of each it holds."""
         return explain(typed.query, self._forward.words_of(np.asarray(rows)))
 
     def _stems_of(self, rows: np.ndarray) -> list[frozenset[int]]:
@@ -181,26 +184,31 @@ class TypedSearch:
 
     def is_in(self, result: Result, candidates: Candidates) -> np.ndarray:
         """(N,) bool: which of the candidates belong to a result."""
-        words, held = result.wanted, candidates.matches
-        by_words = held.every_word if words.every_word else held.any_word
-        return by_words & bool(words.words) | np.isin(self._catalogue.keys[candidates.rows], words.others)
+        by_words = candidates.matches.required[result.words].all(axis=0) & bool(result.words)
+        return by_words | np.isin(self._catalogue.keys[candidates.rows], result.wanted.others)
 
-    def result(self, typed: Typed, candidates: Candidates, filters: Filters | None) -> tuple[Result, np.ndarray]:
-        """What the whole result is, by the candidates of the usual depth; and which of them belong to it, (N,) bool.
+    def result(self, typed: Typed, candidates: Candidates, filters: Filters | None) -> Result:
+        """What the whole result is, by the candidates of the usual depth.
 
-        It holds the listings with every word that any listing holds, or if there is none those with any of the words; and of
-        those found by their meaning the near ones, or all where a question in sentences asks for nothing but meaning.
+        It holds the listings with every word or, where there is none, with all but the commonest, and so on; and of those found
+        by their meaning the near ones, or all where a question in sentences asks for nothing but meaning.
         """
-        words, none = typed.query.required, np.empty(0, np.int64)
-        every = bool(words) and self._catalogue.words.count(Wanted(words, True, none), filters) > 0
-        by_words = self.is_in(Result(Wanted(words, every, none), 0), candidates)
-        by_meaning = np.zeros(len(candidates.rows), bool)
+        required, none = typed.query.required, np.empty(0, np.int64)
+        words = sorted(range(len(required)), key=lambda place: -required[place].rarity)
+        while words:
+            wanted = Wanted(tuple(required[place].alternatives for place in words), none)
+            if total := self._catalogue.words.count(wanted, filters):
+                break
+            words.pop()
+        else:
+            wanted, total = Wanted((), none), 0
+        by_words = self.is_in(Result(words, wanted, total), candidates)
+        near = np.zeros(len(candidates.rows), bool)
         if typed.vector is not None:
             cosines = np.maximum(candidates.cosines["name"], candidates.cosines["text"])
-            by_meaning = (cosines >= NEAR_COSINE) | is_sentence(typed, candidates)
-        others = self._catalogue.keys[candidates.rows[by_meaning & ~by_words]]
-        total = self._catalogue.words.count(Wanted(words, every, none), filters) + len(others)
-        return Result(Wanted(words, every, others), total), by_words | by_meaning
+            near = (cosines >= NEAR_COSINE) | is_sentence(typed, candidates)
+        others = self._catalogue.keys[candidates.rows[near & ~by_words]]
+        return Result(words, replace(wanted, others=others), total + len(others))
 
 
 def deepest(levels: np.ndarray) -> np.ndarray:

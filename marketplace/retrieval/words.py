@@ -51,11 +51,9 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Wanted:
-    """The listings that hold words, every one or any of them, each by any of its alternatives; and those of `others`, (n,) int64
-    keys."""
+    """The listings that hold every one of some words, each by any of its alternatives; and those of `others`, (n,) int64 keys."""
 
     words: tuple[tuple[Alternative, ...], ...]
-    every_word: bool
     others: np.ndarray
 
 
@@ -376,7 +374,7 @@ class WordIndex:
         if wanted is None:
             return _every(*conditions)
         words = [_any_of([[self._meaning(one) for one in alternatives]]) for alternatives in wanted.words]
-        holding = (_every(*words) if wanted.every_word else _any_of([words])) if words else Query.empty_query()
+        holding = _every(*words) if words else Query.empty_query()
         if len(wanted.others):
             holding = _any_of([[holding, _holding_keys(self._schema, wanted.others.tolist())]])
         return _every(holding, *conditions)

@@ -47,6 +47,6 @@ def ranked(search: TypedSearch, text: str) -> list[int]:
     if not candidates.is_close():
         return []
     raw = np.sum(list(search.score(query, candidates).values()), axis=0)
-    _, kept = search.result(query, candidates, None)
+    kept = search.is_in(search.result(query, candidates, None), candidates)
     order = np.argsort(-raw, kind="stable")
     return candidates.rows[order[kept[order]]].tolist()
