@@ -203,7 +203,8 @@ def write_ranker(
         return {"chosen": "by_hand"}
     probabilities = reading.read_array(data_dir / "embeddings" / "probabilities.npy")
     index = OpenIndex(folder)
-    queries = ranking.judge(index, TableModels.load(folder), entries.splits, probabilities)
+    models = TableModels.load(folder, index.text_encoder).before_refit()  # the questions are about validation listings
+    queries = ranking.judge(index, models, entries.splits, probabilities)
     ranker, chosen = ranking.fit(queries, background)
     ranker, calibrated = ranking.calibrate(ranker, queries, ranking.judge_typed(index, entries.splits))
     ranker.save(folder / builds.RANKER)

@@ -67,7 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--data", default="data", type=Path, help="folder of all stages (default: %(default)s)")
-    add("--backbone", default="resnet50", help=f"torchvision classifier, or {network.LITE0} (default: %(default)s)")
+    add("--backbone", default="resnet50", help=f"torchvision classifier, or {', '.join(network.LITES)} (default: %(default)s)")
     add("--weights", default="imagenet", help="imagenet, none, or a .pth or .safetensors file (default: %(default)s)")
     add(
         "--text-encoder",
@@ -158,7 +158,8 @@ def run(args: argparse.Namespace) -> dict:
             return {}  # left to rank 0: the cached features need one process
         if ranks.share(stage.is_done()):
             return stage.summary()
-        photo_network = build_network(args)  # may fail: before begin()
+        photo_network = build_network(args)  # may fail, as what follows: before begin()
+        encoder = encoder_export.open_encoder(text_encoder.NONE if ranks.rank else args.text_encoder)
         run_key = hashlib.sha256(json.dumps([stage.arguments, stage.inputs]).encode()).hexdigest()
         checkpoint = training.Checkpoint(stage.folder / CHECKPOINT, run_key, args.resume)
         if ranks.rank == 0:
@@ -172,13 +173,14 @@ def run(args: argparse.Namespace) -> dict:
         if ranks.rank:
             train_end_to_end(photo_network, data, checkpoint, ranks, lambda **values: None)
             return {}
-        return train(stage, args, photo_network, data, checkpoint)
+        return train(stage, args, photo_network, encoder, data, checkpoint)
 
 
 def train(
     stage: stages.Stage,
     args: argparse.Namespace,
     photo_network: network.PhotoNetwork,
+    source: encoder_export.Source,
     data: "Photos",
     checkpoint: training.Checkpoint,
 ) -> dict:
@@ -197,7 +199,7 @@ def train(
         vectors = photo_network.of_features(torch.from_numpy(chosen.features))[0].numpy()
     by_photo = validation_probabilities(data, stage.folder)
     begin("export the text encoder")
-    encoder = export_encoder(args.text_encoder, args.data, data.config.seed, stage.folder)
+    encoder = export_encoder(source, args.data, data.config.seed, stage.folder)
     begin("fit the models of words and prices")
     figures = fit_table_models(data, vectors, by_photo, stage.folder)
     report = {"chosen": chosen.name, "validation": chosen.figures}
@@ -404,48 +406,60 @@ def validation_probabilities(data: Photos, model_dir: Path) -> pd.DataFrame:
     return pd.DataFrame(by_photo.numpy()).groupby(data.validation.table["product_id"].to_numpy()).mean()
 
 
-def export_encoder(name: str, data_dir: Path, seed: int, model_dir: Path) -> text_encoder.Description:
+def export_encoder(source: encoder_export.Source, data_dir: Path, seed: int, model_dir: Path) -> text_encoder.Description:
     """Write the text encoder, its 8 bits checked on listings of no test split."""
     table = listings_with_splits(data_dir)
-    return encoder_export.export(model_dir, name, texts(table[table["split"] != "test"]), seed)
+    return encoder_export.export(model_dir, source, texts(table[table["split"] != "test"]), seed)
 
 
 def fit_table_models(data: Photos, vectors: np.ndarray, by_photo: pd.DataFrame, model_dir: Path) -> dict[str, dict]:
-    """Fit the models of words and prices on the training listings, calibrate them on the validation ones, and save them.
+    """Fit the models of words and prices on the training listings, calibrate them on the validation ones, fit the words' again on
+    both, and save them.
 
     vectors: (N, D) of every photo; by_photo: of validation_probabilities(). Returns figures of the validation listings: of the
     photo, text and fused category models, and of the price.
     """
     table = listings_with_splits(data.data_dir)
     table["text"] = texts(table)
+    encoder = text_encoder.TextEncoder.load(model_dir, threads=max(1, data.config.workers))
     vectors_of = pd.DataFrame(vectors).groupby(data.every.table["product_id"].to_numpy()).mean()
     train, validation = (table[table["split"] == name] for name in data.rows)
+    meanings = {
+        name: None if encoder is None else encoder.encode(part["text"].tolist(), text_encoder.TEXT_TOKENS)
+        for name, part in (("train", train), ("validation", validation))
+    }
 
-    def evidence(part: pd.DataFrame) -> price_model.Evidence:
+    def evidence(name: str, part: pd.DataFrame) -> price_model.Evidence:
         found = vectors_of.reindex(part["product_id"]).to_numpy(np.float32)  # NaN: no photo
-        return price_model.Evidence(part["text"].tolist(), part["category"].tolist(), part["county"].tolist(), found)
+        columns = (part[column].tolist() for column in ("text", "category", "county"))
+        return price_model.Evidence(*columns, found, meanings[name])
 
     classes, seed = data.every.classes, data.config.seed
-    models = text_model.fit(
-        train["text"].tolist(), train["label"].to_numpy(), train["category"].tolist(), by_photo.shape[1], seed
-    )
+    taught = [train["text"].tolist(), train["label"].to_numpy(), train["category"].tolist()]
+    first = text_model.fit(*taught, by_photo.shape[1], seed, encoder, meanings["train"])
     held_out, labels = validation["text"].tolist(), validation["label"].to_numpy()
-    models.calibrate(held_out, labels)
+    first.calibrate(held_out, labels, meanings["validation"])
     photo = by_photo.reindex(validation["product_id"]).to_numpy(np.float32)
-    text = models.category_probabilities(held_out)
-    models.fit_fusion(photo, text, labels)
+    text = first.category_probabilities(held_out, meanings["validation"])
+    first.fit_fusion(photo, text, labels)
+    both = pd.concat([train, validation])
+    models = first.refit(
+        *(both["text"].tolist(), both["label"].to_numpy(), both["category"].tolist(), seed),
+        None if encoder is None else np.concatenate(list(meanings.values())),
+    )
     models.save(model_dir)
     usable, clusters = train["price_plausible"].to_numpy(), train["cluster"].to_numpy()
-    prices = price_model.fit(models, evidence(train), train["price"].to_numpy(), usable, clusters, seed)
+    prices = price_model.fit(models, evidence("train", train), train["price"].to_numpy(), usable, clusters, seed)
     held_out_prices = validation["price"].to_numpy()
-    prices.calibrate(evidence(validation), held_out_prices, validation["price_plausible"].to_numpy())
+    validated = evidence("validation", validation)
+    prices.calibrate(validated, held_out_prices, validation["price_plausible"].to_numpy())
     prices.save(model_dir)
     has_photo = ~np.isnan(photo).any(axis=1)
-    quantiles, median = prices.quantiles(evidence(validation)), train.loc[usable, "price"].median()
+    quantiles, median = prices.quantiles(validated), train.loc[usable, "price"].median()
     return {
         "photo": metrics.category_report(labels[has_photo], photo[has_photo], classes),
         "text": metrics.category_report(labels, text, classes),
-        "fused": metrics.category_report(labels, models.fuse(photo, text), classes),
+        "fused": metrics.category_report(labels, first.fuse(photo, text), classes),
         "price": metrics.price_report(held_out_prices, quantiles, median),
     }
 

@@ -53,6 +53,8 @@ TRAIN_FLAGS = [
     "0",
     "--device",
     "cpu",
+    "--text-encoder",
+    "none",
 ]
 
 

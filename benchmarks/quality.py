@@ -47,6 +47,7 @@ QUICK = {"listings": 104, "train": ["--backbone", "efficientnet_lite0", "--image
 NAME = "Second-hand clothing | in London, London | Gumtree"
 DESCRIPTION = "Second-hand clothing"
 PRICE = "£10.00"
+NAMED_AMOUNT = "£ ?[0-9]"  # a seller who names one often names the price, or what the thing cost
 
 
 # The data.
@@ -142,7 +143,8 @@ def tfidf():
 
 
 def baselines(fold_dir: Path) -> pd.DataFrame:
-    """Of each test listing: the category by TF-IDF and a linear SVM, the price by TF-IDF, one-hot category and ridge."""
+    """Of each test listing: the category by TF-IDF and a linear SVM, the price by TF-IDF, one-hot category and ridge, and whether
+    its seller names an amount in pounds."""
     products = listings.read_products(fold_dir / "tabular")
     products["text"] = listings.texts(products)
     train, test = (products[products["fold_split"] == name] for name in ("train", "test"))
@@ -155,6 +157,7 @@ def baselines(fold_dir: Path) -> pd.DataFrame:
             "product_id": test["product_id"],
             "text_guess_baseline": category.predict(test["text"]),
             "price_baseline": 10 ** price.predict(test),
+            "names_amount": test["text"].str.contains(NAMED_AMOUNT),
         }
     )
 
@@ -242,8 +245,11 @@ def compare_all(table: pd.DataFrame) -> dict[str, dict | None]:
     table["inside"] = (
         table["priced"].between(table["price_low"], table["price_high"]).where(table["priced"].notna()).astype(float)
     )
+    table["priced_unnamed"] = table["priced"].where(~table["names_amount"])
     for name in ("price_median", "price_baseline", "training_median_price"):
         table[f"{name}_error"] = (table["priced"] - table[name]).abs()
+    for name in ("price_median", "training_median_price"):
+        table[f"{name}_error_unnamed"] = table[f"{name}_error"].where(~table["names_amount"])
     # Photo, words and both on the same listings; the better single kind of evidence is the one with the better mean.
     asked = ["ndcg_at_10_photo", "ndcg_at_10_text", "ndcg_at_10_both", "ndcg_at_10_both_without_category"]
     table.loc[table[asked].isna().any(axis=1), asked] = np.nan
@@ -260,6 +266,12 @@ def compare_all(table: pd.DataFrame) -> dict[str, dict | None]:
         "fused_accuracy": means("fused_right", "text_right"),
         "price_log_r2": compare(pooled, metrics.log_r2, ["priced", "price_median"], ["priced", "price_baseline"]),
         "price_error_over_median_baseline": compare(pooled, ratio, ["price_median_error", median], 1.0),
+        "price_log_r2_no_amount_named": compare(
+            pooled, metrics.log_r2, ["priced_unnamed", "price_median"], ["priced_unnamed", "price_baseline"]
+        ),
+        "price_error_over_median_baseline_no_amount_named": compare(
+            pooled, ratio, ["price_median_error_unnamed", f"{median}_unnamed"], 1.0
+        ),
         "price_error_over_median_baseline_ridge": compare(
             pooled, ratio, ["price_median_error", median], ["price_baseline_error", median]
         ),

@@ -24,7 +24,7 @@ import results
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from marketplace.files import atomic, generations, reading, stages
-from marketplace.models import photo_model
+from marketplace.models import photo_model, text_encoder
 
 DIMENSION = 256
 LISTINGS_A_CENTRE, NOISE = 50, 0.6
@@ -50,13 +50,13 @@ def raw_tables(source: pd.DataFrame, numbers: np.ndarray, edited: set[int]) -> t
     return products, photos
 
 
-def vectors_of(numbers: np.ndarray, seed: int) -> np.ndarray:
-    """(N, DIMENSION) unit rows; a number's row is always the same."""
-    centres = np.random.default_rng(seed).standard_normal((int(numbers.max()) // LISTINGS_A_CENTRE + 1, DIMENSION), np.float32)
-    vectors = np.empty((len(numbers), DIMENSION), np.float32)
+def vectors_of(numbers: np.ndarray, seed: int, dimension: int = DIMENSION) -> np.ndarray:
+    """(N, dimension) unit rows; a number's row is always the same."""
+    centres = np.random.default_rng(seed).standard_normal((int(numbers.max()) // LISTINGS_A_CENTRE + 1, dimension), np.float32)
+    vectors = np.empty((len(numbers), dimension), np.float32)
     for block in np.unique(numbers // 10_000):
         rows = np.flatnonzero(numbers // 10_000 == block)
-        noise = np.random.default_rng((seed, int(block))).standard_normal((10_000, DIMENSION), np.float32)
+        noise = np.random.default_rng((seed, int(block))).standard_normal((10_000, dimension), np.float32)
         vectors[rows] = centres[numbers[rows] // LISTINGS_A_CENTRE] + NOISE * noise[numbers[rows] % 10_000]
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors
@@ -105,19 +105,26 @@ def prepare(data_dir: Path, source_dir: Path, numbers: np.ndarray, edited: set[i
     listed = reading.read_csv(data_dir / "tabular" / "products.csv")["product_id"]
     photo_numbers = np.array([uuid.UUID(name).int - 2**64 for name in image_ids])
     listing_numbers = np.array([uuid.UUID(name).int - 1 for name in listed])
+    encoder = text_encoder.Description.load(data_dir / "model")
     names = (
         "tabular/products.csv",
         "images/photos.csv",
         "dataset/training_data.csv",
         *(f"model/{name}" for name in photo_model.FILES),
+        *(f"model/{name}" for name in (stages.TEXT_ENCODER if encoder.dimension else ())),
     )
     stage = stages.Stage(data_dir, "embeddings", {}, stages.digests(data_dir, *names))
     stage.begin()
     atomic.write_array(folder / "vectors.npy", vectors_of(photo_numbers, 2))
     atomic.write_array(folder / "text_vectors.npy", vectors_of(listing_numbers, 3))
+    written = list(stages.EMBEDDED)
+    if encoder.dimension:
+        for seed, name in enumerate(stages.ENCODED, start=4):
+            atomic.write_array(folder / name, vectors_of(listing_numbers, seed, encoder.dimension))
+            written.append(name)
     atomic.write_array(folder / "probabilities.npy", np.full((len(image_ids), 13), 1 / 13, np.float32))
     atomic.write_json(folder / "image_ids.json", image_ids, indent=None)
-    stage.finish({}, stages.EMBEDDED)
+    stage.finish({}, written)
     return seconds
 
 

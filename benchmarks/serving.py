@@ -158,22 +158,26 @@ def write_generation(index_dir: Path, source: Path, products: pd.DataFrame, vect
     import faiss
 
     from marketplace.files import atomic, generations, reading, stages
-    from marketplace.models import photo_model
+    from marketplace.models import photo_model, text_encoder
     from marketplace.retrieval import builds, catalogue, keys, words
     from marketplace.retrieval import vectors as vector_search
 
-    text_vectors = clustered(len(products), reading.read_array(source / "text_vectors.npy").shape[1], seed=0)
+    encoder_files = [name for name in text_encoder.FILES if (source / name).exists()]
+    indexed = {"photos": vectors}
+    for kind in ("listings", "names", "meanings"):
+        if (path := source / vector_search.FILES[kind].vectors).exists():  # the last two where there is a text encoder
+            indexed[kind] = clustered(len(products), reading.read_array(path).shape[1], seed=0)
     with generations.new_generation(index_dir, f"made{len(products)}") as folder:
         image_ids = [f"i{row}" for row in range(len(products))]
-        ids = {"photos": image_ids, "listings": products["product_id"].tolist()}
-        for kind, rows in (("photos", vectors), ("listings", text_vectors)):
-            names, row_keys = vector_search.FILES[kind], keys.keys(ids[kind])
+        for kind, rows in indexed.items():
+            names = vector_search.FILES[kind]
+            row_keys = keys.keys(image_ids if kind == "photos" else products["product_id"].tolist())
             faiss.write_index(vector_search.build(rows, keys=row_keys), str(folder / names.index))
             atomic.write_array(folder / names.vectors, rows)
             atomic.write_array(folder / names.keys, row_keys)
         catalogue.write(folder, [products], image_ids, np.arange(len(products)))
         words.write(folder, *builds.listing_blocks(folder, row_keys))
-        for name in (*photo_model.FILES, "ranker.json"):
+        for name in {*photo_model.FILES, *encoder_files, "ranker.json"}:
             shutil.copy2(files.get(name, source / name), folder / name)
         own = vectors.shape[1] != photo_model.Description.load(folder).dimension
         digests = stages.digests(folder, *generations.files_of(folder))

@@ -17,6 +17,7 @@ from marketplace.models import photo_model, training
 from tests.conftest import run_stages, stamp
 
 FAST = ["--backbone", "resnet18", "--weights", "none", "--image-size", "32", "--epochs", "2", "--workers", "0", "--device", "cpu"]
+FAST += ["--text-encoder", "none"]
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +165,8 @@ def test_flags_that_make_no_sense_are_usage_errors(flags, message, capsys):
     [
         (
             ["--backbone", "nonsense"],
-            "--backbone nonsense is unknown: use resnet50, efficientnet_lite0 or another torchvision classifier",
+            "--backbone nonsense is unknown: use resnet50, efficientnet_lite0, efficientnet_lite1, efficientnet_lite2 "
+            "or another torchvision classifier",
         ),
         (["--backbone", "fasterrcnn_resnet50_fpn", "--weights", "none"], "--backbone fasterrcnn_resnet50_fpn is unknown: use"),
         (
@@ -176,6 +178,10 @@ def test_flags_that_make_no_sense_are_usage_errors(flags, message, capsys):
             "--backbone googlenet gives more than logits in training: use resnet50",
         ),
         (["--weights", "."], "--weights . does not exist: give a .pth or .safetensors file, imagenet or none"),
+        (
+            ["--text-encoder", "."],
+            "--text-encoder . lacks modules.json or model.safetensors: give a folder that sentence-transformers saved",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_one_sentence_and_leaves_the_finished_model_alone(demo_dir, flags, message, capsys):

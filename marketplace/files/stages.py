@@ -107,7 +107,7 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
             Reads("dataset", ("settings.json", "listings.csv", "training_data.csv")),
         ),
         (*PHOTO_MODEL, *TABLE_MODELS, *TEXT_ENCODER, "metrics.json", "curves.png"),
-        schema=7,
+        schema=8,
     ),
     "embeddings": Contract(
         "extract_embeddings.py",
@@ -134,7 +134,7 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
             Reads("embeddings", EMBEDDED, optional=ENCODED),
         ),
         ("current.json", "<generation>/"),
-        schema=8,
+        schema=9,
     ),
     "evaluation": Contract(
         "evaluate.py",

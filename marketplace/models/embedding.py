@@ -12,7 +12,7 @@ from torch.optim import lr_scheduler
 from marketplace import metrics
 from marketplace.models import backbone, training
 
-CATEGORY_WEIGHTS = (0.03, 0.3, 3.0)  # beside a listing loss of 1, on cached features; the best on validation is taken
+CATEGORY_WEIGHTS = (0.3, 3.0, 30.0, 100.0)  # beside a listing loss of 1, on cached features; the best on validation is taken
 PROJECTION_STEPS, PROJECTION_RATE, PROJECTION_BATCH = 200, 1e-3, 512  # listings a step
 FLAT_VARIANCE = 1e-6  # of the first principal component's: below it a direction is rounding, not whitened
 FEATURE_DROPOUT = 0.3  # of the cached features: there is no other augmentation of them

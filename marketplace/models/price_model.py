@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import lightgbm
@@ -35,9 +35,35 @@ BOOSTING = {
     **{"bagging_fraction": 0.8, "bagging_freq": 1},
     **{"deterministic": True, "force_row_wise": True, "num_threads": 1, "verbosity": -1},  # equal bytes on any machine
 }
-# Columns of the boosters' features.
-TEXT, LIKE, PATH, COUNTY, PHOTO = slice(0, 10), slice(6, 10), slice(10, 14), slice(14, 15), slice(15, 16)
-N_FEATURES = 16
+MEANING_PENALTY = 1.0  # of the ridge on the text encoder's numbers
+# What sellers say of the state, the number and the stuff of a thing, in whole words.
+CUES = (
+    *(
+        "new",
+        "brand new",
+        "boxed",
+        "used",
+        "good condition",
+        "excellent",
+        "broken",
+        "spares",
+        "faulty",
+        "bundle",
+        "job lot",
+        "each",
+    ),
+    *("collection", "warranty", "sealed", "vintage", "antique", "rrp", "cost", "offers", "ono", "free", "swap", "wanted", "gold"),
+    *("leather", "solid", "small", "large", "set of", "pair", "kids"),
+)
+_POUNDS = re.compile(r"£\s?([0-9][0-9,]{0,6})")
+# Columns of the boosters' features: predictions by words and by meaning, numbers, pounds, cues; the prices of like texts, by
+# words and by meaning; the path; the county; the photo.
+RIDGES, NUMBERS, POUNDS = slice(0, 2), slice(2, 7), slice(7, 10)
+SAID = slice(10, 10 + len(CUES))
+LIKE = slice(SAID.stop, SAID.stop + 8)
+TEXT = slice(0, LIKE.stop)
+PATH, COUNTY, PHOTO = (slice(LIKE.stop + start, LIKE.stop + stop) for start, stop in ((0, 4), (4, 5), (5, 6)))
+N_FEATURES = PHOTO.stop
 
 
 @dataclass
@@ -45,13 +71,15 @@ class Evidence:
     """N rows of what is known of listings.
 
     texts, paths ("A / B / C"), counties: "" where unknown, made of None too; vectors: (N, D) float32 photo vectors, the mean of a
-    listing's, NaN where it has none. None for a whole column: unknown for all rows; (N, 0) are then the vectors.
+    listing's, NaN where it has none. None for a whole column: unknown for all rows; (N, 0) are then the vectors. meanings:
+    TableModels.meanings() of the texts, where that is there already.
     """
 
     texts: list[str]
     paths: list | None = None
     counties: list | None = None
     vectors: np.ndarray | None = None
+    meanings: np.ndarray | None = None
 
     def __post_init__(self):
         nothing = [""] * len(self.texts)
@@ -67,22 +95,25 @@ class Evidence:
 
     def take(self, rows: np.ndarray) -> "Evidence":
         texts, paths, counties = ([column[row] for row in rows] for column in (self.texts, self.paths, self.counties))
-        return Evidence(texts, paths, counties, self.vectors[rows])
+        return Evidence(texts, paths, counties, self.vectors[rows], None if self.meanings is None else self.meanings[rows])
 
 
 @dataclass
 class FirstLayer:
     """Plain predictions from the evidence, from which the boosters go on: ridge, the prices of like texts, mean prices.
 
-    text: (F,), path: (F + P,), photo: (D,) or (0,) where no listing had one: float32 coefficients; biases: of the three.
-    neighbours: (n, T) float32 text vectors of training listings, neighbour_prices: (n,) float32 log10 pounds.
+    text: (F,), path: (F + P,), photo: (D,) or (0,) where no listing had one, meaning: (E,): float32 coefficients; biases: of the
+    four. neighbours: (n, T) float32 text vectors of training listings, neighbour_meanings: (n, E), neighbour_prices: (n,) float32
+    log10 pounds.
     path_means, county_means: name -> shrunk mean log10 pounds, "" for all.
     """
 
     text: np.ndarray
     path: np.ndarray
     photo: np.ndarray
+    meaning: np.ndarray
     neighbours: np.ndarray
+    neighbour_meanings: np.ndarray
     neighbour_prices: np.ndarray
     biases: list[float]
     paths: list[str]
@@ -93,7 +124,8 @@ class FirstLayer:
     def fit(
         cls, features: scipy.sparse.csr_matrix, vectors: np.ndarray, evidence: Evidence, log_prices: np.ndarray
     ) -> "FirstLayer":
-        """features, vectors: of TableModels.features() and vectors_of(); evidence, log_prices: of the same listings, shuffled."""
+        """features, vectors: of TableModels.features() and vectors_of(); evidence, with its meanings, log_prices: of the same
+        listings, shuffled."""
         one_hot = CountVectorizer(analyzer=_prefixes, dtype=np.float32)
         try:
             path_columns = one_hot.fit_transform(evidence.paths)
@@ -103,10 +135,12 @@ class FirstLayer:
             _ridge(features, log_prices),
             _ridge(scipy.sparse.hstack([features, path_columns], format="csr"), log_prices),
             _ridge(evidence.vectors[evidence.has_photo], log_prices[evidence.has_photo]),
+            _ridge(evidence.meanings, log_prices, MEANING_PENALTY),
         ]
         return cls(
             *(coefficients for coefficients, _ in ridges),
             vectors[:NEIGHBOUR_LISTINGS],
+            evidence.meanings[:NEIGHBOUR_LISTINGS],
             log_prices[:NEIGHBOUR_LISTINGS].astype(np.float32),
             biases=[bias for _, bias in ridges],
             paths=one_hot.get_feature_names_out().tolist() if path_columns.shape[1] else [],
@@ -115,26 +149,36 @@ class FirstLayer:
         )
 
     def columns(self, features: scipy.sparse.csr_matrix, vectors: np.ndarray, evidence: Evidence) -> np.ndarray:
-        """(N, N_FEATURES) float64; NaN where the evidence is unknown."""
+        """(N, N_FEATURES) float64; NaN where the evidence, which has its meanings, is unknown."""
         columns = np.full((len(evidence.texts), N_FEATURES), np.nan)
         has_text = np.array([bool(text.strip()) for text in evidence.texts], bool)
         has_path = np.array([bool(path) for path in evidence.paths], bool)
         columns[has_text, 0] = (features @ self.text + self.biases[0])[has_text]
-        columns[has_text, 1:6] = [_numbers(text) for text in evidence.texts if text.strip()] or np.empty((0, 5))
+        written = [text for text in evidence.texts if text.strip()]
+        if written:
+            columns[has_text, NUMBERS] = [_numbers(text) for text in written]
+            columns[has_text, POUNDS] = [_pounds(text) for text in written]
+            columns[has_text, SAID] = [_cues(text) for text in written]
+        by_words, by_meaning = (slice(start, start + 4) for start in (LIKE.start, LIKE.start + 4))
         has_vector = vectors.any(axis=1)
-        columns[has_vector, LIKE] = self._like_prices(vectors[has_vector])
+        columns[has_vector, by_words] = self._like_prices(vectors[has_vector], self.neighbours)
+        has_meaning = evidence.meanings.any(axis=1)
+        if has_meaning.any():
+            meanings = evidence.meanings[has_meaning]
+            columns[has_meaning, 1] = meanings @ self.meaning + self.biases[3]
+            columns[has_meaning, by_meaning] = self._like_prices(meanings, self.neighbour_meanings)
         if has_path.any():
             words = features @ self.path[: features.shape[1]]
             bonus = dict(zip(self.paths, self.path[features.shape[1] :].tolist(), strict=True))
             by_path = [sum(bonus.get(prefix, 0) for prefix in _prefixes(path)) for path in evidence.paths]
-            columns[has_path, 10] = (words + by_path + self.biases[1])[has_path]
-            columns[has_path, 11:14] = [self._path_means(path) for path in evidence.paths if path]
-        columns[:, 14] = [self.county_means.get(county, np.nan) if county else np.nan for county in evidence.counties]
+            columns[has_path, PATH.start] = (words + by_path + self.biases[1])[has_path]
+            columns[has_path, PATH.start + 1 : PATH.stop] = [self._path_means(path) for path in evidence.paths if path]
+        columns[:, COUNTY.start] = [self.county_means.get(county, np.nan) if county else np.nan for county in evidence.counties]
         if len(self.photo) and evidence.vectors.shape[1]:
-            columns[:, 15] = evidence.vectors @ self.photo + self.biases[2]
+            columns[:, PHOTO.start] = evidence.vectors @ self.photo + self.biases[2]
         return columns
 
-    def _like_prices(self, vectors: np.ndarray) -> np.ndarray:
+    def _like_prices(self, vectors: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
         """(N, 4): mean and standard deviation of the log prices of the 5 and of the 20 texts most like each, weighed by cosine.
 
         Source: Dudani, "The distance-weighted k-nearest-neighbor rule", 1976. Rounded, so that a text alone and among others,
@@ -142,9 +186,9 @@ class FirstLayer:
         """
         found = np.empty((len(vectors), 2 * len(NEIGHBOURS)))
         for start in range(0, len(vectors), BLOCK_ROWS):
-            cosines = vectors[start : start + BLOCK_ROWS] @ self.neighbours.T
+            cosines = vectors[start : start + BLOCK_ROWS] @ neighbours.T
             for column, k in enumerate(NEIGHBOURS):
-                k = min(k, len(self.neighbours))
+                k = min(k, len(neighbours))
                 nearest = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
                 weights = np.take_along_axis(cosines, nearest, axis=1).clip(1e-3).astype(np.float64) ** SHARPNESS
                 weights /= weights.sum(axis=1, keepdims=True)
@@ -183,10 +227,16 @@ class PriceModel:
         return quantiles
 
     def price_range(
-        self, text: str, path: str | None = None, county: str | None = None, vector: np.ndarray | None = None
+        self,
+        text: str,
+        path: str | None = None,
+        county: str | None = None,
+        vector: np.ndarray | None = None,
+        meaning: np.ndarray | None = None,
     ) -> dict[str, float]:
-        """Pounds to the penny: the median guess, and the bounds between which 80% of prices lie; vector: (D,) or None."""
-        evidence = Evidence([text], [path], [county], None if vector is None else vector[None])
+        """Pounds to the penny: the median guess, and the bounds between which 80% of prices lie; vector: (D,), meaning: (E,)."""
+        vectors, meanings = (None if each is None else each[None] for each in (vector, meaning))
+        evidence = Evidence([text], [path], [county], vectors, meanings)
         return {
             name: round(float(10**value), 2)
             for name, value in zip(("low", "median", "high"), self.quantiles(evidence)[0], strict=True)
@@ -200,8 +250,8 @@ class PriceModel:
         rows = np.flatnonzero(plausible)
         if len(rows) < MIN_VALIDATION:
             return
-        evidence, log_prices = evidence.take(rows), np.log10(np.asarray(prices)[rows])
-        without_path = Evidence(evidence.texts, vectors=evidence.vectors)
+        evidence, log_prices = _with_meanings(evidence.take(rows), self.tables), np.log10(np.asarray(prices)[rows])
+        without_path = Evidence(evidence.texts, vectors=evidence.vectors, meanings=evidence.meanings)
         kinds = (evidence, without_path, Evidence([""] * len(rows), vectors=evidence.vectors))
         rank = math.ceil(round((len(rows) + 1) * COVERAGE, 6))  # of the scores, from 1
         for kind, seen in enumerate(kinds):
@@ -209,6 +259,7 @@ class PriceModel:
             self.margins[kind] = float(np.sort(np.maximum(low - log_prices, log_prices - high))[rank - 1])
 
     def _uncalibrated(self, evidence: Evidence) -> np.ndarray:
+        evidence = _with_meanings(evidence, self.tables)
         features = self.tables.features(evidence.texts)
         columns = self.first.columns(features, self.tables.vectors_of(features), evidence)
         quantiles = np.stack([booster.predict(columns, num_threads=1) for booster in self.boosters], axis=1)
@@ -219,7 +270,8 @@ class PriceModel:
         """Write the coefficients as safetensors and the rest, boosters included, as JSON: equal models give equal bytes."""
         rest = {name: getattr(self.first, name) for name in ("biases", "paths", "path_means", "county_means")}
         boosters = [booster.model_to_string() for booster in self.boosters]
-        arrays = {name: getattr(self.first, name) for name in ("text", "path", "photo", "neighbours", "neighbour_prices")}
+        names = ("text", "path", "photo", "meaning", "neighbours", "neighbour_meanings", "neighbour_prices")
+        arrays = {name: np.ascontiguousarray(getattr(self.first, name)) for name in names}
         atomic.write_bytes(model_dir / WEIGHTS, safetensors.numpy.save(arrays))
         atomic.write_json(model_dir / DESCRIPTION, {"margins": self.margins, "first": rest, "boosters": boosters}, indent=None)
 
@@ -247,7 +299,7 @@ def fit(
         raise StageError(
             "fewer than two different training listings have a plausible price: check the price column of Products.csv"
         )
-    evidence, log_prices = evidence.take(rows), np.log10(np.asarray(prices)[rows])
+    evidence, log_prices = _with_meanings(evidence.take(rows), tables), np.log10(np.asarray(prices)[rows])
     features = tables.features(evidence.texts)
     text_vectors = tables.vectors_of(features)
     columns = np.empty((len(rows), N_FEATURES))
@@ -272,11 +324,17 @@ def fit(
     return PriceModel(tables, FirstLayer.fit(features, text_vectors, evidence, log_prices), boosters)
 
 
-def _ridge(features: scipy.sparse.csr_matrix | np.ndarray, log_prices: np.ndarray) -> tuple[np.ndarray, float]:
+def _with_meanings(evidence: Evidence, tables: TableModels) -> Evidence:
+    return evidence if evidence.meanings is not None else replace(evidence, meanings=tables.meanings(evidence.texts))
+
+
+def _ridge(
+    features: scipy.sparse.csr_matrix | np.ndarray, log_prices: np.ndarray, penalty: float = 1.5
+) -> tuple[np.ndarray, float]:
     if not all(features.shape):
         return np.empty(0, np.float32), 0.0
     solver = "sparse_cg" if scipy.sparse.issparse(features) else "auto"
-    ridge = Ridge(alpha=1.5, solver=solver).fit(features, log_prices)
+    ridge = Ridge(alpha=penalty, solver=solver).fit(features, log_prices)
     return np.ascontiguousarray(ridge.coef_, np.float32), float(ridge.intercept_)
 
 
@@ -306,6 +364,18 @@ def _numbers(text: str) -> list[float]:
     numbers = [float(number) for number in re.findall("[0-9]{1,5}", text)]
     digits = sum(char.isdigit() for char in text)
     return [len(text), len(text.partition("\n")[0]), text.count("£"), max(numbers, default=0), digits]
+
+
+def _pounds(text: str) -> list[float]:
+    """The largest and the smallest amount in pounds that the seller names, as log10, NaN where none; how many."""
+    logs = [math.log10(max(float(digits.replace(",", "")), 1)) for digits in _POUNDS.findall(text)]
+    return [max(logs, default=math.nan), min(logs, default=math.nan), len(logs)]
+
+
+def _cues(text: str) -> list[bool]:
+    """Whether the text says each of CUES."""
+    words = f" {' '.join(re.findall('[a-z0-9]+', text.lower()))} "
+    return [f" {cue} " in words for cue in CUES]
 
 
 def _kind(text: str, path: str) -> int:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from sklearn.svm import LinearSVC
 
 from marketplace.files import atomic, reading
 from marketplace.files.stages import StageError
+from marketplace.models.text_encoder import TEXT_TOKENS, TextEncoder
 
 DESCRIPTION, WEIGHTS = "table_models.json", "table_models.safetensors"
 FILES = (DESCRIPTION, WEIGHTS)
@@ -29,11 +30,15 @@ MAX_PATH_LISTINGS = 20_000  # training listings of the path model: bounds its fi
 MIN_VALIDATION = 20  # listings: with fewer, the weights below stay as they are
 CATEGORY_WEIGHTS = (1.5, 0.7, 0.4)  # of margins, margins standardised, naive Bayes standardised; near what real listings gave
 SMALLEST = 1e-6  # probability, before its logarithm is taken
+MEANING_SCALE = 1.5  # length of the meaning's vector beside the TF-IDF's of 1 to 2; 1 and 2 were no better
+NEVER = -1e4  # logit of a path that a fit has not seen
+FITTED = ("margin", "margin_bias", "naive_bayes", "path", "path_bias")  # what labels teach: fitted anew by refit()
 
 
 @dataclass
 class TableModels:
-    """F: TF-IDF features of the text, G: those of its title, W <= F: words; K <= C: classes that training saw; L: paths.
+    """F: TF-IDF features of the text, G: those of its title, E: numbers of the text encoder, 0 without one; W <= F: words;
+    K <= C: classes that training saw; L: paths.
 
     Arrays are float32, (inputs, outputs): a sparse row then reads whole rows of them.
     """
@@ -42,7 +47,7 @@ class TableModels:
     svd: np.ndarray  # (F, T)
     classes: np.ndarray  # (K,) int, ascending
     n_classes: int  # C
-    margin: np.ndarray  # (F + G, K) linear SVM, one against the rest
+    margin: np.ndarray  # (F + G + E, K) linear SVM, one against the rest
     margin_bias: np.ndarray  # (K,)
     naive_bayes: np.ndarray  # (W, K)
     path: np.ndarray  # (T, L) multinomial logistic regression
@@ -51,6 +56,16 @@ class TableModels:
     category_weights: np.ndarray = field(default_factory=lambda: np.array(CATEGORY_WEIGHTS))
     photo_weight: float = 1.0  # one over the temperature of a photo's probabilities where there are no words
     fusion_weights: np.ndarray = field(default_factory=lambda: np.array([0.5, 0.5]))  # of photo, of text
+    first: dict[str, np.ndarray] = field(default_factory=dict)  # "classes" and FITTED before refit()
+    encoder: TextEncoder | None = None  # what gives the E numbers
+
+    def before_refit(self) -> "TableModels":
+        """The models as calibrate() saw them, for who asks about validation listings, which refit() has learned from."""
+        return replace(self, **self.first, first={})
+
+    def meanings(self, texts: list[str]) -> np.ndarray:
+        """(N, E) float32 unit rows of the text encoder, zeros for a blank text; (N, 0) without an encoder."""
+        return np.empty((len(texts), 0), np.float32) if self.encoder is None else self.encoder.encode(texts, TEXT_TOKENS)
 
     def features(self, texts: list[str]) -> scipy.sparse.csr_matrix:
         """(N, F + G) float32: TF-IDF of the text, then of its title, which is all before the first newline.
@@ -77,24 +92,28 @@ class TableModels:
         """(N, T) float32 unit rows; a text without a known word gives a row of zeros."""
         return self.vectors_of(self.features(texts))
 
-    def category_probabilities(self, texts: list[str]) -> np.ndarray:
-        """(N, C) float32 rows that sum to 1, calibrated by calibrate(); classes that training never saw get 0."""
-        return self._categories(self.features(texts))
+    def category_probabilities(self, texts: list[str], meanings: np.ndarray | None = None) -> np.ndarray:
+        """(N, C) float32 rows that sum to 1, calibrated by calibrate(); classes that training never saw get 0.
 
-    def read(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        meanings: meanings() of the texts, where they are there already.
+        """
+        return self._categories(self.features(texts), self.meanings(texts) if meanings is None else meanings)
+
+    def read(self, texts: list[str], meanings: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """encode() and category_probabilities(), from features that are computed once."""
         features = self.features(texts)
-        return self.vectors_of(features), self._categories(features)
+        return self.vectors_of(features), self._categories(features, self.meanings(texts) if meanings is None else meanings)
 
     def path_probabilities(self, text_vectors: np.ndarray) -> np.ndarray:
         """(N, L) float32 rows that sum to 1, of `paths`, from encode()'s (N, T); a level's is the sum over the paths below."""
         return softmax(text_vectors @ self.path + self.path_bias, axis=1)
 
-    def calibrate(self, texts: list[str], labels: np.ndarray) -> None:
+    def calibrate(self, texts: list[str], labels: np.ndarray, meanings: np.ndarray | None = None) -> None:
         """Set the category's weights from listings that fit() did not see; fewer than MIN_VALIDATION change nothing."""
         rows = np.flatnonzero(np.isin(labels, self.classes))
         if len(rows) >= MIN_VALIDATION:
-            scores = self._scores(self.features([texts[row] for row in rows]))
+            chosen = [texts[row] for row in rows]
+            scores = self._scores(self.features(chosen), self.meanings(chosen) if meanings is None else meanings[rows])
             positions = np.searchsorted(self.classes, np.asarray(labels)[rows])
             self.category_weights = _likeliest_weights(scores, positions, np.array(CATEGORY_WEIGHTS))
 
@@ -129,28 +148,52 @@ class TableModels:
         vectors = features[:, : len(self.svd)] @ self.svd
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), SMALLEST)
 
-    def _categories(self, features: scipy.sparse.csr_matrix) -> np.ndarray:
+    def refit(
+        self, texts: list[str], labels: np.ndarray, paths: list[str], seed: int, meanings: np.ndarray | None = None
+    ) -> "TableModels":
+        """The same words, vectors and weights, with classifiers fitted on these listings: those of fit() and of calibrate().
+
+        What calibration and fusion told of the first fit holds for the second, which has seen a little more of the same.
+        """
+        meanings = self.meanings(texts) if meanings is None else meanings
+        labels, paths = np.asarray(labels), np.asarray(paths)
+        n_words = len(self.naive_bayes)
+        fitted, paths = _fit_classifiers(self.features(texts), n_words, self.svd, meanings, labels, paths, seed)
+        first = {name: getattr(self, name) for name in ("classes", *FITTED)}
+        # Columns for the paths that only the new listings have.
+        own = np.searchsorted(paths, self.paths)
+        for name, missing in (("path", 0), ("path_bias", NEVER)):
+            wide = np.full((*first[name].shape[:-1], len(paths)), missing, np.float32)
+            wide[..., own] = first[name]
+            first[name] = wide
+        return replace(self, **fitted, paths=paths, first=first)
+
+    def _categories(self, features: scipy.sparse.csr_matrix, meanings: np.ndarray) -> np.ndarray:
         probabilities = np.zeros((features.shape[0], self.n_classes), np.float32)
-        probabilities[:, self.classes] = softmax(np.tensordot(self.category_weights, self._scores(features), 1), axis=1)
+        scores = self._scores(features, meanings)
+        probabilities[:, self.classes] = softmax(np.tensordot(self.category_weights, scores, 1), axis=1)
         return probabilities
 
-    def _scores(self, features: scipy.sparse.csr_matrix) -> np.ndarray:
+    def _scores(self, features: scipy.sparse.csr_matrix, meanings: np.ndarray) -> np.ndarray:
         """(3, N, K): SVM margins, the same standardised by row, and naive Bayes on the presence of words standardised by row.
 
         Each is right on other listings; and naive Bayes alone grows with the length of the text, which standardising undoes.
         """
-        margins = features @ self.margin + self.margin_bias
+        words = features.shape[1]
+        margins = features @ self.margin[:words] + MEANING_SCALE * (meanings @ self.margin[words:]) + self.margin_bias
         naive_bayes = _presence(features, len(self.naive_bayes)) @ self.naive_bayes
         return np.stack([margins, _standardise(margins), _standardise(naive_bayes)])
 
     def save(self, model_dir: Path) -> None:
         """Write the arrays as safetensors and the rest as JSON: equal models give equal bytes."""
-        arrays = {name: getattr(self, name) for name in ("svd", "margin", "margin_bias", "naive_bayes", "path", "path_bias")}
+        arrays = {name: getattr(self, name) for name in ("svd", *FITTED)}
+        arrays |= {f"first.{name}": self.first[name] for name in FITTED if self.first}
         for name, vectoriser in self.vectorisers.items():
             arrays[f"{name}.idf"] = _float32(vectoriser.idf_)
         rest = {
             "n_classes": self.n_classes,
             "classes": self.classes.tolist(),
+            "first_classes": self.first["classes"].tolist() if self.first else None,
             "category_weights": self.category_weights.tolist(),
             "photo_weight": self.photo_weight,
             "fusion_weights": self.fusion_weights.tolist(),
@@ -161,48 +204,76 @@ class TableModels:
         atomic.write_json(model_dir / DESCRIPTION, rest, indent=None)
 
     @classmethod
-    def load(cls, model_dir: Path) -> "TableModels":
+    def load(cls, model_dir: Path, encoder: TextEncoder | None = None) -> "TableModels":
+        """encoder: of the same folder, where it is open already."""
         rest, arrays = reading.read_json(model_dir / DESCRIPTION), read_arrays(model_dir / WEIGHTS)
         rest["vectorisers"] = {name: _vectoriser(name, words) for name, words in rest.pop("vocabularies").items()}
         for name, vectoriser in rest["vectorisers"].items():
             vectoriser.idf_ = arrays.pop(f"{name}.idf")
         for name in ("classes", "category_weights", "fusion_weights"):
             rest[name] = np.array(rest[name])
-        return cls(**rest, **arrays)
+        first = {name: arrays.pop(f"first.{name}") for name in FITTED if f"first.{name}" in arrays}
+        if (classes := rest.pop("first_classes")) is not None:
+            first["classes"] = np.array(classes)
+        models = cls(**rest, **arrays, first=first)
+        n_features = sum(len(vectoriser.vocabulary_) for vectoriser in models.vectorisers.values())
+        if len(models.margin) > n_features:
+            models.encoder = encoder or TextEncoder.load(model_dir)
+        return models
 
 
-def fit(texts: list[str], labels: np.ndarray, paths: list[str], n_classes: int, seed: int) -> TableModels:
+def fit(
+    texts: list[str],
+    labels: np.ndarray,
+    paths: list[str],
+    n_classes: int,
+    seed: int,
+    encoder: TextEncoder | None = None,
+    meanings: np.ndarray | None = None,
+) -> TableModels:
     """Fit on the training listings only; the weights of the scores keep their defaults until calibrate() and fit_fusion().
 
-    texts: N, of listings.text(); labels: (N,) int; paths: N full category paths "A / B / C".
+    texts: N, of listings.text(); labels: (N,) int; paths: N full category paths "A / B / C"; encoder, meanings: what tells the
+    texts' meaning, and TableModels.meanings() of them where that is there already.
     """
     vectorisers = {name: _vectoriser(name) for name in WHOLE + TITLE}
     try:
         blocks = [vectoriser.fit_transform(_part(name, texts)) for name, vectoriser in vectorisers.items()]
     except ValueError:
         raise StageError("the training listings hold no words: check product_name and product_description") from None
-    matrix, words = scipy.sparse.hstack(blocks[: len(WHOLE)], format="csr"), blocks[0]
+    matrix, features = scipy.sparse.hstack(blocks[: len(WHOLE)], format="csr"), scipy.sparse.hstack(blocks, format="csr")
     labels, paths = np.asarray(labels), np.asarray(paths)
     if len(np.unique(labels)) < 2:
         raise StageError("the training listings have one category only: give listings of at least two, or --category-depth 2")
     with np.errstate(divide="ignore", invalid="ignore"):  # its share of explained variance, unused, where all texts are the same
         svd = TruncatedSVD(n_components=min(TEXT_DIMENSION, min(matrix.shape) - 1), random_state=seed).fit(matrix)
     components = _float32(svd.components_.T)
+    if meanings is None:
+        meanings = np.empty((len(texts), 0), np.float32) if encoder is None else encoder.encode(texts, TEXT_TOKENS)
+    fitted, paths = _fit_classifiers(features, blocks[0].shape[1], components, meanings, labels, paths, seed)
+    return TableModels(vectorisers, components, n_classes=n_classes, paths=paths, encoder=encoder, **fitted)
+
+
+def _fit_classifiers(
+    features: scipy.sparse.csr_matrix,
+    n_words: int,
+    svd: np.ndarray,
+    meanings: np.ndarray,
+    labels: np.ndarray,
+    paths: np.ndarray,
+    seed: int,
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """TableModels' classes and FITTED, and its paths."""
     # Every C and alpha was the best of three or four round numbers on listings outside the training data.
-    naive_bayes = ComplementNB(alpha=0.3).fit(_presence(words, words.shape[1]), labels)
-    svm = LinearSVC(C=0.3, random_state=seed).fit(scipy.sparse.hstack(blocks, format="csr"), labels)
+    naive_bayes = ComplementNB(alpha=0.3).fit(_presence(features, n_words), labels)
+    told = scipy.sparse.hstack([features, scipy.sparse.csr_matrix(MEANING_SCALE * meanings)], format="csr")
+    svm = LinearSVC(C=0.3, random_state=seed).fit(told, labels)
     rows = _sample(paths, seed)
-    logistic = LogisticRegression(C=20, max_iter=300).fit(normalize(matrix[rows] @ components), paths[rows])
-    return TableModels(
-        vectorisers,
-        components,
-        svm.classes_,
-        n_classes,
-        *_columns(svm),
-        _float32(naive_bayes.feature_log_prob_.T),
-        *_columns(logistic),
-        logistic.classes_.tolist(),
-    )
+    logistic = LogisticRegression(C=20, max_iter=300).fit(normalize(features[rows, : len(svd)] @ svd), paths[rows])
+    fitted = dict(zip(("margin", "margin_bias"), _columns(svm), strict=True))
+    fitted |= dict(zip(("path", "path_bias"), _columns(logistic), strict=True))
+    fitted |= {"classes": svm.classes_, "naive_bayes": _float32(naive_bayes.feature_log_prob_.T)}
+    return fitted, logistic.classes_.tolist()
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ class Recommender(OpenIndex):
                 f"the files in {generation_dir} are not those it was published with: run python build_index.py --full"
             )
         super().__init__(generation_dir)
-        self.table_models = text_model.TableModels.load(generation_dir)
+        self.table_models = text_model.TableModels.load(generation_dir, self.text_encoder)
         self.price_model = price_model.PriceModel.load(generation_dir, self.table_models)
         self.photo_model = photo_model.PhotoModel(generation_dir, runtime, device)
         # Vectors of one's own (build_index.py --embeddings) answer for listings; no photo can be compared with them.
@@ -75,11 +75,12 @@ class Recommender(OpenIndex):
         text = listings.text(text or "", "").strip()
         if not text and probabilities is None:
             raise ValueError("neither a photo nor words")
-        by_text = self.table_models.category_probabilities([text]) if text else None
+        meanings = self.table_models.meanings([text])
+        by_text = self.table_models.category_probabilities([text], meanings) if text else None
         fused = self.table_models.fuse(None if probabilities is None else probabilities[None], by_text)[0]
         return {
             "categories": [
                 {"category": self.classes[label], "probability": round(float(fused[label]), 6)} for label in np.argsort(-fused)
             ],
-            "price": self.price_model.price_range(text, vector=vector) | {"currency": "GBP"},
+            "price": self.price_model.price_range(text, vector=vector, meaning=meanings[0]) | {"currency": "GBP"},
         }

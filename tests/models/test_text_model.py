@@ -244,6 +244,61 @@ def test_saved_models_give_the_same_answers_and_equal_models_equal_bytes(models,
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+class Meanings:
+    """An encoder that knows three words in any language."""
+
+    def encode(self, texts, max_tokens):
+        kinds = np.array([[any(word in text for word in said) for said in SAID] for text in texts], np.float32)
+        return kinds / np.maximum(np.linalg.norm(kinds, axis=1, keepdims=True), 1)
+
+
+SAID = (("guitar", "guitare"), ("kettle", "bouilloire"), ("bicycle", "bicyclette"))
+
+
+def test_words_that_training_never_saw_are_told_by_their_meaning(models):
+    texts, labels, paths = make_listings(300, seed=0)
+    told = text_model.fit(texts, labels, paths, N_CLASSES, 0, Meanings())
+    french = ["guitare", "bouilloire", "bicyclette"]
+    assert told.category_probabilities(french).argmax(1).tolist() == [0, 1, 2]
+    assert models.category_probabilities(french).argmax(1).tolist() != [0, 1, 2]
+    given = Meanings().encode(["bouilloire"] * 3, 0)
+    assert told.category_probabilities(french, given).argmax(1).tolist() == [1, 1, 1]
+    assert told.read(french, given)[1].argmax(1).tolist() == [1, 1, 1]
+
+
+def test_a_refit_learns_from_more_listings_and_keeps_the_first_fit(tmp_path):
+    texts, labels, paths = make_listings(300, seed=0)
+    few = np.flatnonzero(labels != 1)  # no kettle
+    chosen = [[column[row] for row in few] for column in (texts, paths)]
+    first = text_model.fit(chosen[0], labels[few], chosen[1], N_CLASSES, 0)
+    refitted = first.refit(texts, labels, paths, seed=0)
+    asked = ["kettle\nred", "guitar\nred"]
+    assert refitted.category_probabilities(asked).argmax(1).tolist() == [1, 0]
+    assert refitted.paths == sorted(set(paths)) and len(first.paths) == len(refitted.paths) - 1
+    np.testing.assert_array_equal(refitted.encode(texts), first.encode(texts))
+    refitted.save(tmp_path)
+    before = TableModels.load(tmp_path).before_refit()
+    np.testing.assert_array_equal(before.category_probabilities(asked), first.category_probabilities(asked))
+    vectors = first.encode(asked)
+    probabilities = before.path_probabilities(vectors)
+    own = [before.paths.index(path) for path in first.paths]
+    np.testing.assert_allclose(probabilities[:, own], first.path_probabilities(vectors), atol=1e-6)
+    assert probabilities.shape[1] == len(refitted.paths) and probabilities[:, refitted.paths.index(PATHS[1])].max() == 0
+
+
+def test_models_with_meanings_are_saved_and_take_their_encoder_with_them(tmp_path, monkeypatch):
+    texts, labels, paths = make_listings(100, seed=0)
+    told = text_model.fit(texts, labels, paths, N_CLASSES, 0, Meanings()).refit(texts, labels, paths, seed=0)
+    told.save(tmp_path)
+    given = TableModels.load(tmp_path, Meanings())
+    monkeypatch.setattr(text_model.TextEncoder, "load", lambda folder: Meanings())
+    opened = TableModels.load(tmp_path)
+    for models in (given, opened):
+        np.testing.assert_array_equal(models.category_probabilities(texts), told.category_probabilities(texts))
+        before, expected = (each.before_refit().category_probabilities(texts) for each in (models, told))
+        np.testing.assert_array_equal(before, expected)
+
+
 def test_two_fits_of_the_same_listings_write_equal_bytes(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

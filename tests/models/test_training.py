@@ -21,6 +21,7 @@ from tests.conftest import run_stages
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["--backbone", "resnet18", "--finetune", "all", "--image-size", "32", "--epochs", "3", "--batch-size", "8"]
+FLAGS += ["--text-encoder", "none"]
 FLAGS += ["--workers", "0", "--device", "cpu"]
 
 
