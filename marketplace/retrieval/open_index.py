@@ -109,11 +109,10 @@ class OpenIndex:
         vector: np.ndarray | None = None,
         text: str | None = None,
         probabilities: np.ndarray | None = None,
-        fuses_category: bool | None = None,
     ) -> Query:
         """A query from a photo's vector and its (C,) category probabilities, a person's words, or all of them.
 
-        models: those of the generation, which read the words; fuses_category: as ranking.Ranker's (default), or against it.
+        models: those of the generation, which read the words.
         """
         query = Query(photos=None if vector is None else vector[None], typed=self.typed_search.read(text or ""))
         by_text = paths = None
@@ -124,8 +123,7 @@ class OpenIndex:
                 query.text, by_text = encoded[0], probable
                 paths = models.path_probabilities(encoded)[0]
         if by_text is not None or probabilities is not None:
-            fuses = self.ranker.fuses_category if fuses_category is None else fuses_category
-            by_photo = None if probabilities is None or (by_text is not None and not fuses) else probabilities[None]
+            by_photo = None if probabilities is None else probabilities[None]
             query.category = self.tree.predicted(models.fuse(by_photo, by_text)[0], paths)
         return query
 

@@ -25,13 +25,13 @@ KINDS = ("photo", "text", "words", "category", "price", "place")
 MIXES = ("photo", "words")  # a query without words, and one with: its photo, and the category that it tells, weigh differently
 BACKGROUND_PAIRS = 10_000  # random pairs whose mean cosine is what unrelated listings have
 BY_HAND = {"photo": 1.0, "text": 0.5, "words": 0.5, "category": 0.5, "price": 0.1, "place": 0.05}  # before there is a fit
+FIRST_WORDS = 2  # of a title, that a shopper types beside a photo
 JUDGED_LISTINGS = 600  # of the validation split, asked about to fit the ranker
 SMALLEST_WEIGHT = 0.01  # of the largest: what is asked with one kind of evidence alone must still be ranked by it
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # on the squared weights; chosen by cross-validation
 PAIRS_A_QUERY = 200
 DROPPED = 0.25  # of the kinds of a query's evidence while fitting, so that any mix of them works
 FOLDS = 5
-SURELY = 2.0  # standard errors of a mean: chance alone gives more once in forty times
 RIGHT = 2  # the relevance from which a shopper finds an answer right
 ASKED_KINDS = ("words", "rarest_2", "title", "misspelt")  # of questions.KINDS
 K = 10  # of the nDCG that choices are made by
@@ -56,15 +56,13 @@ class Ranker:
 
     weights: "words" for queries with words and "photo" for those without -> by kind, any positive scale. missing: likewise, in
     [0, 1], what is assumed where a candidate has no such evidence (no photo, no price). background: by kind, the mean cosine of
-    unrelated pairs, from which similarity counts at all. fuses_category: whether the category of a query with photo and words is
-    predicted from both, or from its words alone. calibration: of each of CURVES raw scores, ascending, and the probability that a
+    unrelated pairs, from which similarity counts at all. calibration: of each of CURVES raw scores, ascending, and the probability that a
     shopper finds right what scores so, between them straight.
     """
 
     weights: dict[str, dict[str, float]]
     missing: dict[str, dict[str, float]]
     background: dict[str, float]
-    fuses_category: bool = True
     calibration: dict[str, tuple[list[float], list[float]]] = field(default_factory=lambda: dict(UNCALIBRATED))
 
     @classmethod
@@ -112,21 +110,11 @@ class Ranker:
 
 @dataclass(frozen=True)
 class JudgedQuery:
-    """One query with judged answers: evidence as for rank(), relevance (N,) grades of the candidates, and the row of its listing.
-
-    category_by_words: (N,) what the category's evidence is when a query with a photo takes it from its words alone.
-    """
+    """One query with judged answers: evidence as for rank(), relevance (N,) grades of the candidates, and the row of its listing."""
 
     evidence: dict[str, np.ndarray]
     relevance: np.ndarray
     listing_row: int
-    category_by_words: np.ndarray | None = None
-
-    def by_words(self) -> "JudgedQuery":
-        """The same query, its category taken from its words alone."""
-        if self.category_by_words is None:
-            return self
-        return replace(self, evidence=self.evidence | {"category": self.category_by_words})
 
 
 @dataclass(frozen=True)
@@ -151,36 +139,31 @@ def judge(
     asked = np.random.default_rng(seed).permutation(asked)[:JUDGED_LISTINGS]
     judged = []
     for row in progress(asked.tolist(), "ask for the ranker", "listing"):
-        own = _questions(index, models, row, probabilities)
-        category_by_words = {words: index.query_by(models, None, words).category for words, _ in own if words}
-        for words, query in own:
+        for query in _questions(index, models, row, probabilities):
             rows = index.candidates(query, allowed)
             if len(rows):
-                category = None if query.photos is None else category_by_words.get(words)
-                agreement = None if category is None else index.tree.agreement(category, rows)
-                judged.append(JudgedQuery(index.evidence(query, rows)[0], _relevance(index, row, rows), row, agreement))
+                judged.append(JudgedQuery(index.evidence(query, rows)[0], _relevance(index, row, rows), row))
     return judged
 
 
-def _questions(
-    index: "OpenIndex", models: "TableModels", row: int, probabilities: np.ndarray
-) -> list[tuple[str | None, "Query"]]:
-    """A listing is asked for by photo, by photo and title, and by all that it tells, never by its own category: the words of each
-    question, and the question."""
+def _questions(index: "OpenIndex", models: "TableModels", row: int, probabilities: np.ndarray) -> list["Query"]:
+    """A listing is asked for by photo, by photo with the first words of its title, with the title and with the whole text, and by
+    the text alone; never by its own category."""
     listing = index.catalogue.product(row)
     text = listings.text(listing["name"], listing["description"])
     title = text.partition("\n")[0]
-    asked: list[tuple[str | None, Query]] = [(text, index.query_by(models, None, text, fuses_category=True))]
+    whole = [index.query_by(models, None, text)]
+    asked = []
     for photo in index.catalogue.photos_of(row)[:1]:
         vector, by_photo = index.photo_index.vectors[photo], probabilities[photo]
-        for words in (None, title, text):
-            asked.append((words, index.query_by(models, vector, words, by_photo, fuses_category=True)))
+        shorter = dict.fromkeys([" ".join(title.split()[:FIRST_WORDS]), title])
+        asked = [index.query_by(models, vector, words, by_photo) for words in (None, *shorter)]
+        whole.append(index.query_by(models, vector, text, by_photo))
     price = float(index.catalogue.columns["price"][row])
-    for words, query in asked:
-        if words == text:  # as one listing is compared with another
-            query.price = price if price > 0 else None
-            query.place = index.place_of(row)
-    return asked
+    for query in whole:  # as one listing is compared with another
+        query.price = price if price > 0 else None
+        query.place = index.place_of(row)
+    return asked + whole
 
 
 def _relevance(index: "OpenIndex", row: int, rows: np.ndarray) -> np.ndarray:
@@ -254,27 +237,19 @@ def fit(queries: list[JudgedQuery], background: dict[str, float], seed: int = 0)
     A logistic model of pairs of differently relevant candidates of one query (RankNet without hidden layers: Burges et al.
     2005), weights not negative, pairs weighed by the difference of their gains. The penalty is chosen by 5-fold
     cross-validation over listings; the weights set by hand are the baseline, and stay when they are better.
-    A query's photo has a say in its category, beside its words, only where that is better by more than chance (SURELY): poor
-    photos tell the category little, and less than they blur it. Where no query has a relevant candidate, the weights stay.
+    Where no query has a relevant candidate, the weights stay.
     """
     if not any(query.relevance.any() for query in queries):
         return Ranker.by_hand(background), {"chosen": "by_hand"}
     listing_rows = np.array([query.listing_row for query in queries])
     folds = _folds(listing_rows, seed)
-    by_words = [query.by_words() for query in queries]
-    scores = {str(penalty): _validated(by_words, folds, background, penalty, seed) for penalty in PENALTIES}
+    scores = {str(penalty): _validated(queries, folds, background, penalty, seed) for penalty in PENALTIES}
     means = {name: float(np.nanmean(values)) for name, values in scores.items()}
-    best = max(means, key=means.get)
-    fused = _validated(queries, folds, background, float(best), seed)
-    fuses = _is_surely_above_0(metrics.by_listing(fused - scores[best], listing_rows).dropna().to_numpy())
-    means[f"{best}, category from photo and words"] = float(np.nanmean(fused))
     means["by_hand"] = float(np.nanmean([_ndcg(Ranker.by_hand(background), query) for query in queries]))
-    if means["by_hand"] >= (np.nanmean(fused) if fuses else means[best]):
-        best, ranker = "by_hand", Ranker.by_hand(background)
-    else:
-        ranker = replace(_fit(queries if fuses else by_words, background, float(best), seed), fuses_category=fuses)
+    best = max(means, key=means.get)
+    ranker = Ranker.by_hand(background) if best == "by_hand" else _fit(queries, background, float(best), seed)
     figures = {name: round(mean, 4) for name, mean in means.items()}
-    return ranker, {"queries": len(queries), "chosen": best, "fuses_category": ranker.fuses_category, "ndcg_at_10": figures}
+    return ranker, {"queries": len(queries), "chosen": best, "ndcg_at_10": figures}
 
 
 def _folds(listing_rows: np.ndarray, seed: int) -> np.ndarray:
@@ -295,11 +270,6 @@ def _validated(
         for position in np.flatnonzero(folds == fold):
             values[position] = _ndcg(ranker, queries[position])
     return values
-
-
-def _is_surely_above_0(gains: np.ndarray) -> bool:
-    """Whether the mean is more than SURELY of its standard errors above 0."""
-    return len(gains) > 1 and bool(gains.sum() > SURELY * gains.std(ddof=1) * len(gains) ** 0.5)
 
 
 def _mix(evidence: dict[str, np.ndarray]) -> str:

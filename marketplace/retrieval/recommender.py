@@ -62,10 +62,9 @@ class Recommender(OpenIndex):
         vector: np.ndarray | None = None,
         text: str | None = None,
         probabilities: np.ndarray | None = None,
-        fuses_category: bool | None = None,
     ) -> Query:
         """query_by() this generation's own models."""
-        return self.query_by(self.table_models, vector, text, probabilities, fuses_category)
+        return self.query_by(self.table_models, vector, text, probabilities)
 
     def predict(self, vector: np.ndarray | None, probabilities: np.ndarray | None, text: str | None) -> dict:
         """Category probabilities, best first, and a price range, from a photo's vector and (C,) probabilities, words, or both.

@@ -97,25 +97,6 @@ def test_kinds_that_a_mix_never_saw_weigh_as_by_hand_beside_what_it_learned():
     assert weights["price"] == pytest.approx(ranking.BY_HAND["price"] * weights["photo"], rel=1e-4)
 
 
-def with_category(good: float, seed: int) -> list[ranking.JudgedQuery]:
-    """Queries whose category tells more from photo and words than from words alone, by `good`; less where it is negative."""
-    generator = np.random.default_rng(seed)
-    queries = []
-    for query in made_queries(60, seed):
-        told = [np.clip(query.relevance / 2 + generator.normal(0, 0.4 - sign * good, 40), 0, 1) for sign in (1, -1)]
-        evidence = query.evidence | {"category": told[0]}
-        queries.append(ranking.JudgedQuery(evidence, query.relevance, query.listing_row, told[1]))
-    return queries
-
-
-def test_the_photo_has_a_say_in_the_category_only_where_that_is_better():
-    for good in (0.3, -0.3):
-        ranker, chosen = ranking.fit(with_category(good, seed=3), {"photo": 0.0, "text": 0.0})
-        assert ranker.fuses_category == chosen["fuses_category"] == (good > 0)
-    same = [ranking.JudgedQuery(query.evidence, query.relevance, query.listing_row) for query in with_category(0.3, seed=3)]
-    assert not ranking.fit(same, {"photo": 0.0, "text": 0.0})[0].fuses_category
-
-
 def test_weights_set_by_hand_stay_where_nothing_can_be_learned():
     queries = [ranking.JudgedQuery({"photo": np.array([0.1, 0.9])}, np.array([1, 1]), row) for row in range(10)]
     ranker, chosen = ranking.fit(queries, {"photo": 0.0, "text": 0.0})

@@ -73,17 +73,6 @@ def test_folded_listings_are_counted_among_those_that_pass_the_filters(recommend
     assert by_group[sizes.argmax()]["duplicates"] == len(within) - 1
 
 
-@pytest.mark.parametrize("fuses", [True, False])
-def test_the_words_alone_tell_the_category_where_the_ranker_says_so(recommender, demo_dir, monkeypatch, fuses):
-    monkeypatch.setattr(recommender, "ranker", dataclasses.replace(recommender.ranker, fuses_category=fuses))
-    probabilities = reading.read_array(demo_dir / "embeddings" / "probabilities.npy")[7]
-    vector, words = np.array(recommender.photo_index.vectors[7]), "good condition"
-    by_words = recommender.query(text=words).category
-    assert np.array_equal(recommender.query(vector, words, probabilities).category, by_words) != fuses
-    assert np.array_equal(recommender.query(vector, words, probabilities, fuses_category=False).category, by_words)
-    assert recommender.query(vector, None, probabilities).category is not None  # without words there is the photo only
-
-
 def plain_hits(recommender: Recommender, query, count: int, allowed: np.ndarray) -> list[tuple]:
     """Row, photo, score and folded listings of the first `count` hits, one candidate after the other."""
     rows, _ = recommender.candidates(query, allowed, 200)
