@@ -56,8 +56,8 @@ class Ranker:
 
     weights: "words" for queries with words and "photo" for those without -> by kind, any positive scale. missing: likewise, in
     [0, 1], what is assumed where a candidate has no such evidence (no photo, no price). background: by kind, the mean cosine of
-    unrelated pairs, from which similarity counts at all. calibration: of each of CURVES raw scores, ascending, and the probability that a
-    shopper finds right what scores so, between them straight.
+    unrelated pairs, from which similarity counts at all. calibration: of each of CURVES raw scores, ascending, and the
+    probability that a shopper finds right what scores so, between them straight.
     """
 
     weights: dict[str, dict[str, float]]
@@ -110,7 +110,8 @@ class Ranker:
 
 @dataclass(frozen=True)
 class JudgedQuery:
-    """One query with judged answers: evidence as for rank(), relevance (N,) grades of the candidates, and the row of its listing."""
+    """One query with judged answers: evidence as for rank(), relevance (N,) grades of the candidates, and the row of its
+    listing."""
 
     evidence: dict[str, np.ndarray]
     relevance: np.ndarray
