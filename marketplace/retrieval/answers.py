@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from marketplace.cleaning.listings import CATEGORY_SEPARATOR, category_levels
 from marketplace.retrieval.catalogue import PLACES, Catalogue
 from marketplace.retrieval.words import Alternative
 
@@ -74,7 +75,7 @@ def reasons(catalogue: Catalogue, hit: Hit, listing: dict, words: dict[str, Alte
     if "text" in counts and not own:
         found.append("means something similar")
     if "category" in counts and listing["category"]:
-        found.append(f"same kind: {catalogue.telling_name(listing['category'])}")
+        found.append(f"same kind: {catalogue.telling_names[CATEGORY_SEPARATOR.join(category_levels(listing['category']))]}")
     price = listing["price"]
     if query.price and price and min(price, query.price) / max(price, query.price) >= ABOUT_THE_SAME:
         found.append("about the same price")

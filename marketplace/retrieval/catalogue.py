@@ -15,7 +15,7 @@ from marketplace.cleaning.listings import CATEGORY_SEPARATOR, category_levels
 from marketplace.files import atomic, reading
 from marketplace.files.stages import StageError
 from marketplace.retrieval import words
-from marketplace.retrieval.filters import Filters, Places, category_path, comparable_price, place_name
+from marketplace.retrieval.filters import Filters, Places, category_path, comparable_price, place_name, telling_names
 from marketplace.retrieval.keys import RowsByKey
 
 DATABASE, FILTERS, CONTENT = "catalogue.sqlite", "filters.json", "content.npy"
@@ -160,6 +160,7 @@ class Catalogue:
         self.columns = {name: np.asarray(reading.read_array(folder / f"{name}.npy")) for name in COLUMNS}
         self.names: dict[str, list[str]] = reading.read_json(folder / FILTERS)
         self._categories = _codes_by_name(self.names["category"])
+        self.telling_names = telling_names(self.names["category"])
         self._places = Places(*(self.columns[kind] for kind in PLACES), *(self.names[kind] for kind in PLACES))
         self.listing_of_photo = self.columns["product_of_photo"]
         self.n_products, self.n_photos = len(self.columns["price"]), len(self.listing_of_photo)
@@ -212,11 +213,6 @@ class Catalogue:
         if filters.location is not None and filters.location not in self._places:
             places = dict.fromkeys(name for kind in PLACES for name in self.names[kind])
             raise UnknownName("place", filters.location, {name: name for name in places})
-
-    def telling_name(self, category: str) -> str:
-        """The last level of a path whose name is of one category only, unlike "Other"; the whole path where none is."""
-        names = reversed(category_levels(category))
-        return next((name for name in names if len(self._categories[category_path(name)]) == 1), category)
 
     def photos_of(self, listing_row: int) -> np.ndarray:
         """Rows of a listing's photos."""
