@@ -40,22 +40,25 @@ class Matches:
     required: np.ndarray
 
 
-def match(query: TypedQuery, listing: ListingWords, category_stems: list[frozenset[int]], mean_length: float) -> Matches:
-    """category_stems: the codes of the stems of each listing's own category; mean_length: of all listings' texts, in words, the
-    name's counted NAME_TIMES."""
+def match(
+    query: TypedQuery, listing: ListingWords, categories: np.ndarray, category_stems: list[frozenset[int]], mean_length: float
+) -> Matches:
+    """categories: (N,) codes of the listings' own, -1 for none; category_stems: of each code the codes of its stems; mean_length:
+    of all listings' texts, in words, the name's counted NAME_TIMES."""
     n = len(listing.lengths)
     exact_codes = forward.codes_of([word.exact for word in query.words])
     in_name, anywhere = _counts(listing.exact, exact_codes, listing, n)
     all_stems = sorted({stem for word in query.words for alternative in word.alternatives for stem in alternative.stems})
     stem_codes = forward.codes_of(all_stems)
     stems_in_name, stems_anywhere = _counts(listing.stems, stem_codes, listing, n)
-    of_category = np.array([[int(code) in stems for stems in category_stems] for code in stem_codes], np.float32).reshape(
-        len(all_stems), n
-    )
+    different, which = np.unique(categories, return_inverse=True)
+    said = [category_stems[code] if code >= 0 else frozenset() for code in different.tolist()]
+    of_category = np.array([[code in stems for stems in said] for code in stem_codes.tolist()], bool)
+    of_category = of_category.reshape(len(all_stems), len(said))[:, which]
     place_of = {stem: place for place, stem in enumerate(all_stems)}
 
     name_credit, text_credit, category_credit = (
-        _credits(query, place_of, presence) for presence in (stems_in_name > 0, stems_anywhere > 0, of_category > 0)
+        _credits(query, place_of, presence) for presence in (stems_in_name > 0, stems_anywhere > 0, of_category)
     )
     rarity = np.array([word.rarity * (FUNCTION_WEIGHT if word.is_function else 1) for word in query.words], np.float32)
     is_held = np.array([word.is_held for word in query.words])
@@ -107,13 +110,17 @@ def _by_credit(alternative: Alternative) -> float:
 
 def _counts(codes: np.ndarray, wanted: np.ndarray, listing: ListingWords, n: int) -> tuple[np.ndarray, np.ndarray]:
     """(wanted, n) how often each wanted code is in each listing's name, and in its whole text."""
-    shape = (len(wanted), n)
+    # Of many words few are wanted: their last 16 bits tell most others apart in a table that fits the processor's cache.
+    maybe = np.zeros(1 << 16, bool)
+    maybe[wanted & 0xFFFF] = True
+    near = np.flatnonzero(maybe[codes & 0xFFFF])
     order = np.argsort(wanted)
-    places = np.minimum(np.searchsorted(wanted, codes, sorter=order), len(wanted) - 1)
-    found = wanted[order][places] == codes
-    cells = order[places[found]] * n + listing.listing[found]
-    in_name = listing.in_name[found]
-    return tuple(np.bincount(some, minlength=len(wanted) * n).reshape(shape) for some in (cells[in_name], cells))
+    places = np.minimum(np.searchsorted(wanted, codes[near], sorter=order), len(wanted) - 1)
+    found = wanted[order][places] == codes[near]
+    near = near[found]
+    cells = order[places[found]] * n + listing.listing[near]
+    size, shape = len(wanted) * n, (len(wanted), n)
+    return tuple(np.bincount(some, minlength=size).reshape(shape) for some in (cells[listing.in_name[near]], cells))
 
 
 def _credits(query: TypedQuery, place_of: dict[str, int], presence: np.ndarray) -> np.ndarray:

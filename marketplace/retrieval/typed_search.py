@@ -122,15 +122,14 @@ class TypedSearch:
         return np.unique(np.concatenate(found))
 
     def evidence(self, typed: Typed, rows: np.ndarray) -> Candidates:
-        matches = match(typed.query, self._forward.words_of(rows), self._stems_of(rows), self._forward.mean_length)
+        paths = self._path[rows]
+        matches = match(typed.query, self._forward.words_of(rows), paths, self._category_stems, self._forward.mean_length)
         cosines = {}
         if typed.vector is not None:
-            codes = self._path[rows]
-            category = np.where(codes >= 0, (self._category_vectors @ typed.vector)[codes], 0)
             cosines = {
-                "name": self.names.vectors[rows] @ typed.vector,
-                "text": self.meanings.vectors[rows] @ typed.vector,
-                "category": category,
+                "name": self.names.cosines(typed.vector, rows),
+                "text": self.meanings.cosines(typed.vector, rows),
+                "category": np.where(paths >= 0, (self._category_vectors @ typed.vector)[paths], 0),
             }
         return Candidates(rows, matches, {kind: np.maximum(values, 0) for kind, values in cosines.items()})
 
@@ -178,9 +177,6 @@ class TypedSearch:
     def explain(self, typed: Typed, rows: np.ndarray) -> list[dict[str, Alternative]]:
         """For each listing of `rows` the typed content words that it holds, and what of each it holds."""
         return explain(typed.query, self._forward.words_of(np.asarray(rows)))
-
-    def _stems_of(self, rows: np.ndarray) -> list[frozenset[int]]:
-        return [self._category_stems[code] if code >= 0 else frozenset() for code in self._path[rows]]
 
     def is_in(self, result: Result, candidates: Candidates) -> np.ndarray:
         """(N,) bool: which of the candidates belong to a result."""

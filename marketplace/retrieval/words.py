@@ -287,18 +287,17 @@ class WordIndex:
     def _keys(self, hits: Sequence[tuple]) -> np.ndarray:
         return np.array(self._searcher.fast_field_values("key", [address for _, address in hits]), np.int64)
 
-    def _best(self, wanted: list[list[Query]], conditions: list[Query], limit: int) -> list[tuple]:
+    def _all_first(self, wanted: list[list[Query]], conditions: list[Query], limit: int) -> list[tuple]:
         """Scores and addresses of listings with all the words, then of those with some, each kind by score."""
-
-        def search(query: Query) -> list[tuple]:
-            return self._searcher.search(_every(query, *conditions), limit, count=False).hits
-
-        hits = search(_every(*(_any_of([word]) for word in wanted)))
+        hits = self._with_all(wanted, conditions, limit)
         if len(hits) < limit and len(wanted) > 1:
             with_all = {(address.segment_ord, address.doc) for _, address in hits}
-            others = (hit for hit in search(_any_of(wanted)) if (hit[1].segment_ord, hit[1].doc) not in with_all)
-            hits = [*hits, *others][:limit]
+            with_any = self._searcher.search(_every(_any_of(wanted), *conditions), limit, count=False).hits
+            hits = [*hits, *(hit for hit in with_any if (hit[1].segment_ord, hit[1].doc) not in with_all)][:limit]
         return hits
+
+    def _with_all(self, wanted: list[list[Query]], conditions: list[Query], limit: int) -> list[tuple]:
+        return self._searcher.search(_every(*(_any_of([word]) for word in wanted), *conditions), limit, count=False).hits
 
     # What a typed query is read by, and what it finds.
 
@@ -339,12 +338,15 @@ class WordIndex:
         typed: words in their exact form; meant: of each word, what may stand for it.
         """
         conditions = self._conditions(filters)
-        readings = [
-            [self._exactly(word) for word in typed if self.frequency(word)],
-            [[self._meaning(one) for one in alternatives if self.holds(one.stems)] for alternatives in meant],
-        ]
-        found = [self._best(list(filter(None, wanted)), conditions, k) for wanted in readings if any(wanted)]
-        return np.unique(np.concatenate([np.empty(0, np.int64), *(self._keys(hits) for hits in found)]))
+        exactly = [self._exactly(word) for word in typed if self.frequency(word)]
+        held = [[one for one in alternatives if self.holds(one.stems)] for alternatives in meant]
+        freely = [[self._meaning(one) for one in alternatives] for alternatives in held if alternatives]
+        hits = self._all_first(exactly, conditions, k) if exactly else []
+        if freely:
+            # Other forms of some of the words, of a query without synonyms, add little to as many listings with the very words.
+            some_too = len(hits) < k or any(len(alternatives) > 1 for alternatives in held)
+            hits = hits + (self._all_first(freely, conditions, k) if some_too else self._with_all(freely, conditions, k))
+        return np.unique(self._keys(hits))
 
     def _exactly(self, word: str) -> list[Query]:
         return [self._term(f"{field}_exact", word, weight) for field, weight in WEIGHTS.items()]
