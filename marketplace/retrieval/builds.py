@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
 
+from marketplace.cleaning.listings import category_levels
 from marketplace.files import atomic, generations, reading, stages
 from marketplace.files.stages import StageError
 from marketplace.models.text_encoder import TextEncoder
 from marketplace.retrieval import catalogue, forward, typed, typed_search, words
 from marketplace.retrieval import vectors as vector_search
 from marketplace.retrieval.entries import Entries
-from marketplace.retrieval.filters import telling_names
 from marketplace.retrieval.keys import RowsByKey
 
 RANKER, REPORT = "ranker.json", "report.json"
@@ -212,14 +212,14 @@ def write_category_vectors(folder: Path, encoder: TextEncoder, published: Path |
 
     published: a generation of the same encoder, whose categories are not encoded again.
     """
-    named = _categories(folder)
-    found: dict[tuple[str, str], np.ndarray] = {}
+    paths = _paths(folder)
+    found: dict[str, np.ndarray] = {}
     if published is not None:
-        found |= zip(_categories(published), reading.read_array(published / typed_search.CATEGORY_NAMES), strict=True)
-    more = [category for category in named if category not in found]
-    short, whole = (encoder.encode([category[form] for category in more]) for form in (0, 1))
-    found |= zip(more, _unit_rows(short + whole), strict=True)
-    names = np.array([found[category] for category in named], np.float32).reshape(len(named), encoder.dimension)
+        found |= zip(_paths(published), reading.read_array(published / typed_search.CATEGORY_NAMES), strict=True)
+    more = [path for path in paths if path not in found]
+    last, whole = (encoder.encode(texts) for texts in ([category_levels(path)[-1] for path in more], more))
+    found |= zip(more, _unit_rows(last + whole), strict=True)
+    names = np.array([found[path] for path in paths], np.float32).reshape(len(paths), encoder.dimension)
     atomic.write_array(folder / typed_search.CATEGORY_NAMES, names)
     vectors = reading.read_array(folder / vector_search.FILES["meanings"].vectors)
     path_of = typed_search.deepest(reading.read_array(folder / "category.npy"))
@@ -227,15 +227,15 @@ def write_category_vectors(folder: Path, encoder: TextEncoder, published: Path |
     for start in range(0, len(vectors), vector_search.BLOCK_ROWS):
         codes = path_of[start : start + vector_search.BLOCK_ROWS]
         filed = np.flatnonzero(codes >= 0)
-        chosen = csr_array((np.ones(len(filed), np.float32), (codes[filed], filed)), shape=(len(named), len(codes)))
+        chosen = csr_array((np.ones(len(filed), np.float32), (codes[filed], filed)), shape=(len(paths), len(codes)))
         sums += chosen @ np.asarray(vectors[start : start + len(codes)])
     reading.release(vectors)
     atomic.write_array(folder / typed_search.CATEGORY_VECTORS, _unit_rows(2 * names + _unit_rows(sums)))
 
 
-def _categories(folder: Path) -> list[tuple[str, str]]:
-    """Of each code the name that tells which category it is, and the path."""
-    return [(name, path) for path, name in telling_names(reading.read_json(folder / catalogue.FILTERS)["category"]).items()]
+def _paths(folder: Path) -> list[str]:
+    """Of each code of a category."""
+    return reading.read_json(folder / catalogue.FILTERS)["category"]
 
 
 def _unit_rows(vectors: np.ndarray) -> np.ndarray:

@@ -186,8 +186,9 @@ class TypedSearch:
     def result(self, typed: Typed, candidates: Candidates, filters: Filters | None) -> Result:
         """What the whole result is, by the candidates of the usual depth.
 
-        It holds the listings with every word or, where there is none, with all but the commonest, and so on; and of those found
-        by their meaning the near ones, or all where a question in sentences asks for nothing but meaning.
+        It holds the listings with every word or, where there is none, with all but the commonest, and so on; and of the candidates
+        those that hold much of the words or are near by their meaning, or all where a question in sentences asks for nothing but
+        that.
         """
         required, none = typed.query.required, np.empty(0, np.int64)
         words = sorted(range(len(required)), key=lambda place: -required[place].rarity)
@@ -199,10 +200,10 @@ class TypedSearch:
         else:
             wanted, total = Wanted((), none), 0
         by_words = self.is_in(Result(words, wanted, total), candidates)
-        near = np.zeros(len(candidates.rows), bool)
+        near = candidates.matches.held >= FLOOR_HELD
         if typed.vector is not None:
             cosines = np.maximum(candidates.cosines["name"], candidates.cosines["text"])
-            near = (cosines >= NEAR_COSINE) | is_sentence(typed, candidates)
+            near |= (cosines >= NEAR_COSINE) | is_sentence(typed, candidates)
         others = self._catalogue.keys[candidates.rows[near & ~by_words]]
         return Result(words, replace(wanted, others=others), total + len(others))
 
