@@ -186,9 +186,9 @@ class TypedSearch:
     def result(self, typed: Typed, candidates: Candidates, filters: Filters | None) -> Result:
         """What the whole result is, by the candidates of the usual depth.
 
-        It holds the listings with every word or, where there is none, with all but the commonest, and so on; and of the candidates
-        those that hold much of the words or are near by their meaning, or all where a question in sentences asks for nothing but
-        that.
+        It holds the listings with every word or, where there is none, with all but the commonest, and so on; and of the
+        candidates those that hold much of the words or are near by their meaning, or all where a question in sentences asks for
+        nothing but that.
         """
         required, none = typed.query.required, np.empty(0, np.int64)
         words = sorted(range(len(required)), key=lambda place: -required[place].rarity)
