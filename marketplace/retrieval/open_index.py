@@ -192,7 +192,7 @@ class OpenIndex:
             return self._sorted(query, None, k, filters, offset, sort or "newest", with_counts)
         allowed = self.catalogue.allowed(filters)
         with step("search"):
-            candidates = self.typed_search.candidates(typed, CANDIDATES * WINDOW, filters, allowed)
+            candidates = self.typed_search.candidates(typed, WINDOW, filters, allowed)
         with step("rank"):
             ranked = self._rank_typed(typed, candidates)
         corrections = typed.query.corrections
@@ -209,7 +209,7 @@ class OpenIndex:
             if window == WINDOW:
                 return ranked.among(candidates.rows[self.typed_search.is_in(result, candidates)])
             with step("search"):
-                more = self.typed_search.candidates(typed, CANDIDATES * window, filters, allowed)
+                more = self.typed_search.candidates(typed, window, filters, allowed)
             with step("rank"):
                 return self._rank_typed(typed, more).among(more.rows[self.typed_search.is_in(result, more)])
 
