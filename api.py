@@ -9,6 +9,7 @@ Run     python api.py                  then open http://127.0.0.1:8080
 import argparse
 import functools
 import importlib.util
+import ipaddress
 import math
 import os
 import re
@@ -30,6 +31,8 @@ from marketplace.service import middleware, reload, routes, workers
 from marketplace.service.dependencies import PhotoQueue
 from marketplace.service.meters import Meters
 from marketplace.service.settings import KEY_VARIABLE, MAX_UPLOAD_BYTES, Settings
+
+OPEN_PATHS = {"/healthcheck", "/readyz", "/metrics"}  # of a private service: who watches it has no key
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -63,10 +66,19 @@ def create_app(settings: Settings) -> FastAPI:
 
 def add_middleware(app: FastAPI, settings: Settings) -> None:
     """What is around the routes; the last one added is the outermost."""
-    app.add_middleware(middleware.BodyLimitMiddleware, max_bytes=settings.max_upload_bytes)
-    if settings.private:
-        app.add_middleware(middleware.AuthenticationMiddleware, key=settings.api_key)
+    app.add_middleware(middleware.HeadMiddleware)
+    app.add_middleware(middleware.RelativeRedirectMiddleware)
+    app.add_middleware(
+        middleware.BodyLimitMiddleware,
+        max_bytes=settings.max_upload_bytes,
+        max_total_bytes=max(settings.max_upload_bytes, settings.max_bodies_bytes // settings.workers),
+        max_seconds=settings.body_timeout_s,
+    )
     headers = dict(middleware.SECURITY_HEADERS)
+    if settings.private:
+        open_paths = OPEN_PATHS - ({"/metrics"} if settings.private_metrics else set())
+        app.add_middleware(middleware.AuthenticationMiddleware, key=settings.api_key, open_paths=open_paths)
+        headers["Cache-Control"] = "private, no-store"
     if settings.cors_origins:
         headers["Cross-Origin-Resource-Policy"] = "cross-origin"
         app.add_middleware(
@@ -94,7 +106,10 @@ def parse_args(argv=None) -> Settings:
     )
     parser.add_argument("--workers", default=1, type=cli.positive, help="processes (default: %(default)s)")
     parser.add_argument("--api-key", help=f"key of /admin/ (default: the environment's {KEY_VARIABLE}, which ps does not show)")
-    parser.add_argument("--private", action="store_true", help="answer nothing without the key")
+    parser.add_argument(
+        "--private", action="store_true", help="answer nothing without the key but /healthcheck, /readyz and /metrics"
+    )
+    parser.add_argument("--private-metrics", action="store_true", help="with --private: nor /metrics")
     parser.add_argument(
         "--cors-origin", action="append", default=[], help="origin whose pages may call this service; repeatable (default: none)"
     )
@@ -107,6 +122,8 @@ def parse_args(argv=None) -> Settings:
         parser.error(f"argument --api-key or {KEY_VARIABLE}: give at least 16 ASCII characters without blanks")
     if args.private and args.api_key is None:
         parser.error(f"argument --private: give a key with --api-key or {KEY_VARIABLE}")
+    if args.private_metrics and not args.private:
+        parser.error("argument --private-metrics: goes with --private")
     for origin in args.cors_origin:
         if not re.fullmatch(r"https?://[^/\s*]+", origin):
             parser.error(f"argument --cors-origin: {origin!r} is not of the form https://host")
@@ -120,6 +137,7 @@ def parse_args(argv=None) -> Settings:
         max_upload_bytes=args.max_upload_bytes,
         api_key=args.api_key,
         private=args.private,
+        private_metrics=args.private_metrics,
         cors_origins=tuple(args.cors_origin),
     )
 
@@ -136,9 +154,22 @@ def listen(host: str, port: int) -> socket.socket:
     return connection
 
 
+def tell(settings: Settings, listening: socket.socket) -> None:
+    """Say on stderr where the service will answer, and to whom."""
+    address, port = listening.getsockname()[:2]
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(f"loading, then answering on http://{host}:{port}", file=sys.stderr)
+    if not settings.private and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        print(
+            f"every machine that reaches this one on port {port} may search, see listings and photos, upload photos and read "
+            "/metrics: give a key and --private to close it",
+            file=sys.stderr,
+        )
+
+
 def run(settings: Settings) -> dict:
     with listen(settings.host, settings.port) as listening:
-        print(f"loading, then answering on http://{settings.host}:{listening.getsockname()[1]}", file=sys.stderr)
+        tell(settings, listening)
         started_s = time.time()
         if settings.workers > 1:
             generations.current_generation(settings.index_dir)  # without one, no worker needs to be started to say so

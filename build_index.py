@@ -95,7 +95,7 @@ def write(
     started_s = time.perf_counter()
     catalogue.write(folder, entries.listings(), entries.image_ids, entries.owners, entries.duplicates)
     builds.write_vectors(stage.data_dir, folder, entries, settings)
-    link_models(stage.data_dir, folder, settings.models)
+    copy_models(stage.data_dir, folder, settings.models)
     history = write_engines(folder, entries, settings, source)
     is_update = history["updated"] is not None
     builds.write_synonyms(folder, stage.data_dir / OWN_SYNONYMS)
@@ -159,10 +159,10 @@ def settings_of(args: argparse.Namespace, inputs: dict[str, str], entries: Entri
     )
 
 
-def link_models(data_dir: Path, folder: Path, models: dict[str, str]) -> None:
-    """Give the generation models of its own: they must outlive a retraining."""
+def copy_models(data_dir: Path, folder: Path, models: dict[str, str]) -> None:
+    """Give the generation models of its own: they outlive a retraining, and a file that is changed in data/model/."""
     for path in models:
-        generations.link(data_dir / path, folder / Path(path).name)
+        shutil.copyfile(data_dir / path, folder / Path(path).name)
 
 
 def write_engines(folder: Path, entries: Entries, settings: BuildSettings, source: Published | None) -> dict:

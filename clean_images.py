@@ -1,6 +1,7 @@
 """Clean the photos: every one an upright sRGB JPEG square of one size, or a row that says why not.
 
-Reads   data/raw/images/ or data/raw/images_fb.zip (--photos: a folder, a .zip, s3://bucket/prefix or s3://bucket/file.zip)
+Reads   data/raw/images/ or data/raw/images_fb.zip (--photos: a folder, a .zip, s3://bucket/prefix or s3://bucket/file.zip),
+        data/tabular/ (images.csv, which photos listings have)
 Writes  data/images/     (<image_id>.jpg, photos.csv)
 Run     python clean_images.py
 """
@@ -9,6 +10,7 @@ import argparse
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -16,39 +18,47 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from marketplace.cleaning import photos
-from marketplace.cleaning.pool import READ_ERROR, Result, Task, clean_all
-from marketplace.cleaning.sources import Photo, Source, image_id_of, list_source, rejected_by_name
-from marketplace.files import atomic, cli, s3, stages
+from marketplace.cleaning.pool import READ_ERROR, TRIED_AGAIN, Result, Task, clean_all
+from marketplace.cleaning.redaction import redact
+from marketplace.cleaning.sources import Photo, Selection, Source, image_id_of, is_sidecar, list_source, select
+from marketplace.files import atomic, cli, reading, s3, stages
 from marketplace.files.progress import progress
 from marketplace.files.stages import StageError
 
 MAX_ZIP_BYTES = 20_000_000_000  # of a zip's members unpacked, by default: a dozen times the real export
-RECORD = ("image_id", "settings", "identity", "content", "jpeg", "row")
+RECORD = ("image_id", "turn", "settings", "identity", "content", "jpeg", "jpeg_bytes", "row")
 PROGRESS = ".progress.jsonl"  # one line a photo done, appended; not *.tmp, so that it outlives a kill
+DUPLICATE = "duplicate_id"  # another file of its id was kept: the reason of a reject by which no photo is lost
+Key = tuple[str, int]  # id in lower case, and the file's place among the candidates for it, from 0
 COLUMNS = ["image_id", "status", "reason", "width", "height", "sha256", "phash", "source"]
 
 
 # Records of earlier runs: what need not be done again.
 
 
-def read_progress(path: Path) -> dict[str, dict]:
-    """The last record of each image id; a line torn by a kill is dropped.
+def read_progress(path: Path) -> dict[Key, dict]:
+    """The last record of each file; a line torn by a kill is dropped.
 
-    A record: image_id, settings (digest of how it was cleaned), identity (of the Photo), content (sha256 of the raw file), jpeg
-    (sha256 of the cleaned one), row (of photos.csv).
+    A record: image_id and turn (its key), settings (digest of how it was cleaned), identity (of the Photo), content (sha256 of
+    the raw file), jpeg (sha256 of the cleaned one, of jpeg_bytes bytes), row (of photos.csv).
     """
     records = {}
     with contextlib.suppress(FileNotFoundError):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
                 record = json.loads(line)
-                records[record["image_id"]] = {name: record[name] for name in RECORD}
+                records[record["image_id"].lower(), int(record["turn"])] = {name: record[name] for name in RECORD}
     return records
+
+
+def write_progress(path: Path, records: Mapping[Key, dict]) -> None:
+    atomic.write_bytes(path, "".join(_line(records[key]) for key in sorted(records)).encode())
 
 
 def _line(record: Mapping) -> str:
@@ -58,61 +68,99 @@ def _line(record: Mapping) -> str:
 def _is_usable(record: dict, folder: Path) -> bool:
     """Whether a photo that was cleaned need not be cleaned again: its JPEG is whole, or it was read and rejected."""
     if record["row"]["status"] != "ok":
-        return record["row"]["reason"] != READ_ERROR
-    try:
-        return hashlib.sha256((folder / f"{record['image_id']}.jpg").read_bytes()).hexdigest() == record["jpeg"]
-    except FileNotFoundError:
+        return record["row"]["reason"] not in TRIED_AGAIN
+    path = folder / f"{record['image_id']}.jpg"
+    try:  # the size first: what took the place of a JPEG may be of any
+        return path.stat().st_size == record["jpeg_bytes"] and stages.digest(path) == record["jpeg"]
+    except (FileNotFoundError, StageError):
         return False
 
 
-def usable_records(records: Mapping[str, dict], folder: Path) -> set[str]:
-    """Image ids of the records for which _is_usable() holds."""
+def usable_records(records: Mapping[Key, dict], folder: Path) -> set[Key]:
+    """Keys of the records for which _is_usable() holds."""
     with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
         usable = pool.map(functools.partial(_is_usable, folder=folder), records.values())
         checked = progress(zip(records, usable, strict=True), "check cleaned photos", "photo", len(records))
-        return {image_id for image_id, is_usable in checked if is_usable}
+        return {key for key, is_usable in checked if is_usable}
 
 
 def nothing_is_left(folder: Path) -> bool:
     """Whether every photo of a finished run was read, and every cleaned one is there still, by content."""
     records, counts = read_progress(folder / PROGRESS), stages.read_manifest(folder)["counts"]
     kept = sum(record["row"]["status"] == "ok" for record in records.values())
-    return kept == counts["kept"] and READ_ERROR not in counts["reasons"] and len(usable_records(records, folder)) == len(records)
+    all_read = not TRIED_AGAIN & counts["reasons"].keys()
+    return all_read and kept == counts["kept"] and len(usable_records(records, folder)) == len(records)
 
 
 def sort_out(
-    readable: Mapping[str, Photo], earlier: Mapping[str, dict], settings: str, folder: Path, full: bool
-) -> tuple[dict[str, dict], list[Task]]:
+    readable: Mapping[Key, Photo], earlier: Mapping[Key, dict], folder: Path, full: bool
+) -> tuple[dict[Key, dict], list[Task]]:
     """The records that stay as they are, and what has to be read; a photo whose bytes turn out the same is not cleaned again."""
-    made_alike = {name: record for name, record in earlier.items() if name in readable and record["settings"] == settings}
-    usable = usable_records(made_alike, folder)
+    usable = usable_records({key: earlier[key] for key in readable if key in earlier}, folder)
     records, todo = {}, []
-    for image_id, photo in readable.items():
-        if image_id in usable and not full and earlier[image_id]["identity"] == photo.identity:
-            records[image_id] = earlier[image_id]
+    for key, photo in readable.items():
+        if key in usable and not full and earlier[key]["identity"] == photo.identity:
+            records[key] = earlier[key]
         else:
-            todo.append(Task(photo, earlier[image_id]["content"] if image_id in usable else ""))
+            todo.append(Task(photo, earlier[key]["content"] if key in usable else ""))
     return records, todo
 
 
-def clean_into(
-    folder: Path, results: Iterable[tuple[Photo, Result]], total: int, records: dict[str, dict], earlier: dict, settings: str
-) -> int:
-    """Write the JPEGs of the results, `total` in number, and add their records; returns how many were cleaned."""
-    cleaned = 0
-    with open(folder / PROGRESS, "a", encoding="utf-8", buffering=1) as done:
-        for photo, result in progress(results, "clean photos", "photo", total):
-            image_id = image_id_of(photo.name)
-            made = {"image_id": image_id, "settings": settings, "identity": photo.identity, "content": result.content}
-            if result.row is None:
-                records[image_id] = earlier[image_id] | made
-            else:
-                cleaned += 1
-                if result.jpeg:
-                    _write_jpeg(folder / f"{image_id}.jpg", result.jpeg)
-                records[image_id] = made | {"jpeg": hashlib.sha256(result.jpeg).hexdigest(), "row": result.row}
-            done.write(_line(records[image_id]))
-    return cleaned
+@dataclass(frozen=True)
+class Cleaning:
+    """One run's cleaning. folder: where the JPEGs go; settings_digest: of how they are made; full: whether to read every file."""
+
+    folder: Path
+    settings: photos.CleanSettings
+    settings_digest: str
+    workers: int
+    full: bool
+
+    def clean(self, selection: Selection, zip_path: str | None) -> tuple[dict[Key, dict], int]:
+        """Clean of each id the first file that is a usable photo.
+
+        Returns the records of the files that were tried, now or by an earlier run, and how many were cleaned now.
+        """
+        earlier = {
+            (name, turn): record
+            for (name, turn), record in read_progress(self.folder / PROGRESS).items()
+            if name in selection.candidates and record["settings"] == self.settings_digest
+        }
+        write_progress(self.folder / PROGRESS, earlier)
+        records, cleaned, waiting = {}, 0, selection.candidates
+        for turn in itertools.count():
+            readable = {(name, turn): files[turn] for name, files in waiting.items()}
+            usable, todo = sort_out(readable, earlier, self.folder, self.full)
+            with contextlib.closing(clean_all(todo, zip_path, self.settings, self.workers)) as results:
+                fresh, made = self._store(progress(results, "clean photos", "photo", len(todo)), turn, earlier)
+            records |= usable | fresh
+            cleaned += made
+            failed = {name for name, _ in readable if records[name, turn]["row"]["status"] != "ok"}
+            waiting = {name: waiting[name] for name in failed if turn + 1 < len(waiting[name])}
+            if not waiting:
+                return records, cleaned
+
+    def _store(
+        self, results: Iterable[tuple[Photo, Result]], turn: int, earlier: Mapping[Key, dict]
+    ) -> tuple[dict[Key, dict], int]:
+        """Write the JPEGs of the results; returns the records of all of them, and how many were cleaned."""
+        records, cleaned = {}, 0
+        with open(self.folder / PROGRESS, "a", encoding="utf-8", buffering=1) as done:
+            for photo, result in results:
+                image_id = image_id_of(photo.name)
+                record = {"image_id": image_id, "turn": turn, "settings": self.settings_digest, "identity": photo.identity}
+                record["content"] = result.content
+                if result.row is None:
+                    record = earlier[image_id.lower(), turn] | record
+                else:
+                    cleaned += 1
+                    if result.jpeg:
+                        _write_jpeg(self.folder / f"{image_id}.jpg", result.jpeg)
+                    jpeg = {"jpeg": hashlib.sha256(result.jpeg).hexdigest(), "jpeg_bytes": len(result.jpeg)}
+                    record |= jpeg | {"row": result.row}
+                done.write(_line(record))
+                records[image_id.lower(), turn] = record
+        return records, cleaned
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -129,6 +177,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--max-rejected", default=0.2, type=float, help="share of rejected photos that fails the run (default: %(default)s)"
     )
     parser.add_argument(
+        "--max-removed",
+        default=0.2,
+        type=float,
+        help="share of the photos cleaned before whose removal fails the run, those listed no more aside (default: %(default)s)",
+    )
+    parser.add_argument("--all-photos", action="store_true", help="also clean photos that no listing has (default: skip them)")
+    parser.add_argument(
         "--max-zip-bytes", default=MAX_ZIP_BYTES, type=int, help="refuse a zip that unpacks to more (default: %(default)s)"
     )
     parser.add_argument(
@@ -140,56 +195,78 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args.settings = photos.CleanSettings(args.size, args.fit, args.max_pixels)
     except ValueError as error:
         parser.error(str(error))
-    if not 0 <= args.max_rejected <= 1:
-        parser.error(f"argument --max-rejected: must be from 0 to 1, not {args.max_rejected}")
+    for flag, share in (("--max-rejected", args.max_rejected), ("--max-removed", args.max_removed)):
+        if not 0 <= share <= 1:
+            parser.error(f"argument {flag}: must be from 0 to 1, not {share}")
     if args.workers < 1:
         parser.error(f"argument --workers: must be at least 1, not {args.workers}")
     return args
 
 
 def run(args: argparse.Namespace) -> dict:
-    source = list_source(_photos_uri(args), args.data / "raw" / "s3", args.max_zip_bytes)
-    with stages.open_stage(args.data, "images", args.settings.as_dict(), {"--photos": source.digest()}) as stage:
+    uri = _photos_uri(args)
+    source = list_source(uri, args.data / "raw" / "s3", args.max_zip_bytes)
+    reads = () if args.all_photos else stages.STAGES["images"].reads
+    with stages.open_stage(args.data, "images", args.settings.as_dict(), {"--photos": source.digest()}, reads=reads) as stage:
         if not args.full and stage.is_done() and nothing_is_left(stage.folder):
-            _check_rejected(stage, stage.summary(), args.max_rejected)
+            _check_rejected(stage, stage.summary(), uri, args.max_rejected)
             return stage.summary()
+        wanted = None if args.all_photos else _listed(args.data)
+        selection = select(source, wanted)
+        if not selection.candidates and selection.skipped:
+            raise StageError(
+                f"no listing in {args.data / 'tabular'} has one of the {selection.skipped} photos of {uri}: take Products.csv, "
+                "Images.csv and the photos from one export, or give --all-photos"
+            )
+        there = {name for name in _cleaned(stage.folder) if wanted is None or name.lower() in wanted}
+        _check_removed(uri, there, {name for name in there if name.lower() not in selection.candidates}, args.max_removed)
         stage.begin()
-        unread = rejected_by_name(source)
-        readable = {image_id_of(photo.name): photo for position, photo in enumerate(source.photos) if position not in unread}
         settings = hashlib.sha256(json.dumps([stages.STAGES["images"].schema, stage.arguments]).encode()).hexdigest()[:16]
-        earlier = read_progress(stage.folder / PROGRESS)
-        records, todo = sort_out(readable, earlier, settings, stage.folder, args.full)
-        atomic.write_bytes(stage.folder / PROGRESS, "".join(map(_line, records.values())).encode())
-        with contextlib.closing(clean_all(todo, source.zip_path, args.settings, args.workers)) as results:
-            cleaned = clean_into(stage.folder, results, len(todo), records, earlier, settings)
-        table = tabulate(source, unread, records)
-        removed = _remove_others(stage.folder, set(table.image_id[table.status == "ok"]))
+        cleaning = Cleaning(stage.folder, args.settings, settings, args.workers, args.full)
+        records, cleaned = cleaning.clean(selection, source.zip_path)
+        table = tabulate(selection, records)
         atomic.write_csv(stage.folder / "photos.csv", table)
-        atomic.write_bytes(stage.folder / PROGRESS, "".join(_line(records[image_id]) for image_id in sorted(records)).encode())
-        counts = count(table, source)
-        _check_rejected(stage, counts, args.max_rejected)
-        reused = len(readable) - cleaned
-        return stage.finish(counts, ["photos.csv"]) | {"cleaned": cleaned, "reused": reused, "removed": removed}
+        write_progress(stage.folder / PROGRESS, records)
+        counts = count(table, source, selection.skipped)
+        _check_rejected(stage, counts, uri, args.max_rejected)
+        kept = set(table.image_id[table.status == "ok"])
+        _check_removed(uri, there, there - kept, args.max_removed)
+        removed = _remove_others(stage.folder, kept)
+        return stage.finish(counts, ["photos.csv"]) | {"cleaned": cleaned, "reused": len(records) - cleaned, "removed": removed}
 
 
-def tabulate(source: Source, unread: Mapping[int, str], records: Mapping[str, Mapping]) -> pd.DataFrame:
-    """photos.csv: a row for every photo of the source."""
-    rows = [_row(photo, unread.get(position), records) for position, photo in enumerate(source.photos)]
+def tabulate(selection: Selection, records: Mapping[Key, Mapping]) -> pd.DataFrame:
+    """photos.csv: a row for every photo that is wanted, but for what lies beside one that is kept."""
+    rows = [_row(photo, {"status": "rejected", "reason": reason}) for photo, reason in selection.unread]
+    for name, files in selection.candidates.items():
+        for turn, photo in enumerate(files):
+            if (name, turn) in records:
+                rows.append(_row(photo, records[name, turn]["row"]))
+            elif not is_sidecar(photo):
+                rows.append(_row(photo, {"status": "rejected", "reason": DUPLICATE}))
     table = pd.DataFrame(rows, columns=COLUMNS, dtype=str).fillna("")
     return table.sort_values(["image_id", "source"], kind="stable")
 
 
-def count(table: pd.DataFrame, source: Source) -> dict:
+def count(table: pd.DataFrame, source: Source, skipped: int) -> dict:
+    """The stage's counts: seen = kept + rejected + skipped, and what lies beside the photos is ignored."""
     reasons = Counter(table.reason[table.status == "rejected"])
+    sidecars = len(source.photos) - skipped - len(table)
     counts = {
-        "seen": len(source.photos),
+        "seen": len(source.photos) - sidecars,
         "kept": int((table.status == "ok").sum()),
         "rejected": sum(reasons.values()),
+        "skipped": skipped,
         "reasons": dict(sorted(reasons.items())),
-        "ignored": source.ignored,
+        "ignored": source.ignored + sidecars,
     }
-    assert counts["seen"] == counts["kept"] + counts["rejected"], counts
+    assert counts["seen"] == counts["kept"] + counts["rejected"] + counts["skipped"], counts
     return counts
+
+
+def _listed(data_dir: Path) -> set[str]:
+    """The ids of the photos that listings have, in lower case."""
+    return set(reading.read_csv(data_dir / "tabular" / "images.csv", usecols=["image_id"])["image_id"].str.lower())
 
 
 def _photos_uri(args: argparse.Namespace) -> str:
@@ -212,14 +289,19 @@ def _photos_uri(args: argparse.Namespace) -> str:
 def _write_jpeg(path: Path, jpeg: bytes) -> None:
     """Whole or not at all; not flushed one by one, as what a power cut spoils no longer fits its record and is done again."""
     temporary = path.with_name(f".{path.name}{atomic.TEMPORARY_SUFFIX}")
-    temporary.write_bytes(jpeg)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(jpeg)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
-def _row(photo: Photo, unread_reason: str | None, records: Mapping[str, Mapping]) -> dict:
+def _row(photo: Photo, row: Mapping) -> dict:
     image_id = image_id_of(photo.name)
-    row = {"status": "rejected", "reason": unread_reason} if unread_reason else records[image_id]["row"]
-    return {"image_id": _printable(image_id), "source": _printable(photo.name)} | row
+    # A file's name is text too; the id of a cleaned photo is what its file is called, and stays.
+    shown_id = image_id if row["status"] == "ok" else redact(image_id)
+    return {"image_id": _printable(shown_id), "source": _printable(redact(photo.name))} | dict(row)
 
 
 def _printable(name: str) -> str:
@@ -227,22 +309,38 @@ def _printable(name: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", lambda match: f"\\x{ord(match[0]):02x}", name)
 
 
-def _remove_others(folder: Path, kept: Iterable[str]) -> int:
-    """Take away the JPEGs of photos that left the source or are rejected now; returns how many."""
-    names = {f"{image_id}.jpg" for image_id in kept}
-    others = [path for path in folder.glob("*.jpg") if path.name not in names]
-    for path in others:
-        path.unlink()
+def _cleaned(folder: Path) -> set[str]:
+    """The ids of the photos whose JPEGs are in the folder."""
+    return {path.stem for path in folder.glob("*.jpg")}
+
+
+def _remove_others(folder: Path, kept: set[str]) -> int:
+    """Take away the JPEGs of photos that left the source, are listed no more or are rejected now; returns how many."""
+    others = _cleaned(folder) - kept
+    for name in others:
+        (folder / f"{name}.jpg").unlink()
     return len(others)
 
 
-def _check_rejected(stage: stages.Stage, counts: Mapping, max_rejected: float) -> None:
-    """StageError, and no manifest, when too large a share of the photos was rejected."""
-    if counts["rejected"] > max_rejected * counts["seen"]:
-        stage.unfinish()
+def _check_removed(uri: str, there: set[str], removed: set[str], max_removed: float) -> None:
+    """StageError when too large a share of the cleaned photos would go: a folder of the source is missing, or its mount."""
+    if len(removed) > max_removed * len(there):
         raise StageError(
-            f"{counts['rejected']} of {counts['seen']} photos were rejected, more than --max-rejected {max_rejected:g}: "
+            f"{len(removed)} of {len(there)} cleaned photos would be removed, more than --max-removed {max_removed:g}: "
+            f"see whether {uri} is whole, or allow it with --max-removed 1"
+        )
+
+
+def _check_rejected(stage: stages.Stage, counts: Mapping, uri: str, max_rejected: float) -> None:
+    """StageError, and no manifest, when too large a share of the photos was rejected."""
+    lost, wanted = counts["rejected"] - counts["reasons"].get(DUPLICATE, 0), counts["seen"] - counts["skipped"]
+    if lost > max_rejected * wanted:
+        stage.unfinish()
+        forbidden = s3.is_s3(uri) and READ_ERROR in counts["reasons"]
+        raise StageError(
+            f"{lost} of {wanted} photos were rejected, more than --max-rejected {max_rejected:g}: "
             f"see the reasons in {stage.folder / 'photos.csv'}"
+            + (f", and allow s3:GetObject on {uri} for those of {READ_ERROR}" if forbidden else "")
         )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from marketplace.cleaning import records
-from marketplace.cleaning.listings import CATEGORY_SEPARATOR, plausible_prices
+from marketplace.cleaning.listings import CATEGORY_SEPARATOR, join_spellings, plausible_prices
 from marketplace.files import atomic, cli, s3, stages
 from marketplace.files.stages import StageError
 
@@ -46,12 +46,13 @@ def run(args: argparse.Namespace) -> dict:
             return stage.summary()
         stage.begin()
 
-        listings, rejects = clean_listings(products_path, stage.folder)
+        tidied = Counter()
+        listings, rejects = clean_listings(products_path, stage.folder, tidied)
         labels = label(listings, args.category_depth)
         photos, photo_rejects = clean_photos(photos_path, listings)
         listings["price_plausible"] = plausible_prices(listings["price"], listings["main_category"])
         listings["photos"] = listings["product_id"].map(photos["product_id"].value_counts()).fillna(0).astype("int64")
-        report = make_report(listings, photos, rejects, photo_rejects)
+        report = make_report(listings, photos, rejects, photo_rejects, tidied)
 
         write_listings(stage.folder, listings)
         atomic.write_csv(stage.folder / "images.csv", photos)
@@ -62,16 +63,22 @@ def run(args: argparse.Namespace) -> dict:
         return stage.finish(count(report, labels))
 
 
-def clean_listings(path: Path, folder: Path) -> tuple[pd.DataFrame, list[dict]]:
-    """The listings that can be kept, and the rejects; StageError when there is none to keep, with the rejects in `folder`."""
-    rows, rejects = records.clean_records(
-        path, "Products.csv", records.LISTING_COLUMNS, records.CLEAN_LISTING_COLUMNS, records.clean_listing
-    )
+def clean_listings(path: Path, folder: Path, tidied: Counter) -> tuple[pd.DataFrame, list[dict]]:
+    """The listings that can be kept, and the rejects; StageError when there is none to keep, with the rejects in `folder`.
+
+    tidied: counts the listings whose texts were spelt in another way, by raw column; "joined" for categories in other capitals.
+    """
+    clean = functools.partial(records.clean_listing, tidied=tidied)
+    rows, rejects = records.clean_records(path, "Products.csv", records.LISTING_COLUMNS, records.CLEAN_LISTING_COLUMNS, clean)
     if not rows:
         write_rejects(folder, rejects)
         reasons = ", ".join(f"{reason}: {times}" for reason, times in count_reasons(rejects).items()) or "no records"
         raise StageError(f"{path} holds no listing that can be kept ({reasons}): see {folder / 'rejected.csv'}")
-    return pd.DataFrame(rows), rejects
+    listings = pd.DataFrame(rows)
+    paths = join_spellings(listings["category"])
+    tidied["joined"] = int((paths != listings["category"]).sum())
+    levels = paths.str.split(CATEGORY_SEPARATOR)
+    return listings.assign(category=paths, main_category=levels.str[0], leaf_category=levels.str[-1]), rejects
 
 
 def clean_photos(path: Path, listings: pd.DataFrame) -> tuple[pd.DataFrame, list[dict]]:
@@ -110,8 +117,10 @@ def count_reasons(rejects: list[dict]) -> dict[str, int]:
     return dict(sorted(Counter(reject["reason"] for reject in rejects).items()))
 
 
-def make_report(listings: pd.DataFrame, photos: pd.DataFrame, rejects: list[dict], photo_rejects: list[dict]) -> dict:
-    """Counts by reason, price quantiles (pounds) and rows per category."""
+def make_report(
+    listings: pd.DataFrame, photos: pd.DataFrame, rejects: list[dict], photo_rejects: list[dict], tidied: Counter
+) -> dict:
+    """Counts by reason and of tidied texts, price quantiles (pounds) and rows per category."""
     plausible = listings.loc[listings["price_plausible"], "price"]
     photo_reasons = count_reasons(photo_rejects)
     return {
@@ -119,6 +128,8 @@ def make_report(listings: pd.DataFrame, photos: pd.DataFrame, rejects: list[dict
         "photos": {"read": len(photos) + len(photo_rejects), "kept": len(photos), "rejected": photo_reasons},
         "listings_without_photo": int((listings["photos"] == 0).sum()),
         "photos_without_listing": photo_reasons.get("no_listing", 0),
+        "texts_tidied": {column: tidied[column] for column in ("product_name", "category", "location")},
+        "categories_joined": tidied["joined"],
         "prices_implausible": len(listings) - len(plausible),
         "price_quantiles": {"all": quantiles(listings["price"]), "plausible": quantiles(plausible)},
         "rows_per_main_category": listings["main_category"].value_counts().sort_index().to_dict(),
@@ -139,6 +150,8 @@ def summarise(report: dict) -> str:
     lines.append(
         f"{report['listings_without_photo']} listings without a photo, {report['prices_implausible']} implausible prices"
     )
+    tidied = ", ".join(f"{column} {times}" for column, times in report["texts_tidied"].items() if times) or "none"
+    lines.append(f"texts tidied: {tidied}; categories joined to a commoner spelling: {report['categories_joined']}")
     prices = ", ".join(f"{float(share):.0%} £{price:,.2f}" for share, price in report["price_quantiles"]["plausible"].items())
     lines.append(f"plausible prices: {prices or 'none'}")
     lines += [f"{rows:>9,}  {name}" for name, rows in report["rows_per_main_category"].items()]

@@ -12,7 +12,7 @@ Run     python train.py                                  ImageNet weights, downl
         python train.py --weights resnet50.pth           your own checkpoint
         python train.py --backbone efficientnet_lite0    lighter on a CPU, weights from a Python package
         python train.py --finetune all                   the whole network; the default with a GPU
-        python train.py --text-encoder none              no sentence encoder: search by words alone
+        python train.py --text-encoder none              no sentence encoder: words tell categories and prices alone
         torchrun --nproc_per_node 2 train.py --finetune all
 """
 
@@ -488,7 +488,7 @@ def tell(
         + ("no listing has a second photo" if hits is None else f"the nearest photo is the listing's own for {hits:.0%}"),
         int8["reason"]
         or f"8 bits are used on CPUs: on {int8['photos']:,} held-out photos the mean cosine to fp32 is {int8['mean_cosine']:.4f}",
-        "no text encoder: words are found by their letters alone"
+        "no text encoder: words tell categories and prices by their letters alone"
         if not encoder.dimension
         else f"text encoder: {encoder.name}, {encoder.dimension} numbers, in {encoder.precision}",
         f"pictures: {model_dir / 'curves.png'}, and those of the test split from evaluate.py, in "

@@ -24,6 +24,7 @@ from serving import ROOT, Client, Server, clustered, load, percentile_ms, rename
 
 sys.path.insert(0, str(ROOT))
 from marketplace.cleaning import listings
+from marketplace.cleaning.photos import clean
 from marketplace.files import generations
 from marketplace.models import photo_model
 
@@ -71,7 +72,7 @@ def measure_photos(data_dir: Path, port: int, photos: list[bytes], queries: int)
     recommender = Recommender(generations.current_generation(data_dir / "index"))
 
     def in_process(photo: bytes) -> None:
-        vector, probabilities = recommender.embed(recommender.clean(photo))
+        vector, probabilities = recommender.embed(clean(photo, recommender.photo_model.settings).jpeg)
         recommender.recommend(recommender.query(vector, None, probabilities), 10)
 
     ask = lambda photo: lambda client: client.upload("/predict/similar_images", photo)  # noqa: E731

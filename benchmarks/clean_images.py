@@ -34,6 +34,7 @@ from marketplace.cleaning import photos, pool
 from marketplace.cleaning.sources import Photo
 
 SIZE = photos.DEFAULTS.size
+PHOTOS_A_CHUNK = 8
 SMALL = (533, 400)  # pixels, of drawn photos
 LARGE = (4000, 3000)  # pixels, 12 megapixels
 HUGE = (8000, 6000)  # just under photos.DEFAULTS.max_pixels
@@ -127,13 +128,13 @@ def reference(data: bytes) -> bytes:
 
 
 def photos_per_second(paths: list[Path], workers: int) -> float:
-    """Of clean_images.py's own loop, from the first chunks, which are under way while the processes still start, to the last.
+    """Of clean_images.py's own loop, without the first photos, which are under way while the processes still start.
 
     What it takes the processes to start and to end is the same however many photos there are: together about half a second.
     """
     todo = [pool.Task(Photo(path.name, str(path), "", path.stat().st_size), "") for path in paths]
     results = pool.clean_all(todo, None, photos.DEFAULTS, workers)
-    for _ in range(workers * pool.CHUNKS_AHEAD * pool.CHUNK):
+    for _ in range(workers * pool.AHEAD):
         next(results)
     start = time.perf_counter()
     times = [time.perf_counter() for _ in results]
@@ -206,7 +207,7 @@ def main() -> int:
                     for way in WAYS
                 ),
             )
-            paths = [Path(temporary) / f"{name}{number}.jpg" for number in range(pool.CHUNK * chunks)]
+            paths = [Path(temporary) / f"{name}{number}.jpg" for number in range(PHOTOS_A_CHUNK * chunks)]
             for path, data in zip(paths, pictures, strict=False):
                 path.write_bytes(data)
             for number, path in enumerate(paths[len(pictures) :]):

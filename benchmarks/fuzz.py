@@ -1,28 +1,34 @@
-"""Ten thousand broken, hostile and odd requests: no 5xx, no crash, quick answers, no memory kept.
+"""Ten thousand broken, hostile and odd requests, and photos made to take time and memory: good ones answered beside them, no
+5xx but "come back", no crash, no memory kept.
 
 Reads   a finished data folder (make demo)
 Run     python benchmarks/fuzz.py --quick
-        python benchmarks/fuzz.py               the ten thousand
+        python benchmarks/fuzz.py               the ten thousand, and two thousand uploads of attacks.py
 """
 
 import argparse
 import collections
 import io
+import json
 import random
 import string
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
+import attacks
 import results
 from PIL import Image
-from serving import ROOT, Server, load, percentile_ms, show
+from serving import ROOT, Client, Server, load, percentile_ms, show
 
 sys.path.insert(0, str(ROOT))
 from marketplace.files import reading
 
 CLIENTS = 4
+ATTACKERS, GOOD_CLIENTS = 16, 2
 UPLOADS = ("/predict/similar_images", "/predict/feature_embedding", "/predict/listing")
 HOSTILE = (
     '"', "a* OR NEAR(b c, 3)", "name:x AND", "^", "'; DROP TABLE products; --", "' OR '1'='1", "%00", "../../etc/passwd",
@@ -104,6 +110,79 @@ def upload(chance: random.Random, photos: list[bytes], bomb_files: list[bytes]):
     return lambda client: client.send(chance.choice(("POST", "PUT", "DELETE", "PATCH")), path, data, headers)
 
 
+def measure_attacks(server: Server, files: dict[str, bytes], beside_pillow: bool) -> dict[str, dict]:
+    """Each alone: the answer, its seconds, and megabytes that it adds to the peak of what decodes; and so with plain Pillow."""
+    table = {}
+    for name, data in files.items():
+        pids = server.decoders()
+        before_kb = {pid: attacks.memory_kb(pid, "VmRSS") for pid in pids}
+        for pid in pids:
+            Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak begins anew
+        start_s = time.perf_counter()
+        status, _, body = Client(server.port).upload(UPLOADS[1], data)
+        seconds = time.perf_counter() - start_s
+        idle_kb = min(before_kb.values())  # of a worker that came in place of one that ended
+        peaks_kb = [attacks.memory_kb(pid, "VmHWM") - before_kb.get(pid, idle_kb) for pid in server.decoders()]
+        table[name] = {
+            "bytes": len(data),
+            "status": status,
+            "answer": json.loads(body)["detail"] if status != 200 else "cleaned",
+            "seconds": round(seconds, 2),
+            "mb": round(max(0, *peaks_kb) / 1024),
+        }
+        if beside_pillow:
+            table[name]["plain_pillow"] = attacks.with_plain_pillow(data)
+        print(name, table[name], file=sys.stderr)
+    return table
+
+
+def measure_beside(server: Server, files: list[bytes], photos: list[bytes], uploads: int, chance: random.Random) -> dict:
+    """Good photos while hostile ones are uploaded: how long they take, what came of each kind, the memory before and after."""
+    weights = [1 / (1 + len(data) / 2**20) for data in files]  # mostly the small ones, which take least to send
+    statuses: dict[str, collections.Counter] = {"hostile": collections.Counter(), "good": collections.Counter()}
+    under_attack = True
+
+    def upload_one(kind: str, data: bytes):
+        def send(client):
+            status, headers, body = client.upload(UPLOADS[1], data)
+            statuses[kind][status] += 1
+            return 200, headers, body
+
+        return send
+
+    def be_good() -> list[float]:
+        client, seconds = Client(server.port), []
+        while under_attack:
+            start_s = time.perf_counter()
+            upload_one("good", photos[len(seconds) % len(photos)])(client)
+            seconds.append(time.perf_counter() - start_s)
+        return seconds
+
+    jobs = [upload_one("hostile", data) for data in chance.choices(files, weights, k=uploads)]
+    load(server.port, ATTACKERS, jobs[: max(ATTACKERS, uploads // 10)])  # what is needed to look at them at all
+    before, decoders_before = server.memory()[0], sum(server.memory("Pss", server.decoders()))
+    statuses["hostile"].clear()
+    with ThreadPoolExecutor(GOOD_CLIENTS) as pool:
+        good = [pool.submit(be_good) for _ in range(GOOD_CLIENTS)]
+        _, dropped, attack_s = load(server.port, ATTACKERS, jobs)
+        under_attack = False
+        seconds = [second for client in good for second in client.result()]
+    return {
+        "hostile_uploads": len(jobs),
+        "hostile_per_second": round(len(jobs) / attack_s, 1),
+        "hostile_statuses": dict(sorted(statuses["hostile"].items())),
+        "hostile_dropped": len(dropped),
+        "good_beside_them": len(seconds),
+        "good_refused": sum(count for status, count in statuses["good"].items() if status != 200),
+        "good_p50_ms": percentile_ms(seconds, 50),
+        "good_p99_ms": percentile_ms(seconds, 99),
+        "hostile_rss_growth": round(server.memory()[0] / before, 3),
+        "decoders_pss_growth": round(sum(server.memory("Pss", server.decoders())) / decoders_before, 3),
+        "decoders": len(server.decoders()) // 2,
+        "decoder_pss_mb": round(2 * sum(server.memory("Pss", server.decoders())) / len(server.decoders()) / 1e6, 1),
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="data/demo", type=Path, help="a finished data folder (default: %(default)s)")
@@ -120,7 +199,7 @@ def main() -> int:
         def send(client):
             status, headers, body = job(client)
             statuses[status] += 1
-            if status >= 500:
+            if status >= 500 and "retry-after" not in headers:
                 failed.append(f"{status} {body[:200]!r}")
             return 200, headers, body
 
@@ -150,12 +229,15 @@ def main() -> int:
                 figures[f"{kind}_p99_ms"] = percentile_ms(answers[kind][0], 99)
             worst = max(figures[f"{kind}_p99_ms"] / figures[f"calm_{kind}_p99_ms"] for kind in calm)
             figures |= {"p99_over_calm": round(worst, 2), "rss_growth": round(server.memory()[0] / before, 3)}
+            hostile = attacks.make()
+            table = measure_attacks(server, hostile, beside_pillow=not args.quick)
+            figures |= measure_beside(server, list(hostile.values()), photos, 200 if args.quick else 2000, chance)
             figures["crashed"] = not server.alive()
     for failure in [*failed[:5], *(failure for _, failures, _ in answers.values() for failure in failures[:5])]:
         print(failure, file=sys.stderr)
     print(dict(sorted(statuses.items())), file=sys.stderr)
     if not args.quick:
-        results.save("fuzz", figures, results.command())
+        results.save("fuzz", figures | {"attacks": table}, results.command())
     return show(figures)
 
 

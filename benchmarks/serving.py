@@ -23,14 +23,14 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Server:
-    """api.py over a data folder, as a process of its own."""
+    """api.py over a data folder, as a process of its own. root: the checkout whose api.py it is."""
 
-    def __init__(self, data_dir: Path, port: int, *flags: str):
+    def __init__(self, data_dir: Path, port: int, *flags: str, root: Path = ROOT):
         command = [sys.executable, "api.py", "--data", str(Path(data_dir).resolve()), "--port", str(port), *flags]
         environment = os.environ | {"MARKETPLACE_API_KEY": KEY}
         self.port, self.log_path = port, Path(data_dir) / "api.log"
         self._log = self.log_path.open("w")
-        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=self._log)
+        self._process = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.DEVNULL, stderr=self._log)
         deadline_s = time.monotonic() + START_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline_s:
@@ -41,9 +41,19 @@ class Server:
         return self
 
     def __exit__(self, *_) -> None:
-        self._process.terminate()
-        self._process.wait(timeout=START_S)
+        self.stop(START_S)
         self._log.close()
+
+    def stop(self, within_s: float) -> bool:
+        """Tell it to stop; whether it did so in time. It is killed when it did not."""
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=within_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            return False
+        return True
 
     def _answers(self) -> bool:
         try:
@@ -57,18 +67,31 @@ class Server:
     def pids(self) -> list[int]:
         """The processes that answer: the workers, or the only one."""
         own = self._process.pid
-        workers = [int(child) for child in Path(f"/proc/{own}/task/{own}/children").read_text().split()]
-        return workers or [own]
+        return [child for child in children(own) if "api.py" in command_of(child)] or [own]
+
+    def decoders(self) -> list[int]:
+        """The processes that decode photos, of all that answer."""
+        started = [child for pid in self.pids() for child in children(pid)]
+        return [*started, *(worker for child in started for worker in children(child))]
 
     def cpu_s(self) -> float:
-        """CPU seconds of all of them so far."""
-        fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self.pids()]
+        """CPU seconds of all of them so far, and of those that decode for them."""
+        pids = [*self.pids(), *self.decoders()]
+        fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
         return sum(int(field[11]) + int(field[12]) for field in fields) / TICKS  # utime and stime
 
-    def memory(self, name: str = "Rss") -> list[int]:
-        """Bytes of each: Rss, Private_Dirty, ... of /proc/<pid>/smaps_rollup."""
-        texts = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self.pids()]
+    def memory(self, name: str = "Rss", pids: list[int] | None = None) -> list[int]:
+        """Bytes of each: Rss, Private_Dirty, ... of /proc/<pid>/smaps_rollup; by default of those that answer."""
+        texts = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids or self.pids()]
         return [1024 * int(re.search(rf"^{name}: +(\d+) kB", text, re.M)[1]) for text in texts]
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+
+
+def command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text()
 
 
 class Client:

@@ -235,10 +235,58 @@ SPEED = (
     ),
     ("api", "memory at the end of that over memory after a minute", "{rss_growth:.2f}x"),
     ("api", "memory of one more worker; ResNet-50 in fp32 in it", "{extra_worker_mb:.0f} MB; {model_mb:.0f} MB"),
+    (
+        "patterns",
+        "{patterns:.0f} patterns on {pattern_texts:,.0f} texts made to be hard: steepest growth with length, as a power",
+        "{pattern_power:.2f} (`{pattern_steepest}`)",
+    ),
+    (
+        "patterns",
+        "{functions:.0f} functions that read texts, likewise",
+        "{function_power:.2f} (`{function_steepest}`)",
+    ),
+    ("patterns", "the slowest of them on {characters:,.0f} characters", "{function_slowest_s:.1f} s (`{function_slowest}`)"),
     ("fuzz", "{requests:,.0f} hostile requests: server errors", "{server_errors:.0f}"),
     ("fuzz", "their p99 over that of a calm service", "{p99_over_calm:.2f}x"),
     ("fuzz", "memory after them over that before", "{rss_growth:.2f}x"),
+    ("fuzz", "good photos beside 2,000 uploads made to take time and memory: p99", "{good_p99_ms:,.0f} ms"),
+    (
+        "fuzz",
+        "memory after those over that before, the service's; its decoders'",
+        "{hostile_rss_growth:.2f}x; {decoders_pss_growth:.2f}x",
+    ),
+    ("fuzz", "memory of one process that decodes", "{decoder_pss_mb:.0f} MB"),
+    (
+        "slow_clients",
+        "of ten photos beside 1,100 half-open connections, answered: before there were limits; now",
+        "{before_answers_beside_half_open}; {now_answers_beside_half_open}",
+    ),
+    (
+        "slow_clients",
+        "memory beside 60 uploads of 19 MB that stay unfinished: before; now",
+        "{before_half_photos_mb:,} MB; {now_half_photos_mb:,} MB",
+    ),
+    ("slow_clients", "until the service stops beside them: before; now", "{before_stop}; {now_stop}"),
 )
+
+
+def redaction() -> str:
+    """What redaction finds and leaves, by mark, beside phonenumbers."""
+    figures = result("redaction")["figures"]
+    rows = [[f"spellings of `{mark}`", share(counts)] for mark, counts in figures["found"].items()]
+    rows.append(["innocent texts that stay", share(figures["innocent"])])
+    for name, counts in figures.get("phonenumbers", {}).items():
+        rows.append([f"`phonenumbers`, {name}: spellings of `[phone]`", share(counts["found"])])
+        rows.append([f"`phonenumbers`, {name}: innocent texts that stay", share(counts["innocent"])])
+    return f"{table(['texts', 'right'], rows)}\n\n{measured('redaction')}"
+
+
+def share(counts: list[int]) -> str:
+    """ "113 of 118 (95.8%)"."""
+    right, total = counts
+    return f"{right} of {total} ({right / total:.1%})"
+
+
 WAYS = ("build_index.py", "flat", "hnswlib", "usearch")
 
 
@@ -368,6 +416,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "quality clothing": quality_clothing,
     "quality demo": quality_demo,
     "speed": speed,
+    "redaction": redaction,
     "search peers": search_peers,
     "stage seconds": stage_seconds,
     "stages": stage_table,

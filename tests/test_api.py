@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import api
+from marketplace.service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "a-key-of-twenty-four-chr"
@@ -20,6 +21,7 @@ WEAK_KEY = "argument --api-key or MARKETPLACE_API_KEY: give at least 16 ASCII ch
     ("arguments", "environment", "sentence"),
     [
         (["--private"], {}, "argument --private: give a key with --api-key or MARKETPLACE_API_KEY"),
+        (["--private-metrics"], {}, "argument --private-metrics: goes with --private"),
         (["--api-key", "short"], {}, WEAK_KEY),
         (["--api-key", "k" * 16 + " "], {}, WEAK_KEY),
         ([], {"MARKETPLACE_API_KEY": ""}, WEAK_KEY),
@@ -46,6 +48,30 @@ def test_connections_do_not_wait_to_fill_packets():
         connection, _ = listening.accept()
         with connection:
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
+
+OPEN = (
+    "every machine that reaches this one on port {port} may search, see listings and photos, upload photos and read /metrics: "
+    "give a key and --private to close it\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("host", "private", "url", "warning"),
+    [
+        ("127.0.0.1", False, "http://127.0.0.1:{port}", ""),
+        ("localhost", False, "http://localhost:{port}", ""),
+        ("::1", False, "http://[::1]:{port}", ""),
+        ("0.0.0.0", False, "http://0.0.0.0:{port}", OPEN),
+        ("0.0.0.0", True, "http://0.0.0.0:{port}", ""),
+        ("::", False, "http://[::]:{port}", OPEN),
+    ],
+)
+def test_it_says_where_it_answers_and_to_whom(capsys, host, private, url, warning):
+    with api.listen(host, 0) as listening:
+        api.tell(Settings(Path("data"), host=host, private=private, api_key=KEY), listening)
+        port = listening.getsockname()[1]
+    assert capsys.readouterr().err == f"loading, then answering on {url}\n{warning}".format(port=port)
 
 
 def test_without_an_index_the_service_refuses_to_start_in_one_sentence(tmp_path):

@@ -1,5 +1,6 @@
 """clean_images.py: every photo of the source ends as a square or as a row with a reason; a rerun does only what is missing."""
 
+import errno
 import io
 import json
 import os
@@ -13,8 +14,9 @@ import pytest
 from PIL import Image
 
 import clean_images
-from marketplace.cleaning import photos, pool, sources
+from marketplace.cleaning import decoders, photos, pool, sources
 from marketplace.files import atomic, reading, stages
+from tests.cleaning.test_decoders import slow_photo
 
 
 def photo_bytes(number: int, kind: str = "JPEG", size: tuple[int, int] = (48, 32)) -> bytes:
@@ -45,10 +47,14 @@ def good_photos(count: int = 6) -> dict[str, bytes]:
 
 @pytest.fixture
 def clean(tmp_path, capsys):
-    """Runs the script below tmp_path/data: (exit code, summary or None, sentence on stderr without progress bars)."""
+    """Runs the script below tmp_path/data: (exit code, summary or None, sentence on stderr without progress bars).
 
-    def run(*flags, data=tmp_path / "data", workers=1):
-        code = clean_images.main(["--data", str(data), "--size", "32", "--workers", str(workers), *map(str, flags)])
+    all_photos: whether to clean photos that no listing has too, and to need no table.
+    """
+
+    def run(*flags, data=tmp_path / "data", workers=1, all_photos=True):
+        own = ["--all-photos"] if all_photos else []
+        code = clean_images.main(["--data", str(data), "--size", "32", "--workers", str(workers), *own, *map(str, flags)])
         out, err = capsys.readouterr()
         sentences = [line for line in err.splitlines() if line.startswith("error: ")]
         return code, json.loads(out) if out else None, "\n".join(sentences)
@@ -92,12 +98,14 @@ def test_every_photo_becomes_what_photos_clean_makes_of_it(tmp_path, clean):
     code, summary, _ = clean()
     assert code == 0
     assert {
-        key: summary[key] for key in ("stage", "seen", "kept", "rejected", "reasons", "ignored", "cleaned", "reused", "removed")
+        key: summary[key]
+        for key in ("stage", "seen", "kept", "rejected", "skipped", "reasons", "ignored", "cleaned", "reused", "removed")
     } == {
         "stage": "images",
         "seen": 6,
         "kept": 6,
         "rejected": 0,
+        "skipped": 0,
         "reasons": {},
         "ignored": 0,
         "cleaned": 6,
@@ -177,12 +185,68 @@ def test_odd_files_are_rejected_with_their_reason_and_the_run_goes_on(tmp_path, 
     assert [row["image_id"] for row in rows(tmp_path / "data")] == sorted(row["image_id"] for row in rows(tmp_path / "data"))
 
 
-def test_of_two_files_with_one_id_the_first_by_name_is_kept(tmp_path, clean):
-    source = write_folder(tmp_path / "source", {"a.png": photo_bytes(1, "PNG"), "a.jpg": photo_bytes(2)})
-    assert clean("--photos", source, "--max-rejected", 0.5)[0] == 0
-    assert statuses(tmp_path / "data") == {"a.jpg": "ok", "a.png": "duplicate_id"}
-    expected = photos.clean(photo_bytes(2), photos.CleanSettings(size=32)).jpeg
-    assert (tmp_path / "data" / "images" / "a.jpg").read_bytes() == expected
+PHONE = {  # what lies beside a phone's, a camera's or a scraper's photo, and how it ends
+    "a.jpg": ("JPEG", "ok"),
+    "a.AAE": (b"<plist/>", None),
+    "a.CR2": (b"II*\0", None),
+    "a.HEIC": (b"\0\0\0\x18ftypheic", "duplicate_id"),
+    "a.MOV": (b"\0\0\0\x14ftypqt  ", None),
+    "a.PNG": ("PNG", "duplicate_id"),
+    "a.XMP": (b"<x/>", None),
+    "a.html": (b"<html>", None),
+}
+
+
+def test_what_lies_beside_a_photo_takes_its_id_from_nobody(tmp_path, clean):
+    files = {name: photo_bytes(1, data) if isinstance(data, str) else data for name, (data, _) in PHONE.items()}
+    code, summary, _ = clean("--photos", write_folder(tmp_path / "source", files))
+    # A duplicate is no loss: they do not count towards --max-rejected.
+    assert (code, summary["seen"], summary["kept"], summary["rejected"], summary["ignored"]) == (0, 3, 1, 2, 5)
+    assert statuses(tmp_path / "data") == {name: status for name, (_, status) in PHONE.items() if status}
+
+
+@pytest.mark.parametrize(
+    ("files", "kept"),
+    [
+        ({"a.png": "PNG", "a.jpg": "JPEG"}, "a.jpg"),
+        ({"a.gif": "GIF", "b/A.webp": "WEBP", "a.png": "PNG"}, "a.png"),
+        ({"a.HEIC": "WEBP", "a.bmp": "BMP", "a.webp": "WEBP"}, "a.webp"),
+        ({"a.HEIC": "PNG", "a": "TIFF"}, "a"),
+        ({"a.JPEG": "JPEG", "b/a.jpg": "JPEG"}, "a.JPEG"),
+        ({"a.MOV": "JPEG", "a.heif": "PNG"}, "a.heif"),
+        ({"a.jpg": b"<html>", "a.png": "PNG", "a.webp": "WEBP"}, "a.png"),
+        ({"a.jpg": b"", "a.jpeg": b"JFIF", "a.webp": "WEBP"}, "a.webp"),
+        ({"a.jpg": b"no", "a.MOV": "JPEG"}, "a.MOV"),
+    ],
+)
+def test_of_files_with_one_id_the_first_that_cleans_is_kept(tmp_path, clean, files, kept):
+    contents = {
+        name: photo_bytes(number, data) if isinstance(data, str) else data for number, (name, data) in enumerate(files.items())
+    }
+    source = write_folder(tmp_path / "source", contents)
+    code, summary, _ = clean("--photos", source, "--max-rejected", 0.9)
+    assert (code, summary["kept"]) == (0, 1)
+    assert [name for name, status in statuses(tmp_path / "data").items() if status == "ok"] == [kept]
+    (jpeg,) = (tmp_path / "data" / "images").glob("*.jpg")
+    assert jpeg.read_bytes() == photos.clean(contents[kept], photos.CleanSettings(size=32)).jpeg
+    assert summary["seen"] == summary["kept"] + summary["rejected"] and summary["seen"] + summary["ignored"] == len(files)
+    assert clean("--photos", source, "--max-rejected", 0.9)[1]["unchanged"]
+
+
+def test_a_better_file_of_an_id_takes_the_place_of_a_worse_one_and_gives_it_back(tmp_path, clean):
+    source = write_folder(tmp_path / "source", {"a.png": photo_bytes(1, "PNG")} | good_photos())
+    jpeg = tmp_path / "data" / "images" / "a.jpg"
+    clean("--photos", source)
+    worse = jpeg.read_bytes()
+    for content, status, cleaned in ((photo_bytes(2), "ok", 1), (b"no picture", "not_an_image", 2)):
+        (source / "a.jpg").write_bytes(content)
+        assert clean("--photos", source)[1]["cleaned"] == cleaned
+        assert statuses(tmp_path / "data")["a.jpg"] == status
+        assert (jpeg.read_bytes() == worse) == (status != "ok")
+    (source / "a.jpg").unlink()
+    assert clean("--photos", source)[0] == 0 and jpeg.read_bytes() == worse
+    clean("--photos", source, data=tmp_path / "afresh")
+    assert files_of(tmp_path / "data") == files_of(tmp_path / "afresh")
 
 
 def test_a_file_too_large_to_be_a_photo_is_not_read(tmp_path, clean, monkeypatch):
@@ -190,6 +254,18 @@ def test_a_file_too_large_to_be_a_photo_is_not_read(tmp_path, clean, monkeypatch
     monkeypatch.setattr(sources, "MAX_PHOTO_BYTES", 4999)
     assert clean("--photos", source)[0] == 0
     assert statuses(tmp_path / "data")["huge.jpg"] == "too_large"
+
+
+def test_personal_data_in_a_files_name_is_marked(tmp_path, clean):
+    names = {"call 07700 900123.jpg": photo_bytes(7), "joe@example.com/whole.jpg": photo_bytes(8)}
+    source = write_folder(tmp_path / "source", good_photos() | names)
+    assert clean("--photos", source, "--max-rejected", 0.5)[0] == 0
+    found = [row for row in rows(tmp_path / "data") if "[" in row["source"]]
+    assert [(row["image_id"], row["source"], row["status"]) for row in found] == [
+        ("call [phone]", "call [phone].jpg", "rejected"),
+        ("whole", "[email]/whole.jpg", "ok"),
+    ]
+    assert "900123" not in (tmp_path / "data" / "images" / "photos.csv").read_text()
 
 
 def test_a_name_with_control_characters_or_no_utf8_survives_the_csv(tmp_path, clean):
@@ -203,12 +279,151 @@ def test_a_name_with_control_characters_or_no_utf8_survives_the_csv(tmp_path, cl
     }
 
 
-def test_what_is_no_regular_file_does_not_stop_the_run(tmp_path, clean):
+def test_what_is_no_regular_file_is_ignored_and_a_link_that_leads_nowhere_is_rejected(tmp_path, clean):
     source = write_folder(tmp_path / "source", good_photos())
     os.mkfifo(source / "pipe.jpg")
     (source / "dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (source / "circle.jpg").symlink_to("circle.jpg")
     (source / "folder.jpg").mkdir()
+    code, summary, _ = clean("--photos", source, "--max-rejected", 0.3)
+    assert (code, summary["kept"], summary["reasons"], summary["ignored"]) == (0, 6, {"read_error": 2}, 1)
+    shutil.copy(source / "photo-1.jpg", tmp_path / "nowhere.jpg")
+    assert clean("--photos", source, "--max-rejected", 0.3)[1]["kept"] == 7
+
+
+def test_links_to_folders_are_read_and_those_that_lead_in_circles_are_ignored(tmp_path, clean):
+    source = write_folder(tmp_path / "source", good_photos(4))
+    elsewhere = write_folder(tmp_path / "elsewhere", {"deep/a.jpg": photo_bytes(7), "deep/b.jpg": photo_bytes(8)})
+    (source / "linked").symlink_to(elsewhere)
+    (elsewhere / "deep" / "back").symlink_to(source)
+    (source / "itself").symlink_to(source)
+    code, summary, _ = clean("--photos", source)
+    assert (code, summary["kept"], summary["ignored"]) == (0, 6, 2)
+    assert {"linked/deep/a.jpg", "linked/deep/b.jpg"} < set(statuses(tmp_path / "data"))
+
+
+def refuse_listing(monkeypatch, folder: Path) -> None:
+    """Have the system refuse to list a folder; the tests may run as root, whom permissions do not stop."""
+    scandir = os.scandir
+
+    def refusing(path):
+        if Path(path) == folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+
+
+def test_a_folder_that_cannot_be_listed_ends_the_run_and_deletes_nothing(tmp_path, clean, monkeypatch):
+    source = write_folder(tmp_path / "source", good_photos(9) | {"sub/a.jpg": photo_bytes(20)})
+    clean("--photos", source)
+    before = files_of(tmp_path / "data"), (tmp_path / "data" / "images" / "manifest.json").read_bytes()
+    refuse_listing(monkeypatch, source / "sub")
+    assert clean("--photos", source) == (
+        1,
+        None,
+        f"error: {source / 'sub'} cannot be read (Permission denied): give the permission, or mount it, and run it again",
+    )
+    assert (files_of(tmp_path / "data"), (tmp_path / "data" / "images" / "manifest.json").read_bytes()) == before
+
+
+def test_a_folder_that_is_not_mounted_deletes_nothing(tmp_path, clean):
+    files = good_photos(6) | {f"mount/{name}-2.jpg": photo_bytes(20 + name) for name in range(2)}
+    source = write_folder(tmp_path / "source", files)
+    clean("--photos", source)
+    before = files_of(tmp_path / "data"), (tmp_path / "data" / "images" / "manifest.json").read_bytes()
+    for path in (source / "mount").iterdir():
+        path.unlink()
+    sentence = (
+        "error: 2 of 8 cleaned photos would be removed, more than --max-removed 0.2: "
+        f"see whether {source} is whole, or allow it with --max-removed 1"
+    )
+    assert clean("--photos", source) == (1, None, sentence)
+    assert (files_of(tmp_path / "data"), (tmp_path / "data" / "images" / "manifest.json").read_bytes()) == before
+    assert clean("--photos", source, "--max-removed", 0.25)[1]["removed"] == 2  # exactly the share is allowed
+
+
+def test_photos_that_turn_bad_in_the_source_are_not_deleted_in_a_crowd(tmp_path, clean):
+    source = write_folder(tmp_path / "source", good_photos(4))
+    clean("--photos", source)
+    write_folder(
+        source, {f"new-{number}.jpg": photo_bytes(number) for number in range(16)} | {"photo-1.jpg": b"", "photo-2.jpg": b""}
+    )
+    assert "error: 2 of 4 cleaned photos would be removed, more than --max-removed 0.2: " in clean("--photos", source)[2]
+    assert (tmp_path / "data" / "images" / "photo-1.jpg").exists()
+    assert not (tmp_path / "data" / "images" / "manifest.json").exists()
+    assert clean("--photos", source, "--max-removed", 1)[1]["removed"] == 2
+
+
+# Photos of listings
+
+
+def write_tabular(data: Path, *image_ids: str) -> None:
+    """A finished stage before, whose images.csv names these photos."""
+    (data / "tabular").mkdir(parents=True, exist_ok=True)
+    (data / "tabular" / "images.csv").write_text("image_id,product_id\n" + "".join(f"{name},p\n" for name in image_ids))
+    stages.Stage(data, "tabular", {}, {}).finish({}, ["images.csv"])
+
+
+def test_photos_that_no_listing_has_are_skipped_and_counted(tmp_path, clean):
+    source = write_folder(tmp_path / "source", good_photos(6) | {"x y.jpg": b"", "photo-0.png": photo_bytes(0, "PNG")})
+    write_tabular(tmp_path / "data", "photo-0", "photo-1", "photo-2", "gone")
+    code, summary, _ = clean("--photos", source, all_photos=False)
+    assert code == 0
+    assert [summary[key] for key in ("seen", "kept", "rejected", "skipped", "ignored")] == [8, 3, 1, 4, 0]
+    assert statuses(tmp_path / "data") == dict.fromkeys(["photo-0.jpg", "photo-1.jpg", "photo-2.jpg"], "ok") | {
+        "photo-0.png": "duplicate_id"
+    }
+    assert set(stages.read_manifest(tmp_path / "data" / "images")["inputs"]) == {"--photos", "tabular/images.csv"}
+    assert clean("--photos", source, all_photos=False)[1]["unchanged"]
+
+
+def test_ids_in_capitals_are_those_of_the_table(tmp_path, clean):
+    image_id = "0af76519-16cd-43dd-8448-eb211c80319c"
+    write_tabular(tmp_path / "data", image_id)
+    source = write_folder(tmp_path / "source", {f"{image_id.upper()}.JPG": photo_bytes(1)})
+    assert clean("--photos", source, all_photos=False)[1]["kept"] == 1
+    assert (tmp_path / "data" / "images" / f"{image_id}.jpg").exists()
+
+
+def test_photos_that_are_listed_no_longer_go_whatever_their_number(tmp_path, clean):
+    source = write_folder(tmp_path / "source", good_photos(6))
     assert clean("--photos", source)[1]["kept"] == 6
+    write_tabular(tmp_path / "data", "photo-0", "photo-1")
+    assert clean("--photos", source, all_photos=False)[1]["removed"] == 4
+    (source / "photo-1.jpg").unlink()
+    assert clean("--photos", source, all_photos=False)[2].startswith("error: 1 of 2 cleaned photos would be removed")
+
+
+def test_without_a_table_the_run_says_so_unless_all_photos_are_wanted(tmp_path, clean):
+    source = write_folder(tmp_path / "source", good_photos(2))
+    sentence = f"error: {tmp_path / 'data' / 'tabular'} is not finished: run python clean_tabular_data.py first"
+    assert clean("--photos", source, all_photos=False) == (1, None, sentence)
+    assert clean("--photos", source)[1]["kept"] == 2
+
+
+def test_photos_of_another_export_are_one_sentence(tmp_path, clean):
+    source = write_folder(tmp_path / "source", good_photos(2))
+    write_tabular(tmp_path / "data", "other")
+    sentence = (
+        f"error: no listing in {tmp_path / 'data' / 'tabular'} has one of the 2 photos of {source}: take Products.csv, "
+        "Images.csv and the photos from one export, or give --all-photos"
+    )
+    assert clean("--photos", source, all_photos=False) == (1, None, sentence)
+
+
+# More of the folder
+
+
+def test_a_cleaned_photo_of_another_size_is_not_read_to_see_that_it_is_another(tmp_path, clean, monkeypatch):
+    source = write_folder(tmp_path / "source", good_photos())
+    clean("--photos", source)
+    path = tmp_path / "data" / "images" / "photo-1.jpg"
+    os.truncate(path, 10**10)  # sparse
+    digested = []
+    monkeypatch.setattr(stages, "digest", lambda path, digest=stages.digest: digested.append(path.name) or digest(path))
+    assert clean("--photos", source)[1]["cleaned"] == 1
+    assert "photo-1.jpg" not in digested and "photo-2.jpg" in digested and path.stat().st_size < 10**5
 
 
 def test_processes_give_what_one_process_gives(tmp_path, clean):
@@ -219,18 +434,47 @@ def test_processes_give_what_one_process_gives(tmp_path, clean):
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
 
 
-def die(*_):
-    os._exit(9)
+KILLED_BY = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from marketplace.cleaning import decoders, photos
+clean = photos.clean
+photos.clean = lambda data, *options: os.abort() if b"a killer" in data else clean(data, *options)
+decoders.main(sys.argv[2])
+"""
 
 
-def test_a_process_that_dies_is_one_sentence(tmp_path, clean, monkeypatch):
+def test_a_photo_that_kills_its_process_is_rejected_alone_and_tried_again(tmp_path, clean, monkeypatch):
+    source = write_folder(tmp_path / "source", good_photos(40) | {"photo-20.jpg": photo_bytes(20) + b"a killer"})
+    clean("--photos", source, data=tmp_path / "undisturbed", workers=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(decoders, "COMMAND", KILLED_BY)
+        code, summary, _ = clean("--photos", source, workers=2)
+        assert (code, summary["kept"], summary["reasons"]) == (0, 39, {"crashed": 1})
+        assert statuses(tmp_path / "data")["photo-20.jpg"] == "crashed"
+        assert clean("--photos", source, workers=2)[1]["cleaned"] == 1
+    assert clean("--photos", source, workers=2)[1]["cleaned"] == 1
+    assert files_of(tmp_path / "data") == files_of(tmp_path / "undisturbed")
+
+
+def test_a_photo_that_takes_too_long_is_rejected_alone_and_tried_again(tmp_path, clean, monkeypatch):
+    source = write_folder(tmp_path / "source", good_photos(10) | {"photo-5.bmp": slow_photo()})
+    (source / "photo-5.jpg").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(decoders, "BATCH_CPU_S", 0.3)
+        assert clean("--photos", source)[1]["reasons"] == {"too_slow": 1}
+    again = clean("--photos", source)[1]
+    assert (again["cleaned"], again["reused"], again["kept"], again["reasons"]) == (1, 9, 10, {})
+
+
+def test_processes_that_cannot_start_are_one_sentence(tmp_path, clean, monkeypatch):
     source = write_folder(tmp_path / "source", good_photos(20))
-    monkeypatch.setattr(pool, "_clean_chunk", die)
-    assert clean("--photos", source, workers=2) == (
-        1,
-        None,
-        "error: a cleaning process died near photo-0.jpg, perhaps for want of memory: run it again with fewer --workers",
+    monkeypatch.setattr(decoders, "COMMAND", "raise SystemExit(3)")
+    sentence = (
+        "error: a process that decodes photos cannot start (it ended with 3): "
+        "mend what the lines above say, or give fewer --workers"
     )
+    assert clean("--photos", source, workers=2) == (1, None, sentence)
 
 
 # Sources
@@ -265,6 +509,7 @@ def test_names_that_lead_outside_a_zip_write_nothing_outside(tmp_path, clean):
         *good_photos(),
         "absolute.jpg",
         "home.jpg",
+        "x.jpg",
         "photos.csv",
         "manifest.json",
         ".lock",
@@ -273,7 +518,16 @@ def test_names_that_lead_outside_a_zip_write_nothing_outside(tmp_path, clean):
     assert statuses(tmp_path / "data")["../../escaped.jpg"] == "bad_name"
     # Nor where every name does, so that ".." is a folder they share.
     source = write_zip(tmp_path / "all.zip", {f"../{name}": data for name, data in good_photos().items()})
-    assert clean("--photos", source, "--max-rejected", 1)[1]["reasons"] == {"bad_name": 6}
+    assert clean("--photos", source, "--max-rejected", 1, "--max-removed", 1)[1]["reasons"] == {"bad_name": 6}
+
+
+def test_a_zip_with_backslashes_gives_the_files_of_the_folder(tmp_path, clean):
+    files = good_photos(3) | {"nested/seven.jpg": photo_bytes(7)}
+    names = {f"export\\{name.replace('/', chr(92))}": data for name, data in files.items()}
+    windows = write_zip(tmp_path / "windows.zip", {"export\\": b"", "export\\nested\\": b""} | names)
+    assert clean("--photos", windows)[1]["kept"] == 4
+    clean("--photos", write_folder(tmp_path / "source", files), data=tmp_path / "folder")
+    assert outputs(tmp_path / "data") == outputs(tmp_path / "folder")
 
 
 def test_a_zip_that_unpacks_to_too_much_is_refused_before_it_is_read(tmp_path, clean):
@@ -379,6 +633,7 @@ def test_too_many_rejects_end_the_run_with_files_and_no_manifest(tmp_path, clean
         (["--fit", "squash"], "argument --fit: invalid choice: 'squash'"),
         (["--max-pixels", "0"], "max_pixels must be from 1 to 178956970, not 0"),
         (["--max-rejected", "2"], "argument --max-rejected: must be from 0 to 1, not 2.0"),
+        (["--max-removed", "20"], "argument --max-removed: must be from 0 to 1, not 20.0"),
         (["--workers", "0"], "argument --workers: must be at least 1, not 0"),
     ],
 )
@@ -419,7 +674,7 @@ def test_a_rerun_touches_only_what_is_new_or_changed_and_removes_what_is_gone(tm
     source = write(files)
     if kind == "folder":
         os.utime(source / "photo-1.jpg", ns=(10**18, 10**18))
-    code, summary, _ = clean("--photos", source)
+    code, summary, _ = clean("--photos", source, "--max-removed", 0.3)
     assert (code, summary["cleaned"], summary["reused"], summary["removed"]) == (0, 4, 4, 2)
     after = written_at(tmp_path / "data")
     assert {name for name in after if after[name] != before.get(name)} == {"photo-1", "photo-9", "broken"}
@@ -493,9 +748,9 @@ def test_a_run_that_was_killed_anywhere_and_run_again_ends_with_the_same_files(
     with monkeypatch.context() as patch:
         patch.setattr(place, name, kill_after(getattr(place, name), calls, before))
         with pytest.raises(Killed):
-            clean("--photos", source)
+            clean("--photos", source, "--max-removed", 1)
     assert not (tmp_path / "data" / "images" / "manifest.json").exists() or name == "write_json"
-    assert clean("--photos", source)[0] == 0
+    assert clean("--photos", source, "--max-removed", 1)[0] == 0
     assert files_of(tmp_path / "data") == files_of(tmp_path / "undisturbed")
 
 

@@ -171,6 +171,12 @@ def test_personal_data_is_marked_in_every_file_the_stage_writes(stage):
         ({"product_name": "| in Leeds, West Yorkshire | Gumtree"}, "null_product_name"),
         ({"product_description": "Posted by Ann in Beds, Home in Leeds. 2 May 2021"}, "null_product_description"),
         ({"category": " / "}, "null_category"),
+        ({"category": "N/A"}, "null_category"),
+        ({"category": " / ".join("abcdefghijklm")}, "bad_category"),
+        ({"category": "A / " * 3000 + "B"}, "bad_category"),
+        ({"price": "$40"}, "other_currency"),
+        ({"price": "€1.999"}, "other_currency"),
+        ({"location": "\u200b&nbsp;", "product_name": "West Yorkshire"}, "null_location"),
     ],
 )
 def test_a_bad_listing_is_rejected_with_its_reason(change, reason, stage):
@@ -200,6 +206,62 @@ def test_a_bad_photo_is_rejected_with_its_reason(row, reason, stage):
     rejects = stage.rejects().query("source == 'Images.csv'")
     assert rejects[["record", "reason"]].values.tolist() == [["2", reason]]
     assert stage.report()["photos"] == {"read": 3, "kept": 2, "rejected": {reason: 1}}
+
+
+# What is shown alike is one.
+
+
+def test_names_categories_and_places_are_tidied_and_counted(stage):
+    name = "Bed &amp; frame\u200b \xa0 oak | in Leeds, West Yorkshire | Gumtree"
+    rows = [
+        listing(1, product_name=name, category="Home &amp; Garden / Beds", location="Leeds,\xa0West  Yorkshire"),
+        listing(2, category="Home & Garden  / Beds"),
+        listing(3, category="Home & Garden / Beds", product_description="Oak &amp; pine"),
+        listing(4, category="Home & garden / beds", price=""),
+    ]
+    _, _, err = stage(rows)
+    first = stage.products().iloc[0]
+    assert (first["name"], first["category"], first["town"], first["county"]) == (
+        *("Bed & frame oak", "Home & Garden / Beds", "Leeds", "West Yorkshire"),
+    )
+    assert stage.report()["texts_tidied"] == {"product_name": 1, "category": 2, "location": 1}
+    assert stage.report()["categories_joined"] == 0
+    assert stage.products()["description"][2] == "Oak &amp; pine"
+    assert "texts tidied: product_name 1, category 2, location 1; categories joined to a commoner spelling: 0\n" in err
+
+
+def test_categories_that_differ_in_capitals_are_one_with_one_label(stage):
+    spelt = ["Home / Beds", "home / Beds", "Home / beds", "Home / Beds", "Books"]
+    stage([listing(number, category=category) for number, category in enumerate(spelt)])
+    products = stage.products()
+    assert products["category"].tolist() == ["Home / Beds"] * 4 + ["Books"]
+    assert products["main_category"].tolist() == ["Home"] * 4 + ["Books"] and products["leaf_category"].tolist() == [
+        "Beds"
+    ] * 4 + ["Books"]
+    assert products["label"].tolist() == ["1", "1", "1", "1", "0"] and stage.report()["categories_joined"] == 2
+
+
+def test_formulas_stay_as_they_are(stage):
+    formula = '=HYPERLINK("http://example.com","Bed")'
+    stage([listing(1, product_name=formula, product_description=formula)])
+    assert stage.products()[["name", "description"]].values.tolist() == [[formula, formula]]
+
+
+def test_a_sellers_name_is_marked_in_every_kept_field(stage):
+    leak = "posted by Zebedee Jones. Collect"
+    row = listing(
+        1, product_name=f"Bed {leak}", product_description=f"Bed. {leak}", location=f"{leak}, X", category=f"Home / {leak}"
+    )
+    stage([row | {"note": leak}])
+    assert "Zebedee" not in (stage.folder / "products.csv").read_text()
+    assert stage.products().iloc[0]["description"] == "Bed. posted by [name]. Collect"
+
+
+def test_personal_data_in_a_columns_name_is_marked(stage):
+    names = {"tel 07700 900123": "a", "tel 07700 900456": "b"}
+    stage([listing(1) | names], [photo(1, 1) | {"joe@example.com": "c"}])
+    assert stage.products().columns.tolist()[-2:] == ["tel [phone]", "tel [phone]_2"]
+    assert stage.products().iloc[0].tolist()[-2:] == ["a", "b"] and stage.photos().columns[-1] == "[email]"
 
 
 # Every state of the export.

@@ -13,8 +13,9 @@ import dataset
 import evaluate
 import extract_embeddings
 import train
-from marketplace.files import atomic, generations, reading, stages
+from marketplace.files import atomic, generations, locks, reading, stages
 from marketplace.models import photo_model
+from marketplace.retrieval import builds
 from tests.conftest import TRAIN_FLAGS, run_stages, stamp
 
 
@@ -120,10 +121,21 @@ def test_an_index_of_vectors_of_your_own_answers_for_listings_but_not_for_photos
         )
 
 
+def test_a_model_that_is_overwritten_in_place_changes_no_generation(copied):
+    assert build_index.main(["--data", str(copied), "--full"]) == 0
+    published = builds.Published.current(copied / "index")
+    assert published.is_whole()
+    for path in (copied / "model").iterdir():
+        if path.name != locks.LOCK:
+            path.write_bytes(b"copied over it")
+    assert published.is_whole()
+
+
 def test_new_vectors_make_a_new_generation(copied, capsys):
     assert build_index.main(["--data", str(copied), "--kind", "flat"]) == 0
     before = generations.current_generation(copied / "index")
     assert (before / "vectors.npy").samefile(copied / "embeddings" / "vectors.npy")  # linked, not copied
+    assert (before / "vectors.npy").stat().st_mode & 0o222 == 0  # and not to be written through either name
     vectors = np.load(copied / "embeddings" / "vectors.npy")
     atomic.write_array(copied / "embeddings" / "vectors.npy", np.roll(vectors, 1, axis=1))
     stamp(copied, "embeddings")
@@ -176,7 +188,7 @@ def test_a_category_that_is_sold_out_needs_no_new_training_and_a_new_one_does(co
     main_categories = products["category"].str.split(" / ").str[0]
     rarest = main_categories.value_counts().index[-1]
     products[main_categories != rarest].to_csv(path)
-    run_stages(copied, ["tabular", "dataset", "embeddings", "index"])
+    run_stages(copied, ["tabular", "images", "dataset", "embeddings", "index"])
     assert rarest not in reading.read_json(copied / "tabular" / "labels.json")["encoder"]
     with TestClient(api.create_app(api.Settings(copied))) as client:
         assert rarest not in client.get("/filters").json()["categories"]
@@ -185,7 +197,7 @@ def test_a_category_that_is_sold_out_needs_no_new_training_and_a_new_one_does(co
     assert fails(evaluate.main, ["--data", str(copied)], capsys) == expected
     products["category"] = products["category"].replace(products["category"].iloc[0], "Aardvarks")
     products.to_csv(path)
-    run_stages(copied, ["tabular", "dataset"])
+    run_stages(copied, ["tabular", "images", "dataset"])
     expected = f"error: {copied / 'model'} does not know the category Aardvarks: run python train.py again\n"
     assert fails(extract_embeddings.main, ["--data", str(copied)], capsys) == expected
 

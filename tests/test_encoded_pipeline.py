@@ -96,13 +96,15 @@ def test_only_new_and_changed_texts_are_encoded_and_the_indexes_updated(encoded_
 def test_without_an_encoder_nothing_of_one_stays(encoded_dir, demo_dir, tmp_path, capsys):
     data_dir = copy(encoded_dir, tmp_path)
     run(train.main, data_dir, capsys, *TRAIN_FLAGS)
-    expected = f"error: {data_dir / 'embeddings'} was made from another model/text_encoder.json: "
     assert build_index.main(["--data", str(data_dir)]) == 1
-    assert capsys.readouterr().err == expected + "run python extract_embeddings.py again\n"
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"error: {data_dir / 'embeddings'} was made from another model/")
+    assert error.endswith(": run python extract_embeddings.py again")
     run(extract_embeddings.main, data_dir, capsys, "--device", "cpu")
     run(build_index.main, data_dir, capsys)
-    for folder in ("model", "embeddings"):
-        assert {path.name for path in (data_dir / folder).iterdir()} == {path.name for path in (demo_dir / folder).iterdir()}
+    for folder in ("model", "embeddings"):  # rows that are kept are in files with a digest of the models in their names
+        ours, theirs = ({path.name.split("-")[0] for path in (root / folder).iterdir()} for root in (data_dir, demo_dir))
+        assert ours == theirs
     generation = generations.current_generation(data_dir / "index")
     recommender = Recommender(generation, device="cpu")
     assert recommender.text_encoder is None and recommender.names_index is None and recommender.meanings_index is None

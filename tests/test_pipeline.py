@@ -1,8 +1,10 @@
 """The stages as processes and as a chain: killed at any moment, and on ResNet-50 from a file to a served answer."""
 
+import contextlib
 import hashlib
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -19,9 +21,10 @@ from starlette.testclient import TestClient
 import api
 from demo import sample
 from marketplace.cleaning import photos
-from marketplace.files import generations, reading, stages
+from marketplace.files import disk, generations, reading, stages
 from marketplace.retrieval.recommender import Recommender
-from tests.conftest import STAGES, run_stages
+from tests import small_disk
+from tests.conftest import STAGES, TRAIN_FLAGS, run_stages
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMES_ONLY = {"manifest.json", "report.json"}  # the two files that may tell when something happened
@@ -50,13 +53,17 @@ def kill_in_the_middle(command: list[str], folder: Path, after_s: float) -> bool
     return process.returncode == -signal.SIGKILL
 
 
+def prepare(demo_dir: Path, data_dir: Path, name: str) -> list[str]:
+    """Copy what a stage reads; returns the command that runs it."""
+    (data_dir / "raw").symlink_to(demo_dir / "raw")  # the very files: their inodes and times are in the records of photos
+    for earlier in list(STAGES)[: list(STAGES).index(name)]:
+        shutil.copytree(demo_dir / earlier, data_dir / earlier)
+    return [sys.executable, stages.STAGES[name].script, "--data", str(data_dir), *STAGES[name][1]]
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_killed_at_random_moments_and_run_again_ends_with_the_same_files(demo_dir, tmp_path, name):
-    before = list(STAGES)[: list(STAGES).index(name)]
-    (tmp_path / "raw").symlink_to(demo_dir / "raw")  # the very files: their inodes and times are in the records of photos
-    for earlier in before:
-        shutil.copytree(demo_dir / earlier, tmp_path / earlier)
-    command = [sys.executable, stages.STAGES[name].script, "--data", str(tmp_path), *STAGES[name][1]]
+    command = prepare(demo_dir, tmp_path, name)
     seconds = json.loads((demo_dir / name / "manifest.json").read_text())["seconds"]
     generator = random.Random(name)
     for _ in range(KILLS):
@@ -72,6 +79,80 @@ def test_a_stage_killed_at_random_moments_and_run_again_ends_with_the_same_files
         for row in range(theirs.catalogue.n_products):
             words = theirs.catalogue.product(row)["name"]
             assert ours.recommend(ours.query(text=words), 10) == theirs.recommend(theirs.query(text=words), 10)
+
+
+OTHER_FLAGS = {
+    "tabular": ["--category-depth", "2"],
+    "images": ["--size", "128"],
+    "dataset": ["--seed", "1"],
+    "model": ["--seed", "1"],
+    "embeddings": ["--runtime", "onnx"],
+    "index": ["--recall", "0.9"],
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_of_two_runs_at_once_one_ends_and_the_other_says_why_not(demo_dir, tmp_path, name, capsys):
+    command = prepare(demo_dir, tmp_path, name)
+    flags = [STAGES[name][1], [*STAGES[name][1], *OTHER_FLAGS[name]]]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    runs = [subprocess.Popen([*command, *more], cwd=ROOT, **pipes) for more in ([], OTHER_FLAGS[name])]
+    ends = [(*run.communicate(), run.returncode) for run in runs]
+    finished = [number for number, (_, _, code) in enumerate(ends) if code == 0]
+    assert finished
+    for summary, lines, code in ends:
+        if code:  # else it came after the end of the other
+            refusal = "error: another run is at work in .*/(features|" + name + "): wait for its end, then run python .* again"
+            assert (summary, code) == ("", 1) and re.fullmatch(refusal, lines.splitlines()[-1]) and "Traceback" not in lines
+    summaries = []
+    for number in finished:  # each in a copy: where both finished, either may have been the last
+        copy = shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name}-{number}", symlinks=True)
+        assert STAGES[name][0](["--data", str(copy), *flags[number]]) == 0
+        summaries.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    assert any(summary.get("unchanged") for summary in summaries)  # the files are those of one of them, to the byte
+
+
+FULL = r"error: the disk at {} is full \(.*\): make room on it, and run it again"
+
+
+@pytest.mark.parametrize("way", ["mounted", "refused"])
+@pytest.mark.parametrize("name", ["tabular", "images", "dataset", "embeddings", "index"])
+def test_a_stage_on_a_full_disk_says_so_in_a_sentence_and_ends_with_the_same_files_when_there_is_room(
+    demo_dir, tmp_path, name, way
+):
+    """A small disk of its own where this system lets us mount one; where it does not, both ways refuse its writes."""
+    command = prepare(demo_dir, tmp_path, name)
+    folder = tmp_path / name
+    folder.mkdir()
+    size_bytes = sum(path.stat().st_size for path in (demo_dir / name).rglob("*") if path.is_file())
+    with small_disk.at(folder, size_bytes // 2) if way == "mounted" else contextlib.nullcontext(False) as mounted:
+        run_on_full_disk(command, folder, mounted)
+        if mounted:
+            small_disk.grow(folder)
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        assert tree(folder) == tree(demo_dir / name)
+
+
+@pytest.mark.parametrize("name", ["model", "evaluation"])
+def test_training_and_evaluation_on_a_full_disk_say_so_in_a_sentence(demo_dir, tmp_path, name):
+    for earlier in {"features", *STAGES} - {name}:
+        shutil.copytree(demo_dir / earlier, tmp_path / earlier)
+    folder = tmp_path / name
+    folder.mkdir()
+    command = [sys.executable, stages.STAGES[name].script, "--data", str(tmp_path), *(TRAIN_FLAGS if name == "model" else [])]
+    with small_disk.at(folder, 100_000) as mounted:
+        run_on_full_disk(command, folder, mounted)
+
+
+def run_on_full_disk(command: list[str], folder: Path, mounted: bool) -> None:
+    """Run a stage whose folder is on a small disk, or whose writes are refused; it must end in one sentence and leave no half."""
+    words = command if mounted else [command[0], *small_disk.refusing(folder), *command[1:]]
+    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (1, "") and "Traceback" not in ended.stderr, ended.stderr
+    assert (disk.mount_of(folder) == folder) == mounted
+    assert re.fullmatch(FULL.format(disk.mount_of(folder)), ended.stderr.splitlines()[-1]), ended.stderr
+    assert not (folder / "manifest.json").exists() and not list(folder.glob(".*.tmp"))
 
 
 def test_every_script_runs_on_resnet50_from_a_file_to_a_served_answer(tmp_path):

@@ -24,6 +24,13 @@ def local(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def with_table(tmp_path, local) -> Path:
+    """A data folder whose table is cleaned."""
+    shutil.copytree(local / "tabular", tmp_path / "tabular")
+    return tmp_path
+
+
+@pytest.fixture
 def uploaded(local, s3):
     """An S3 that holds the same raw files."""
     for path in sorted((local / "raw").rglob("*")):
@@ -53,49 +60,68 @@ def test_the_table_cleaned_from_s3_is_the_table_cleaned_from_files(local, upload
 
 
 @pytest.mark.parametrize(("prefix", "workers"), [("s3://market/raw data/images", "1"), ("s3://market/raw data/images/", "2")])
-def test_photos_below_an_s3_prefix_give_the_files_of_the_folder(prefix, workers, local, uploaded, tmp_path, capsys):
-    command = ["--data", str(tmp_path), "--photos", prefix, "--workers", workers]
+def test_photos_below_an_s3_prefix_give_the_files_of_the_folder(prefix, workers, local, uploaded, with_table, capsys):
+    command = ["--data", str(with_table), "--photos", prefix, "--workers", workers]
     assert clean_images.main(command) == 0
-    assert outputs(tmp_path / "images") == outputs(local / "images")
+    assert outputs(with_table / "images") == outputs(local / "images")
     capsys.readouterr()
     assert clean_images.main(command) == 0
     assert last_line(capsys.readouterr().out)["unchanged"] is True
 
 
-def test_photos_in_a_zip_on_s3_give_the_files_of_the_folder(local, uploaded, tmp_path):
-    archive = shutil.make_archive(str(tmp_path / "images_fb"), "zip", local / "raw", "images")
+def test_photos_in_a_zip_on_s3_give_the_files_of_the_folder(local, uploaded, with_table):
+    archive = shutil.make_archive(str(with_table / "images_fb"), "zip", local / "raw", "images")
     uploaded.upload_file(archive, "market", "raw data/images_fb.zip")
-    command = ["--data", str(tmp_path), "--photos", "s3://market/raw data/images_fb.zip", "--workers", "1"]
+    command = ["--data", str(with_table), "--photos", "s3://market/raw data/images_fb.zip", "--workers", "1"]
     assert clean_images.main(command) == 0
-    assert outputs(tmp_path / "images") == outputs(local / "images")
+    assert outputs(with_table / "images") == outputs(local / "images")
 
 
-def test_a_photo_that_changes_on_s3_is_cleaned_again_and_only_that_one(local, uploaded, tmp_path, capsys):
-    command = ["--data", str(tmp_path), "--photos", "s3://market/raw data/images", "--workers", "1"]
+def test_a_photo_that_changes_on_s3_is_cleaned_again_and_only_that_one(local, uploaded, with_table, capsys):
+    command = ["--data", str(with_table), "--photos", "s3://market/raw data/images", "--workers", "1"]
     assert clean_images.main(command) == 0
-    first, second = sorted((tmp_path / "images").glob("*.jpg"))[:2]
+    first, second = sorted((with_table / "images").glob("*.jpg"))[:2]
     uploaded.upload_file(str(second), "market", f"raw data/images/{first.name}")
     capsys.readouterr()
     assert clean_images.main(command) == 0
     summary = last_line(capsys.readouterr().out)
-    assert (summary["cleaned"], summary["seen"]) == (1, summary["reused"] + 1)
+    assert (summary["cleaned"], summary["seen"] - summary["skipped"]) == (1, summary["reused"] + 1)
 
 
-def test_a_photo_that_vanishes_from_s3_during_the_run_ends_it_with_a_sentence(local, uploaded, tmp_path, monkeypatch, capsys):
-    photo = min((local / "images").glob("*.jpg")).name
+def test_photos_that_vanish_from_s3_or_are_archived_are_rejected_alone_and_tried_again(
+    local, uploaded, with_table, monkeypatch, capsys
+):
+    gone, archived = (path.name for path in sorted((local / "images").glob("*.jpg"))[:2])
+    key = f"raw data/images/{archived}"
+    body = uploaded.get_object(Bucket="market", Key=key)["Body"].read()
+    uploaded.put_object(Bucket="market", Key=key, Body=body, StorageClass="GLACIER")
     list_objects = s3_files.list_objects
 
     def list_then_delete(uri):
         listed = list_objects(uri)
-        uploaded.delete_object(Bucket="market", Key=f"raw data/images/{photo}")
+        uploaded.delete_object(Bucket="market", Key=f"raw data/images/{gone}")
         return listed
 
-    monkeypatch.setattr(s3_files, "list_objects", list_then_delete)
-    command = ["--data", str(tmp_path), "--photos", "s3://market/raw data/images", "--workers", "1"]
-    assert clean_images.main(command) == 1
-    expected = f"error: there is no object s3://market/raw data/images/{photo}: check the bucket and the key"
-    assert capsys.readouterr().err.splitlines()[-1] == expected
-    assert not (tmp_path / "images" / "manifest.json").exists()
+    command = ["--data", str(with_table), "--photos", "s3://market/raw data/images", "--workers", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(s3_files, "list_objects", list_then_delete)
+        assert clean_images.main(command) == 0
+    summary = last_line(capsys.readouterr().out)
+    assert summary["reasons"]["read_error"] == 2
+    assert set(outputs(local / "images")) - set(outputs(with_table / "images")) == {gone, archived}
+    uploaded.put_object(Bucket="market", Key=key, Body=body)
+    assert clean_images.main(command) == 0
+    assert (with_table / "images" / archived).read_bytes() == (local / "images" / archived).read_bytes()
+
+
+def test_photos_that_may_be_listed_and_not_read_are_one_sentence(s3, tmp_path, capsys):
+    for name in "ab":
+        s3.put_object(Bucket="market", Key=f"photos/{name}.jpg", Body=b"1", StorageClass="GLACIER")
+    assert clean_images.main(["--data", str(tmp_path), "--all-photos", "--photos", "s3://market/photos", "--workers", "1"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: 2 of 2 photos were rejected, more than --max-rejected 0.2: see the reasons in "
+        f"{tmp_path / 'images' / 'photos.csv'}, and allow s3:GetObject on s3://market/photos for those of read_error"
+    )
 
 
 NO_OBJECT = "error: there is no object {}: check the bucket and the key"

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from marketplace.cleaning import listings, redaction
+from marketplace.cleaning.listings import CATEGORY_SEPARATOR
 from marketplace.files.stages import StageError
 
-MAX_PIECES_AHEAD = 10_000  # lines with a comma that one record may have
+MAX_PIECES_AHEAD = 50_000  # lines with a comma that one record may have
 MAX_STARTS_IN_FIELD = 50  # lines in one quoted field that look like the start of a record
 MAX_PIECES_MENDED = 50  # lines with a comma that a record of broken quoting may have
 
@@ -53,18 +54,19 @@ codecs.register_error("windows-1252", _decode_windows_1252)
 
 
 class Layout:
-    """The columns of one export, and what a record looks like under them."""
+    """The columns of one export, and what a record looks like under them.
 
-    def __init__(self, columns: list[str]):
+    required: the columns that no record may lack; Excel leaves out empty ones after the last of them.
+    """
+
+    def __init__(self, columns: list[str], required: list[str]):
         self.columns = columns
+        self.least = max(map(columns.index, required)) + 1
         self.price = columns.index("price") if "price" in columns else None
         before_id = columns[: columns.index("id")]
         fields = "".join(r'(?:\d+|"\d+"),' if is_unnamed(name) else r'(?:"[^"\n]*"|[^",\n]*),' for name in before_id)
         self.start = re.compile(rf'{fields}"?({redaction.UUID.pattern})"?(?:,|$)')  # 12,1c58d3f9-...,
         self.description = columns.index("product_description") if "product_description" in columns else len(columns) - 1
-        left = rf'(?P<left>(?:(?:"(?:[^"]|"")*+"|[^",\n]*),){{{self.description}}})'
-        right = rf'(?P<right>(?:,(?:"(?:[^"\n]|"")*+"|[^",\n]*)){{{len(columns) - self.description - 1}}})'
-        self.around_description = re.compile(rf"{left}(?P<description>(?s:.*)){right}")
 
     def named(self, fields: list[str]) -> dict[str, str]:
         """Column -> field; of two columns with one name, the first."""
@@ -76,16 +78,56 @@ class Layout:
         return match[1] if match else ""
 
     def is_record(self, fields: list[str] | None) -> bool:
-        return fields is not None and len(fields) == len(self.columns)
+        """Whether the fields are as many as the columns, and the price was not cut at a comma of its own: "£1" and "200"."""
+        if fields is None or len(fields) != len(self.columns):
+            return False
+        following = self.columns[self.price + 1 : self.price + 2] if self.price is not None else []
+        if following and following[0] in _TEXT_COLUMNS:
+            return not (_THOUSANDS.fullmatch(fields[self.price].strip()) and _HUNDREDS.fullmatch(fields[self.price + 1].strip()))
+        return True
 
     def is_priced(self, fields: list[str] | None) -> bool:
         """Whether the fields are a record's, and its price is a price or empty, so that no column can have shifted."""
-        if not self.is_record(fields):
-            return False
-        try:
-            return self.price is None or not fields[self.price].strip() or listings.parse_price(fields[self.price]) >= 0
-        except ValueError:
-            return False
+        return self.is_record(fields) and (self.price is None or _is_price(fields[self.price]))
+
+    def is_certain(self, fields: list[str]) -> bool:
+        """Whether fields, still in their quotes, are each what its column holds, and no other way to part them is."""
+        name, category, price = (self._field(fields, column) for column in ("product_name", "category", "price"))
+        description = fields[self.description]
+        if category and not category.startswith('"') and (CATEGORY_SEPARATOR not in category or description[:1].isspace()):
+            return False  # "Table,chairs,Home & Garden / Tables": of "chairs"; "Sports / Bikes, Skates": of "Sports / Bikes"
+        if (
+            name
+            and not name.startswith('"')
+            and not name.endswith("Gumtree")
+            and CATEGORY_SEPARATOR in description.partition(",")[0]
+        ):
+            return False  # "Table,red / blue,Home & Garden / Tables"
+        return not (price and _HUNDREDS.fullmatch(price) and _ENDS_IN_THOUSANDS.search(description[-8:]))
+
+    def _field(self, fields: list[str], column: str) -> str:
+        return fields[self.columns.index(column)] if column in self.columns else ""
+
+    def filled(self, fields: list[str] | None) -> list[str] | None:
+        """The fields with empty ones for the last columns, which a record may lack; None unless it is whole so."""
+        if fields is None or not self.least <= len(fields) < len(self.columns):
+            return None
+        fields = fields + [""] * (len(self.columns) - len(fields))
+        return fields if self.is_priced(fields) else None
+
+
+_TEXT_COLUMNS = ("product_name", "category", "product_description", "location")
+_THOUSANDS = re.compile("£?[0-9]{1,3}")
+_HUNDREDS = re.compile(r"[0-9]{3}(?:\.[0-9]*)?")
+_ENDS_IN_THOUSANDS = re.compile(r"(?:^|,)\s?£?[0-9]{1,3}$")
+
+
+def _is_price(text: str) -> bool:
+    """Whether a field is a price in any currency, or empty."""
+    try:
+        return not text.strip() or listings.is_other_currency(text) or listings.parse_price(text) >= 0
+    except ValueError:
+        return False
 
 
 def is_unnamed(column: str) -> bool:
@@ -99,14 +141,15 @@ def read_layout(path: Path, lines: Iterator[str], required: list[str]) -> Layout
     if missing := [name for name in required if name not in columns]:
         names = f"column{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
         raise StageError(f"{path} is not such an export: its first line lacks the {names}")
-    return Layout(columns)
+    return Layout(columns, required)
 
 
 def parse_fields(text: str) -> list[str] | None:
     """The fields of one CSV record, its unquoted line breaks kept; None when its quoting is broken or unfinished."""
     text, stand_in = text.rstrip("\n"), ""
     if "\n" in text:  # csv ends a record at a break outside quotes, so breaks hide behind a character that the text lacks
-        stand_in = next(char for char in map(chr, itertools.count(0xE000)) if char not in text)
+        chars = set(text)
+        stand_in = next(char for char in map(chr, itertools.count(0xE000)) if char not in chars)
         text = text.replace("\n", stand_in)
     try:
         fields = next(csv.reader([text], strict=True), [])
@@ -116,16 +159,65 @@ def parse_fields(text: str) -> list[str] | None:
 
 
 def parse_mended(text: str, layout: Layout) -> list[str] | None:
-    """The fields of a record whose description has broken quoting: all others are read from the two ends towards it.
+    """The fields of a record with broken quotes or unquoted commas, where only one way to part them is possible, else None."""
+    fields = read_from_ends(text, layout)
+    return _unquoted(fields, layout) if fields and layout.is_certain(fields) else None
 
-    None unless each of them is quoted, or free of quotes and commas, and the price is a price or empty.
+
+def read_from_ends(text: str, layout: Layout) -> list[str] | None:
+    """The fields of a record, still in their quotes: all but the description are read from the two ends towards it.
+
+    A comma outside quotes is part of a field before a blank, in a name and in "Town, County", and between the thousands of a
+    price with its pound sign. None unless every column has a field, and the price is a price or empty.
     """
-    if not (match := layout.around_description.fullmatch(text.rstrip("\n"))):
-        return None
-    fields = parse_fields(f"{match['left']}x{match['right']}")
-    if fields:
-        fields[layout.description] = match["description"].removeprefix('"').removesuffix('"').replace('""', '"')
-    return fields if layout.is_priced(fields) else None
+    text = text.rstrip("\n")
+    before, after = layout.columns[: layout.description], layout.columns[layout.description + 1 :]
+    left, start = _read_fields(text, before, backwards=False)
+    right, length = _read_fields(text[start:][::-1], after[::-1], backwards=True)
+    fields = [*left, text[start : len(text) - length], *(field[::-1] for field in reversed(right))]
+    return fields if layout.is_priced(_unquoted(fields, layout)) else None
+
+
+def _unquoted(fields: list[str], layout: Layout) -> list[str]:
+    plain = [field[1:-1].replace('""', '"') if field.startswith('"') else field for field in fields]
+    if len(fields) == len(layout.columns):  # of the description, a half of a pair of quotes may be missing
+        description = fields[layout.description].removeprefix('"').removesuffix('"')
+        plain[layout.description] = description.replace('""', '"')
+    return plain
+
+
+# A field beside a comma, quoted or not: read backwards it looks the same.
+_QUOTED, _PLAIN = re.compile(r'"(?:[^"\n]|"")*+"'), re.compile(r'[^",\n]*')
+_PRICE = re.compile(r"£[0-9]{1,3}(?:,[0-9]{3}){1,9}(?:\.[0-9]*)?(?=,|$)")
+_PRICE_BACKWARDS = re.compile(r"(?:[0-9]{0,9}\.)?(?:[0-9]{3},){1,9}[0-9]{1,3}£(?=,|$)")
+_COMMAS = {"product_name": 100, "location": 1}  # before a blank, which a field may have outside quotes
+
+
+def _read_fields(text: str, columns: list[str], backwards: bool) -> tuple[list[str], int]:
+    """The fields of these columns, in their quotes, and where the text goes on after their commas; fewer where one is broken."""
+    fields, start = [], 0
+    for column in columns:
+        end = _end_of_field(text, start, column, backwards)
+        if text[end : end + 1] != ",":
+            break
+        fields.append(text[start:end])
+        start = end + 1
+    return fields, start
+
+
+def _end_of_field(text: str, start: int, column: str, backwards: bool) -> int:
+    if quoted := _QUOTED.match(text, start):
+        return quoted.end()
+    price = (_PRICE_BACKWARDS if backwards else _PRICE).match(text, start) if column == "price" else None
+    if price:
+        return price.end()
+    end = _PLAIN.match(text, start).end()
+    for _ in range(_COMMAS.get(column, 0)):
+        beside = text[end - 1 : end] if backwards else text[end + 1 : end + 2]
+        if text[end : end + 1] != "," or beside not in (" ", "\t", "\xa0"):
+            break
+        end = _PLAIN.match(text, end + 1).end()
+    return end
 
 
 def read_records(lines: Iterator[str], layout: Layout) -> Iterator[tuple[list[str] | None, str]]:
@@ -153,17 +245,21 @@ def read_pieces(lines: Iterator[str], layout: Layout) -> Iterator[Piece]:
 
 def next_records(ahead: deque[Piece], layout: Layout) -> list[tuple[list[str] | None, int]]:
     """The next records, each with its number of pieces: one, or several where it cannot be decided what they are."""
-    fields, size = shortest_run(ahead, layout, layout.is_priced)
+    # What starts no record is rubbish, or the rest of one: to look far ahead from each of its lines would take square time.
+    within = ahead if ahead[0].is_start else list(itertools.islice(ahead, MAX_PIECES_MENDED))
+    fields, size = shortest_run(within, layout, layout.is_priced)
     starts = [place for place, piece in enumerate(itertools.islice(ahead, size)) if piece.is_start and place > 0]
     if fields and not starts:
         return [(fields, size)]
     first = up_to_next_record(ahead, layout)
     texts = list(itertools.accumulate(piece.text for piece in first))
     if fields:
-        if not parse_mended(texts[-1], layout):
+        if not read_from_ends(texts[-1], layout):
             return [(fields, size)]
         # Two descriptions with half a pair of quotes each look like one that quotes records: all of them are rejected.
         return [(None, end - begin) for begin, end in itertools.pairwise([0, *starts, size])]
+    if fields := layout.filled(parse_fields(texts[-1])):
+        return [(fields, len(first))]
     for count, text in enumerate(texts, start=1):
         if fields := parse_mended(text, layout):
             return [(fields, count)]

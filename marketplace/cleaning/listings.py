@@ -2,15 +2,20 @@
 
 import math
 import re
+import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from marketplace.cleaning.redaction import UUID, redact, strip_leak
+from marketplace.cleaning.folding import limit_marks, tidy
+from marketplace.cleaning.redaction import UUID, redact
+from marketplace.cleaning.sellers import strip_leak
 from marketplace.files import reading
 
 CATEGORY_SEPARATOR = " / "
+MAX_LEVELS = 12  # of a category; the site has five
 
 MAX_PRICE = float(np.finfo(np.float32).max)  # pounds
 MIN_CATEGORY_PRICES = 30  # fewer prices say little about their category: those of all categories are taken instead
@@ -22,13 +27,13 @@ _BREAK = re.compile("\r\n|[\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
 
 
 def normalise_breaks(text: str) -> str:
-    """The text with every line break as a newline, without NUL characters and outer white space."""
-    return _BREAK.sub("\n", text.replace("\0", "")).strip()
+    """The text with every line break as a newline, without NUL characters, outer white space and towers of accents."""
+    return limit_marks(_BREAK.sub("\n", text.replace("\0", "")).strip())
 
 
 def single_line(text: str) -> str:
-    """The text with every line break as a space, without NUL characters and outer white space."""
-    return _BREAK.sub(" ", text.replace("\0", "")).strip()
+    """The text with every line break as a space, without NUL characters, outer white space and towers of accents."""
+    return limit_marks(_BREAK.sub(" ", text.replace("\0", "")).strip())
 
 
 # Fields of a listing.
@@ -36,8 +41,22 @@ def single_line(text: str) -> str:
 _TAIL = re.compile(r"(?:\|\s*in\s[^|]*)?\|\s*Gumtree$", re.IGNORECASE)
 
 _PRICE = re.compile(
-    r"(?:GBP|\u00c2?[£$€])?\s*((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)\s*(?:GBP|[£$€])?", re.IGNORECASE
+    r"(?:GBP|\u00c2?£)?\s{0,9}((?:[0-9]{1,3}(?:,[0-9]{3}){1,13}|[0-9]{1,40})(?:\.[0-9]*)?|\.[0-9]+)\s{0,9}(?:GBP|£)?",
+    re.IGNORECASE,
 )
+
+
+_NO_CATEGORY = re.compile("n/?a|none|null|nil|nan|[-?._]+", re.IGNORECASE)
+
+_OTHER_CURRENCY = re.compile(
+    "(?<![^\\W\\d_])(?:EUR|USD|AUD|CAD|NZD|CHF|JPY|CNY|INR|SEK|NOK|DKK|PLN|CZK|HUF|RON|TRY|ZAR|AED|HKD|SGD|euros?|dollars?)"
+    "(?![^\\W\\d_])",
+    re.IGNORECASE,
+)
+
+
+class OtherCurrency(ValueError):
+    """A price that is not in pounds."""
 
 
 def canonical_id(text: str) -> str:
@@ -63,16 +82,52 @@ def category_levels(category: str) -> list[str]:
     return [level.strip() for level in f" {single_line(category)} ".split(CATEGORY_SEPARATOR) if level.strip()]
 
 
+def has_category(path: str) -> bool:
+    """Whether a path names a category: "N/A" and "-" do not."""
+    levels = category_levels(path)
+    return bool(levels) and not _NO_CATEGORY.fullmatch(levels[0])
+
+
+def join_spellings(paths: pd.Series) -> pd.Series:
+    """Category paths with every level in its commonest spelling; those of one category may differ in capitals."""
+    counts: dict[tuple[str, ...], Counter] = {}
+    split = {path: category_levels(path) for path in paths.unique()}
+    for path, times in paths.value_counts().items():
+        for depth, level in enumerate(split[path], start=1):
+            counts.setdefault(_folded(split[path][:depth]), Counter())[level] += times
+    common = {prefix: min(spelt, key=lambda level: (-spelt[level], level)) for prefix, spelt in counts.items()}
+    joined = {
+        path: CATEGORY_SEPARATOR.join(common[_folded(levels[: depth + 1])] for depth in range(len(levels)))
+        for path, levels in split.items()
+    }
+    return paths.map(joined)
+
+
+def _folded(levels: list[str]) -> tuple[str, ...]:
+    return tuple(map(str.casefold, levels))
+
+
 def parse_price(text: str) -> float:
     """Pounds of "£1,234.56", "£ 20", "1234.5" or "GBP 20".
 
-    Raises ValueError for anything else: negative, not a number, or too large for a float32, as which prices are filtered.
+    Raises OtherCurrency for an amount in another one, by its sign or code. Raises ValueError for anything else: negative, not a
+    number, or too large for a float32, as which prices are filtered.
     """
-    match = _PRICE.fullmatch(text.strip())
+    text = text.strip()
+    if is_other_currency(text):
+        raise OtherCurrency(f"{text!r} is not a price in pounds")
+    match = _PRICE.fullmatch(text)
     price = float(match[1].replace(",", "")) if match else math.nan
     if not price <= MAX_PRICE:
         raise ValueError(f"{text!r} is not a price in pounds")
     return price
+
+
+def is_other_currency(text: str) -> bool:
+    """Whether a price says that it is not in pounds: "$40", "1.999 €", "EUR 5"."""
+    if not any(map(str.isdigit, text)):
+        return False
+    return any(unicodedata.category(char) == "Sc" and char != "£" for char in text) or bool(_OTHER_CURRENCY.search(text))
 
 
 def plausible_prices(prices: pd.Series, categories: pd.Series) -> pd.Series:
@@ -107,7 +162,7 @@ def text(name: str, description: str) -> str:
 
     name: a title, or a user's own words; description: may be empty. Cleaned fields come through unchanged.
     """
-    return f"{redact(single_line(name))}\n{redact(strip_leak(normalise_breaks(description))[0])}".strip()
+    return f"{redact(tidy(single_line(name)))}\n{redact(strip_leak(normalise_breaks(description))[0])}".strip()
 
 
 def texts(products: pd.DataFrame) -> list[str]:

@@ -2,27 +2,38 @@
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import io
 import struct
-import threading
-import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import scipy.fft
-from PIL import ExifTags, Image, ImageChops, ImageCms, UnidentifiedImageError
+import pillow_heif
+from PIL import (
+    AvifImagePlugin,
+    ExifTags,
+    Image,
+    ImageChops,
+    ImageCms,
+    PngImagePlugin,
+    TiffImagePlugin,  # noqa: F401, as WebP's: registers its format; Pillow would import all that it has for one that is missing
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401
+)
 
-from marketplace.files import reading
-from marketplace.files.stages import StageError
+from marketplace.cleaning import containers
 
-# Still raster formats that Pillow decodes by itself. Left out on purpose: EPS and WMF (run other programs), PDF and SVG
-# (documents), ICO, PSD, TGA and other formats that no camera or shop writes (more decoders, more to attack). JPEG includes MPO.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+# Still raster formats that Pillow decodes by itself, and HEIF (HEIC), which phones write. Left out on purpose: EPS and WMF (run
+# other programs), PDF and SVG (documents), ICO, PSD, TGA and other formats that no camera or shop writes (more decoders, more to
+# attack). JPEG includes MPO.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+NAMES = "JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF"
+pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # a photo has one core: others have photos, too
+PngImagePlugin.MAX_TEXT_CHUNK = containers.MAX_PROFILE_BYTES  # of a profile, too; longer ones are left out before
 
 
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")  # tell a damaged photo from a file that never was one
@@ -34,7 +45,16 @@ FITS = ("pad", "crop", "stretch")
 WHITE = (255, 255, 255)  # what transparency is flattened on, and the letterbox around it: the background of shop photos
 
 
-MAX_SCANS = 100  # of one progressive JPEG; encoders write about 10, a hostile file thousands, each costing a whole decode
+FTYP_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")  # likewise, behind "ftyp"
+
+
+MAX_SIDE = 65_535  # pixels, as a JPEG's: Pillow takes memory for each row, and a picture of more is no photo
+
+
+MAX_TRANSFORMS = 16  # colour transforms that are kept: building one takes longer than all the rest, and cameras have few profiles
+
+
+OTHER_DATA = bytes(range(255)) * 16  # what a decoder would use up if a JPEG's own data ended too early
 
 
 # Measured from 400 x 533 to 256: bicubic takes 0.57 of LANCZOS's time and leaves 98.7% of the values within 4 grey levels of
@@ -51,7 +71,7 @@ REDUCING_GAP = 2.0
 WHITES = (1.0, 255.0, 65535.0, 2.0**31 - 1)  # of grey pixels in floats, 8, 16 and 32 bits
 
 
-LOW_FREQUENCIES = scipy.fft.dct(np.eye(32), axis=0)[:8]  # (8, 32), the first rows of the DCT-II's matrix
+LOW_FREQUENCIES = 2 * np.cos(np.pi * np.arange(8)[:, None] * (2 * np.arange(32) + 1) / 64)  # (8, 32), the DCT-II's first rows
 
 
 TRANSPOSITIONS = {  # EXIF orientation (CIPA DC-008, tag 0x0112) -> what makes the picture upright
@@ -126,7 +146,7 @@ DEFAULTS = CleanSettings()
 class PhotoRejected(ValueError):
     """A photo that cannot be cleaned: `reason` is a code for tables, the message one sentence for people.
 
-    Reasons: empty, not_an_image, too_many_pixels, truncated, unreadable.
+    Reasons: empty, not_an_image, too_many_pixels, truncated, unreadable; of a decoder's process also too_slow and crashed.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -152,37 +172,31 @@ class CleanedPhoto:
     phash: str
 
 
-def clean(data: bytes, settings: CleanSettings = DEFAULTS) -> CleanedPhoto:
+def clean(data: bytes, settings: CleanSettings = DEFAULTS, max_decoded_pixels: int | None = None) -> CleanedPhoto:
     """The photo as an sRGB JPEG square without metadata; the same bytes give the same result.
 
     data: the whole file, of any of FORMATS, recognised by its content; of an animation, the first frame.
-    Raises PhotoRejected, and nothing else, for bytes that are no such photo.
+    max_decoded_pixels: those that may be decoded, which of a JPEG are fewer than it has; None: settings.max_pixels.
+    Raises PhotoRejected, and nothing else, for bytes that are no such photo. Pillow may warn of odd headers.
     """
     if not data:
         raise PhotoRejected("empty", "the photo is an empty file")
     try:
-        with _quiet():
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise _too_many_pixels(settings) from None
-    except UnidentifiedImageError as error:
-        if data.startswith(SIGNATURES) or data[4:12] == b"ftypavif":
-            raise _unreadable(error) from None
-        raise PhotoRejected("not_an_image", "the file is not a JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF picture") from None
-    except DECODE_ERRORS as error:
-        riff_cut_off = data[:4] == b"RIFF" and len(data) < 8 + int.from_bytes(data[4:8], "little")
-        raise _unreadable(EOFError() if riff_cut_off else error) from None
-    width, height = image.size
-    if width * height > settings.max_pixels:
-        raise _too_many_pixels(settings, width, height)
-    if image.format in ("JPEG", "MPO") and _scans(data) > MAX_SCANS:
-        raise PhotoRejected("unreadable", f"the photo has more than {MAX_SCANS} progressive scans")
-    try:
-        content, orientation = _decode(image, settings)
-    except DECODE_ERRORS as error:
+        container = containers.examine(data)
+    except containers.Overloaded as error:
+        raise PhotoRejected("unreadable", f"the photo has more than {error}") from None
+    except EOFError as error:
         raise _unreadable(error) from None
-    if orientation in SIDEWAYS:
-        width, height = height, width
+    if container.size:
+        _check_size(*container.size, settings)
+        _check_decoded(*container.size, max_decoded_pixels)
+    end = containers.JPEG_END if container.is_open_ended else b""
+    content, width, height = _decode(container.data + end, settings, max_decoded_pixels)
+    if container.is_open_ended:
+        # Where only the end is missing, what stands in its place is not looked at.
+        other, _, _ = _decode(container.data + OTHER_DATA + end, settings, max_decoded_pixels)
+        if other.tobytes() != content.tobytes():
+            raise _unreadable(EOFError())
 
     square = Image.new("RGB", (settings.size, settings.size), WHITE)
     square.paste(content, ((settings.size - content.width) // 2, (settings.size - content.height) // 2))
@@ -193,10 +207,32 @@ def clean(data: bytes, settings: CleanSettings = DEFAULTS) -> CleanedPhoto:
     return CleanedPhoto(jpeg.getvalue(), width, height, sha256.hexdigest(), _perceptual_hash(content))
 
 
-def _scans(jpeg: bytes) -> int:
-    """How often the marker that begins a scan stands in a JPEG; bytes.count() takes several times as long."""
-    values = np.frombuffer(jpeg, np.uint8)
-    return np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA))
+def _decode(data: bytes, settings: CleanSettings, max_decoded_pixels: int | None) -> tuple[Image.Image, int, int]:
+    """The upright RGB picture at its size inside the square; width and height of the original, upright."""
+    image = _open(data, settings)
+    width, height = image.size
+    _check_size(width, height, settings)
+    try:
+        content, orientation = _shrink(image, settings, max_decoded_pixels)
+    except PhotoRejected:
+        raise
+    except DECODE_ERRORS as error:
+        raise _unreadable(error) from None
+    return (content, height, width) if orientation in SIDEWAYS else (content, width, height)
+
+
+def _open(data: bytes, settings: CleanSettings) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise _too_many_pixels("too many pixels", settings) from None
+    except UnidentifiedImageError as error:
+        if data.startswith(SIGNATURES) or (data[4:8] == b"ftyp" and data[8:12] in FTYP_BRANDS):
+            raise _unreadable(error) from None
+        raise PhotoRejected("not_an_image", f"the file is not a {NAMES} picture") from None
+    except DECODE_ERRORS as error:
+        riff_cut_off = data[:4] == b"RIFF" and len(data) < 8 + int.from_bytes(data[4:8], "little")
+        raise _unreadable(EOFError() if riff_cut_off else error) from None
 
 
 def _perceptual_hash(picture: Image.Image) -> str:
@@ -209,29 +245,36 @@ def _perceptual_hash(picture: Image.Image) -> str:
     return np.packbits(low > np.sort(low, axis=None)[31:33].mean()).tobytes().hex()  # np.median() takes four times as long
 
 
-_warnings_lock = threading.Lock()
+def _check_size(width: int, height: int, settings: CleanSettings) -> None:
+    if width * height > settings.max_pixels:
+        raise _too_many_pixels(f"{width} x {height} pixels", settings)
+    if max(width, height) > MAX_SIDE:
+        raise PhotoRejected(
+            "too_many_pixels", f"the photo has {width} x {height} pixels, more than the {MAX_SIDE:,} allowed along a side"
+        )
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No warnings from Pillow about odd headers: what matters is rejected. Under a lock, as the filters belong to the process."""
-    with _warnings_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def _check_decoded(width: int, height: int, max_pixels: int | None) -> None:
+    if max_pixels and width * height > max_pixels:
+        raise PhotoRejected(
+            "too_many_pixels",
+            f"the photo has {width} x {height} pixels to decode, more than the {max_pixels:,} allowed: send a smaller one",
+        )
 
 
-def _too_many_pixels(settings: CleanSettings, width: int = 0, height: int = 0) -> PhotoRejected:
-    size = f"{width} x {height} pixels" if width else "too many pixels"
+def _too_many_pixels(size: str, settings: CleanSettings) -> PhotoRejected:
     return PhotoRejected("too_many_pixels", f"the photo has {size}, more than the {settings.max_pixels:,} allowed")
 
 
 def _unreadable(error: BaseException) -> PhotoRejected:
     if isinstance(error, EOFError) or "truncated" in str(error).lower():
         return PhotoRejected("truncated", "the photo is cut off: part of its data is missing")
+    if isinstance(error, MemoryError):
+        return PhotoRejected("unreadable", "the photo takes too much memory to decode")
     return PhotoRejected("unreadable", "the photo's data is damaged or of a kind that cannot be read")
 
 
-def _decode(image: Image.Image, settings: CleanSettings) -> tuple[Image.Image, int]:
+def _shrink(image: Image.Image, settings: CleanSettings, max_decoded_pixels: int | None) -> tuple[Image.Image, int]:
     """The upright RGB picture at its size inside the square, and its EXIF orientation.
 
     The full-size pixels are only decoded and shrunk: all that costs time per pixel happens on the small picture.
@@ -242,8 +285,8 @@ def _decode(image: Image.Image, settings: CleanSettings) -> tuple[Image.Image, i
         longest = max(width, height)
         wanted = (max(1, round(width * size / longest)), max(1, round(height * size / longest)))
     draft = image.draft(None, wanted)
-    with _quiet() if image.format == "TIFF" else contextlib.nullcontext():  # Pillow reads a TIFF's tags again while it loads
-        image.load()
+    _check_decoded(image.width, image.height, max_decoded_pixels)
+    image.load()
     left, top, right, bottom = draft[1] if draft else (0, 0, width, height)
     if settings.fit == "crop":
         side = min(right, bottom)
@@ -263,8 +306,7 @@ def _decode(image: Image.Image, settings: CleanSettings) -> tuple[Image.Image, i
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation of a loaded picture, 1 where it has none or a damaged one. (Pillow has turned a TIFF already.)"""
     try:
-        with _quiet():
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except DECODE_ERRORS:
         return 1
     return orientation if orientation in TRANSPOSITIONS else 1
@@ -309,9 +351,20 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha))).convert("RGBA")
 
 
-@functools.lru_cache(maxsize=16)  # building one takes longer than all the rest of the cleaning, and cameras have few profiles
+_transforms: dict[tuple[bytes, str], ImageCms.ImageCmsTransform | None] = {}  # by the profile's digest: it may be large
+
+
 def _transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """None for a profile of another kind of picture."""
+    key = hashlib.sha256(profile).digest(), mode
+    if key not in _transforms:
+        if len(_transforms) >= MAX_TRANSFORMS:
+            _transforms.pop(next(iter(_transforms)), None)  # the oldest
+        _transforms[key] = _build_transform(profile, mode)
+    return _transforms[key]
+
+
+def _build_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     if {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[source.profile.xcolor_space.strip()] != mode:
         return None
@@ -326,8 +379,8 @@ def _transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform 
 
 
 def _srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
-    """The picture in sRGB. A profile that is broken or not of the picture's kind is ignored, as browsers do."""
-    if profile:
+    """The picture in sRGB. A profile that is broken, huge or not of the picture's kind is ignored, as browsers do."""
+    if profile and len(profile) <= containers.MAX_PROFILE_BYTES:
         with contextlib.suppress(ImageCms.PyCMSError, *DECODE_ERRORS):
             if transform := _transform_to_srgb(profile, picture.mode):
                 return ImageCms.applyTransform(picture, transform)
@@ -357,6 +410,8 @@ def model_input(jpeg: bytes, size: int, mean: Sequence[float], std: Sequence[flo
 
 def load(images_dir: Path, image_id: str, transform: Callable[[bytes], object]) -> object:
     """What `transform` makes of a cleaned photo's JPEG bytes; StageError when its file is gone or does not decode."""
+    from marketplace.files.stages import StageError  # here, as below: a process that decodes needs neither this nor pandas
+
     path = images_dir / f"{image_id}.jpg"
     try:
         return transform(path.read_bytes())
@@ -366,6 +421,8 @@ def load(images_dir: Path, image_id: str, transform: Callable[[bytes], object]) 
 
 def pixel_digests(images_dir: Path, image_ids: Sequence[str]) -> np.ndarray:
     """(N,) text, the sha256 of each kept photo's pixels; photos.csv has more rows of an id when several files bore it."""
+    from marketplace.files import reading
+
     table = reading.read_csv(images_dir / "photos.csv", usecols=["image_id", "status", "sha256"])
     kept = table[table["status"] == "ok"].set_index("image_id")["sha256"]
     assert kept.index.is_unique, "two photos of one id were kept"

@@ -1,9 +1,10 @@
 """A raw record of an export becomes a clean row, or a reject with its reason."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from marketplace.cleaning import export_csv, listings, redaction
+from marketplace.cleaning import export_csv, folding, listings, redaction, sellers
 from marketplace.files.progress import progress
 
 LISTING_COLUMNS = ["id", "product_name", "category", "product_description", "price", "location"]  # none may be empty
@@ -46,10 +47,11 @@ def clean_records(
     return rows, rejects
 
 
-def clean_listing(raw: dict[str, str], extra: dict[str, str]) -> tuple[str, dict]:
+def clean_listing(raw: dict[str, str], extra: dict[str, str], tidied: Counter) -> tuple[str, dict]:
     """The reason to reject a listing, or an empty one and its row, but for label, price_plausible and photos.
 
-    raw: column -> text; extra: raw column -> its name in the row, from extra_columns().
+    raw: column -> text; extra: raw column -> its name in the row, from extra_columns(); tidied: counts, by column, the listings
+    whose name, category or place had entities, blanks or unseen characters to take out.
     """
     for column in LISTING_COLUMNS:
         if not raw[column].strip():
@@ -58,15 +60,26 @@ def clean_listing(raw: dict[str, str], extra: dict[str, str]) -> tuple[str, dict
         return "bad_id", {}
     try:
         price = listings.parse_price(raw["price"])
+    except listings.OtherCurrency:
+        return "other_currency", {}
     except ValueError:
         return "bad_price", {}
-    name = redaction.redact(listings.title(raw["product_name"]))
-    description, posted_on = redaction.strip_leak(listings.normalise_breaks(raw["product_description"]))
-    levels = listings.category_levels(redaction.redact(raw["category"]))
-    for column, value in (("product_name", name), ("product_description", description), ("category", levels)):
-        if not value:
+    lines = {column: listings.single_line(raw[column]) for column in ("product_name", "category", "location")}
+    shown = {column: folding.tidy(line) for column, line in lines.items()}
+    name = redaction.redact(listings.title(shown["product_name"]))
+    description, posted_on = sellers.strip_leak(listings.normalise_breaks(raw["product_description"]))
+    category, place = redaction.redact(shown["category"]), redaction.redact(shown["location"])
+    for column, is_there in (
+        *(("product_name", name), ("product_description", description)),
+        *(("category", listings.has_category(category)), ("location", place)),
+    ):
+        if not is_there:
             return f"null_{column}", {}
-    town, county = listings.split_place(redaction.redact(raw["location"]))
+    levels = listings.category_levels(category)
+    if len(levels) > listings.MAX_LEVELS:
+        return "bad_category", {}
+    tidied.update(column for column, line in lines.items() if line != shown[column])
+    town, county = listings.split_place(place)
     return "", {
         "product_id": raw["id"].strip().lower(),
         "name": name,
@@ -101,7 +114,7 @@ def clean_extra(raw: dict[str, str], extra: dict[str, str]) -> dict[str, str]:
 
 def clean_text(text: str) -> str:
     """Any raw text with its line breaks normalised and its personal data marked."""
-    return redaction.redact(redaction.mask_leak(listings.normalise_breaks(text)))
+    return redaction.redact(listings.normalise_breaks(text))
 
 
 def clean_id(text: str) -> str:
@@ -111,9 +124,16 @@ def clean_id(text: str) -> str:
 
 
 def extra_columns(columns: list[str], required: list[str], taken: list[str]) -> dict[str, str]:
-    """Raw column -> its name in the cleaned file, raw_<name> where the stage has a column of that name itself."""
-    return {
-        name: f"raw_{name}" if name in taken else name
-        for name in columns
-        if name not in required and not export_csv.is_unnamed(name)
-    }
+    """Raw column -> its name in the cleaned file, raw_<name> where the stage has a column of that name itself.
+
+    A column's name is text too: its personal data is marked, and of two names that become one the second gets a number.
+    """
+    names = {}
+    for column in columns:
+        if column not in required and not export_csv.is_unnamed(column):
+            name = clean_text(column)
+            name = f"raw_{name}" if name in taken else name
+            while name in names.values():
+                name += "_2"
+            names[column] = name
+    return names

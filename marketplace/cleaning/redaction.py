@@ -1,14 +1,22 @@
-"""Personal data becomes a mark, and the site's own "Posted by" sentence goes."""
+"""Personal data becomes a mark: telephone numbers, e-mail addresses, postcodes, and sellers' names.
 
-import contextlib
-import datetime
+A mark holds neither a digit nor an "@", so it is never redacted again. Every pattern looks at a bounded part of the text from
+each place, so that time grows as the text does: python benchmarks/patterns.py shows it.
+"""
+
 import re
-import unicodedata
 
-# Redaction: personal data becomes a mark. A mark holds neither a digit nor an "@", so it is never redacted again.
+from marketplace.cleaning import postcodes, sellers
+from marketplace.cleaning.folding import Folded, fold
 
-# Between two digits of one number: spaces, brackets, dots, dashes, invisible characters, the keycap of an emoji digit.
-_GAP = "[\\s().\u2010-\u2015\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\ufe0f\u20e3-]{0,5}+"
+UUID = re.compile("[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+MAX_ROUNDS = 6  # a mark may free what stood beside it; longer chains are nobody's writing
+
+# Telephone numbers, in folded text.
+
+# Between two digits of one number. Not slashes and commas, which separate dates and sizes.
+_GAP = r"[\s().\-_*~:;=+\u2022\[\]{}<>]{0,8}+"
 
 _SOME_GAP = _GAP.replace("{0,", "{1,")
 
@@ -18,234 +26,175 @@ _TEN = f"(?:1{_GAP}[1-9]|2{_GAP}[03489]|3{_GAP}[0347]|5{_GAP}[56]|7{_GAP}[0-9]|8
 # ... or nine: area codes of four digits whose local numbers have five, and 0800 with six.
 _NINE = f"(?:1[2-9][0-9]{{2}}{_SOME_GAP}(?:[0-9]{{5}}|[0-9]{{2}}{_SOME_GAP}[0-9]{{3}})|800{_GAP}[0-9]{{3}}{_GAP}[0-9]{{3}})"
 
-_PLUS_44 = rf"\+{_GAP}(?:0{_GAP}0{_GAP})?4{_GAP}4{_GAP}(?:0{_GAP})?(?:{_TEN}|{_NINE})"
+_MOBILE = f"7(?:{_GAP}[0-9]){{9}}"
+
+_PLUS = (
+    rf"\+{_GAP}(?:0{_GAP}0{_GAP})?4{_GAP}4{_GAP}(?:0{_GAP})?(?:{_TEN}|{_NINE})"
+    # Of another country: the digits that ITU-T E.164 allows.
+    rf"|(?<![0-9])\+(?!44|0)[0-9]{{1,3}}(?:{_GAP}[0-9]){{8,12}}"
+)
 
 _DIGITS_ONLY = (
     rf"0{_GAP}0{_GAP}4{_GAP}4{_GAP}(?:0{_GAP})?(?:{_TEN}|{_NINE})"
-    rf"|44{_GAP}(?:0{_GAP})?7(?:{_GAP}[0-9]){{9}}"
-    rf"|(?<![^\W_])[oO]{_GAP}7(?:{_GAP}[0-9]){{9}}"  # the letter for the 0
+    rf"|44{_GAP}(?:0{_GAP})?{_MOBILE}"
+    rf"|(?<![^\W_])[oO]{_GAP}{_MOBILE}"  # the letter for the 0
+    r"|07[0-9]{3}[^\w\n£$€]{1,3}[0-9]{3}[^\w\n£$€]{0,3}[0-9]{3}"  # in a mobile's own groups, whatever separates them
     r"|(?!0\.[0-9](?!\.))"  # 0.75 is a decimal
     r"(?![0-9]{1,2}(?:/[0-9]{1,2}/|-[0-9]{1,2}-|\.[0-9]{1,2}\.)(?:19|20)[0-9]{2}(?![0-9]))"  # 01.12.2022 is a date
     r"(?!0[ -][0-9]{5}[ -][0-9]{5}[ -][0-9](?![0-9]))"  # 0 12345 67890 5 is a bar code
+    r"(?![0-2]?[0-9][:;][0-5][0-9](?![0-9]))"  # 07:30 is a time
     rf"0{_GAP}(?:{_TEN}|{_NINE})"
 )
 
 # Two numbers may stand glued together, or one to a price ("£42507700900123").
 _GLUED_TO_PRICE = "|".join(f"(?<=£[0-9]{{{digits}}})" for digits in range(1, 5)) + "|(?<=£[0-9],[0-9]{3})"
 
-_PHONE = re.compile(
-    rf"(?:\(?(?:{_PLUS_44}|(?<![0-9])(?:{_DIGITS_ONLY}))|(?:{_GLUED_TO_PRICE})07[0-9]{{9}})"
-    rf"(?:{_PLUS_44}|{_DIGITS_ONLY})*(?![0-9])[\ufe0f\u20e3]*"
-)
+_FIRST = rf"(?:[(\[{{<]?(?:{_PLUS}|(?<![0-9])(?<!(?:19|20)[0-9][0-9][-._:])(?:{_DIGITS_ONLY}))|(?:{_GLUED_TO_PRICE})07[0-9]{{9}})"
 
-# A number of another length, mistyped or foreign, is known by the word before it.
+_NEXT = f"(?:{_PLUS}|{_DIGITS_ONLY})"
+
+# More than three in a row are numbers whatever follows, so that a long row of digits is walked through once.
+_PHONE = re.compile(f"{_FIRST}(?:{_NEXT}{{3,}}+|{_NEXT}{{0,2}}(?![0-9]))")
+
+# A number of another length, mistyped, foreign or without its 0, is told by the word before it.
 _CALLED_PHONE = re.compile(
-    r"(?i:\b(?:call|txt|text|tel|telephone|phone|ring|mob|mobile|whats\s?app|contact)(?:ing|s)?\b)[^0-9\n£]{0,25}?"
-    rf"(?P<number>\+?0(?!\.[0-9](?!\.))(?:{_GAP}[0-9]){{8,10}})(?![0-9])"
+    r"(?i:\b(?:call|txt|text|sms|tel|telephone|phone|fone|ring|mob|mobile|whats\s?app|viber|contact|message|msg|my\snumber|fax)"
+    r"(?:ing|s)?\b)[^0-9\n£$€\[]{0,25}?"
+    rf"(?P<number>[(\[]?(?:00[1-9](?:{_GAP}[0-9]){{8,12}}|\+?0(?!\.[0-9](?!\.))(?:{_GAP}[0-9]){{8,10}}|{_MOBILE}))(?![0-9])"
 )
 
-UUID = re.compile("[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")  # its digits can look like a number
+_MAYBE_PHONE = re.compile(r"[0-9oO](?:[\W_]{0,9}+[0-9oOlI]){8}")
 
-_MAYBE_PHONE = re.compile(f"[0-9](?:{_GAP}[0-9]){{8}}")
+# Letters for 0 and 1, beside a digit and in no word: "O77OO 9OO123".
+_LETTERS = re.compile(r"(?:(?<=[0-9])|(?<![^\W_]))[oOlI]{1,3}(?:(?=[0-9])|(?<=[0-9].)(?![^\W_])|(?<=[0-9]..)(?![^\W_]))")
+
+_LETTERED_PHONE = re.compile(rf"(?<![0-9])(?:\+?44{_GAP}|0{_GAP}){_MOBILE}(?![0-9])")
+
+_DIGITS_OF_LETTERS = str.maketrans("oOlI", "0011")
+
+# E-mail addresses, in folded text.
 
 _MAIL_HOST = "(?:gmail|googlemail|hotmail|outlook|yahoo|ymail|live|msn|icloud|aol|btinternet|talktalk|virginmedia|proton)"
 
-_DOT = r"(?:\.|\s?[(\[]\s?dot\s?[)\]]\s?|\sdot\s)"
+_OPEN, _CLOSE = r"[(\[{<*_~-]{1,2}\s?", r"\s?[)\]}>*_~-]{1,2}"
 
-_EMAIL = re.compile(
-    rf"[\w.+%'-]{{1,64}}(?:@|\s?[(\[{{]\s?at\s?[)\]}}]\s?)[\w-]{{1,63}}(?:{_DOT}[\w-]{{1,63}}){{0,4}}{_DOT}[^\W\d_]{{2,}}"
-    rf"|[\w.+%'-]{{1,64}}\s?(?:@|\bat\b)\s?{_MAIL_HOST}{_DOT}(?:com|net|org|co{_DOT}uk|me|ie)\b",
+_AT = re.compile(
+    rf"\s{{0,2}}{_OPEN}(?:at|@|arroba){_CLOSE}\s{{0,2}}|(?P<sign>\s{{0,2}}(?:@|%40)\s{{0,2}})|(?P<word>\s(?:at|arroba)\s)",
     re.IGNORECASE,
 )
 
-_MAYBE_EMAIL = re.compile(rf"@|[(\[{{]\s?at\s?[)\]}}]|\bat\s{_MAIL_HOST}\b", re.IGNORECASE)
+_LOCAL = re.compile(r"[\w.+%'&!#-]{1,64}")  # read backwards
 
-# The 124 geographic postcode areas (Royal Mail), and ZZ, the area of placeholders that no real postcode has.
-_AREAS = frozenset(
-    re.findall(
-        r"\w+",
-        """AB AL B BA BB BD BH BL BN BR BS BT CA CB CF CH CM CO CR CT CV CW DA DD DE DG DH DL DN DT DY E EC EH EN EX FK FY G
-    GL GU GY HA HD HG HP HR HS HU HX IG IM IP IV JE KA KT KW KY L LA LD LE LL LN LS LU M ME MK ML N NE NG NN NP NR NW OL
-    OX PA PE PH PL PO PR RG RH RM S SA SE SG SK SL SM SN SO SP SR SS ST SW SY TA TD TF TN TQ TR TS TW UB W WA WC WD WF WN
-    WR WS WV YO ZE ZZ""",
-    )
+_DOT = rf"(?:\s?{_OPEN}(?:dot|\.){_CLOSE}\s?|\s?\.\s?|\s(?:dot|punto)\s)"
+
+_END = r"(?![^\W\d_])"
+
+_ENDING = rf"(?:co{_DOT}uk|org{_DOT}uk|ac{_DOT}uk|com|net|org|info|biz|uk|ie|eu){_END}"
+
+_MAIL = rf"{_MAIL_HOST}(?:\scom|\sco\suk)?(?![^\W_])"  # its ending forgotten
+
+_LABEL = r"[\w-]{1,63}"
+
+# After "@" without blanks: any domain; a comma may stand for the last dot.
+_ANY_HOST = re.compile(
+    rf"{_LABEL}(?:{_DOT}{_LABEL}){{0,3}}{_DOT}{_ENDING}|{_LABEL}(?:\.{_LABEL}){{0,8}}\.[^\W\d_]{{2,24}}"
+    rf"|{_LABEL},(?:com|co\.uk|net|org){_END}|{_MAIL}",
+    re.IGNORECASE,
 )
 
-_DISTRICT_TO_UNIT = (
-    r"(?P<district>[0-9][0-9A-HJKMNPR-Ya-hjkmnpr-y]?)(?P<space>[^\S\n]{0,3})(?P<inward>[0-9][ABD-HJLNP-UW-Zabd-hjlnp-uw-z]{2})"
+# After a sign with blanks, or one of brackets: a domain of the endings that mail has here.
+_COMMON_HOST = re.compile(
+    rf"(?=[\w-]{{0,62}}[^\W\d_])(?:{_LABEL}(?:{_DOT}{_LABEL}){{0,3}}{_DOT}{_ENDING}|{_MAIL})", re.IGNORECASE
 )
 
-_POSTCODE = re.compile(f"(?P<area>[A-Za-z]{{1,2}}){_DISTRICT_TO_UNIT}")
+# After the word "at": the providers, or a "dot" in letters, so that "available at argos.co.uk" stays ...
+_SAID_HOST = re.compile(
+    rf"{_MAIL_HOST}{_DOT}{_ENDING}|[^\W_][\w-]{{0,62}}(?:{_DOT}{_LABEL}){{0,3}}\s(?:dot|punto)\s{_ENDING}", re.IGNORECASE
+)
 
-_MAYBE_POSTCODE = re.compile(_DISTRICT_TO_UNIT)
+_NO_LOCAL = frozenset(
+    re.findall(r"\w+", "look looking available see seen buy bought sold shop find found order ordered online and or is it us")
+)
 
-# "M2 8GB", "S2 4FE", "W4 6FT", "S3 4WD": what follows the digit is a unit or the end of a model's name.
-_UNITS = frozenset({"GB", "TB", "DR", "WD", "FE", "HD", "FT", "XL", "LB"})
+_SAYS_MAIL = re.compile("mail", re.IGNORECASE)  # ... unless this stands before it
 
-_ORDINAL = re.compile("[0-9](?:st|nd|rd|th)")
+# In small letters, without which there is no address.
+_MAYBE_EMAIL = re.compile(rf"@|%40|[(\[{{<*_~-]\s?a[tr]|mail|dot|punto|{_MAIL_HOST}")
 
 
 def redact(text: str) -> str:
-    """The text with UK telephone numbers, e-mail addresses and UK postcodes as [phone], [email] and [postcode].
+    """The text with UK telephone numbers, e-mail addresses and UK postcodes as [phone], [email] and [postcode], and the names of
+    sellers after "Posted by" as [name].
 
     Sizes, dates, prices, bar codes and model numbers stay. Redacting twice is redacting once.
     """
-    while (marked := _redact_once(text)) != text:  # a mark may free what stood beside it; each round leaves fewer digits or "@"
+    for _ in range(MAX_ROUNDS):
+        marked = _redact_once(text)
+        if marked == text:
+            break
         text = marked
     return text
 
 
 def _redact_once(text: str) -> str:
-    if _MAYBE_EMAIL.search(text):
-        text = _EMAIL.sub("[email]", text)
-    text = _mark_phones(text)
-    if _MAYBE_POSTCODE.search(text):
-        text = _POSTCODE.sub(_mark_postcode, text)
-    return text
+    folded = fold(text)
+    for mark, find in _MARKS:
+        if found := find(folded.plain):
+            folded = fold(folded.replace((start, stop, mark) for start, stop in found))
+    return folded.text
 
 
-def _mark_phones(text: str) -> str:
-    # Digits of other alphabets (full-width, bold) are one character each as well, so the positions stay the same.
-    plain = text
-    if not text.isascii() and (others := {char for char in set(text) if char.isdecimal() and not char.isascii()}):
-        plain = text.translate({ord(char): str(unicodedata.decimal(char)) for char in others})
-    if not _MAYBE_PHONE.search(plain):
-        return text
-    kept = [match.span() for match in UUID.finditer(plain)]
-    found = [match.span() for match in _PHONE.finditer(plain)]
-    taken = [*kept, *found]
-    for match in _CALLED_PHONE.finditer(plain):
-        start, stop = match.span("number")
-        if not any(begin < stop and start < end for begin, end in taken):
-            found.append((start, stop))
-    parts, last = [], 0
-    for start, stop in sorted(found):
-        if any(begin <= start < end for begin, end in kept):
+def _find_emails(text: str) -> list[tuple[int, int]]:
+    if not _MAYBE_EMAIL.search(text.lower()):
+        return []
+    found, last = [], 0
+    for at in _AT.finditer(text):
+        local = _LOCAL.match(text[max(at.start() - 64, last) : at.start()][::-1])
+        if not local or not any(map(str.isalnum, local[0])):
             continue
-        if text[start] == "(" and ")" not in text[start:stop]:  # the bracket is around the number, not a part of it
-            start += 1
-        parts += [text[last:start], "[phone]"]
-        last = stop
-    return "".join([*parts, text[last:]])
+        start = at.start() - local.end()
+        host = _host(at, text, start, local[0][::-1])
+        if host:
+            found.append((start, host.end()))
+            last = host.end()
+    return found
 
 
-def _mark_postcode(match: re.Match) -> str:
-    area = match["area"]
-    if area.upper() not in _AREAS or (area[0].islower() and area[1:].isupper()):  # "ROADB45 9XE", "inN1 1AA"
-        area = area[-1]
-    start = match.end("area") - len(area)
-    if not _is_postcode(match, area, start):
-        return match[0]
-    return f"{match.string[match.start() : start]}[postcode]"
+def _host(at: re.Match, text: str, start: int, local: str) -> re.Match | None:
+    if at[0] in ("@", "%40"):
+        return _ANY_HOST.match(text, at.end())
+    if local.lower() in _NO_LOCAL:
+        return None
+    if not at["word"]:
+        return _COMMON_HOST.match(text, at.end())
+    if host := _SAID_HOST.match(text, at.end()):
+        return host
+    return _COMMON_HOST.match(text, at.end()) if _SAYS_MAIL.search(text, max(start - 30, 0), start) else None
 
 
-def _is_postcode(match: re.Match, area: str, start: int) -> bool:
-    """Whether what has a postcode's shape is one, by its area, its ending and what stands around it."""
-    if area.upper() not in _AREAS:
-        return False
-    if area.upper() == "ZZ":
-        return True
-    before, after = match.string[max(start - 1, 0) : start], match.string[match.end() : match.end() + 2]
-    district, inward, spaced = match["district"], match["inward"], bool(match["space"])
-    unit = inward[1:].upper() in _UNITS
-    if _ORDINAL.fullmatch(inward) or (len(area) == 1 and unit):
-        return False
-    if (len(area) == 1 or not spaced) and (before in ("-", "/") or after[:1] in ("-", "/")):
-        return False
-    # Glued to words. Capitals may stand beside small letters ("ValleyBS4 1AB", "LaneSl9 9XX", "BS4 1ABCollection");
-    # between capitals only the longer shapes are safe ("LS9 9XXBLUE", "ROADB45 9XEWAREHOUSE").
-    capital = area[0].isupper() and (inward[1:].isupper() or (len(area) == 2 and not unit))
-    two_digits = len(district) == 2 and district.isdigit()
-    long = area.isupper() and inward[1:].isupper() and spaced and not unit
-    new_word = after[:1].isupper() and after[1:].islower()
-    starts = not before.isalnum() or (capital and before.islower()) or (long and two_digits and before.isalpha())
-    ends = (
-        not after[:1].isalnum()
-        or (capital and new_word)
-        or (capital and inward[1:].isupper() and after[:1].islower())
-        or (long and after[:1].isalpha() and (two_digits or (len(area) == 2 and not before.isalnum())))
-    )
-    return starts and ends
+def _find_phones(text: str) -> list[tuple[int, int]]:
+    if not _MAYBE_PHONE.search(text):
+        return []
+    text = UUID.sub("-" * 36, text)  # whose digits can look like a number
+    found = []
+    for pattern, group, letters in ((_PHONE, 0, False), (_CALLED_PHONE, "number", False), (_LETTERED_PHONE, 0, True)):
+        if letters:
+            text = _LETTERS.sub(lambda match: match[0].translate(_DIGITS_OF_LETTERS), text)
+        spans = [_without_bracket(text, *match.span(group)) for match in pattern.finditer(text)]
+        text = _blank(text, spans)
+        found += spans
+    return sorted(found)
 
 
-# The site's own sentence in a description tells the category, so that a model must not see it, and the seller's name:
-# "Posted by Ann in Home & Garden, Beds in Leeds. 25 February 2022".
-
-_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-
-_MONTH = (
-    "(?i:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?"
-    "|Aug(?:ust)?|Sept?(?:ember)?|Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?)"
-)
-
-_DATE = (
-    rf"(?:(?P<day>\d{{1,2}})(?:st|nd|rd|th)?\.?\s+(?P<month>{_MONTH})\.?,?\s+(?P<year>(?:19|20)\d\d)"
-    rf"|(?P<month_2>{_MONTH})\.?\s+(?P<day_2>\d{{1,2}})(?:st|nd|rd|th)?,?\s+(?P<year_2>(?:19|20)\d\d))"
-)
-
-_PLACE = r"(?:[^.]|(?<=\bSt)\.|(?<=\bMt)\.|\.(?=\S))"  # one character: the full stops of "St. Albans" and "A.B" end nothing
-
-_NAME = r"(?:[^.\n\"]|(?<=\b[A-Z])\.|(?<=\bMr)\.|(?<=\bMrs)\.|(?<=\bMs)\.|(?<=\bDr)\.)"  # one character, as above
-
-_NO_SELLER = (
-    r"(?!(?i:royal|post|courier|recorded|special|first|second|1st|2nd|parcel|dpd|hermes|evri|yodel|ups|me|us|air|mail)\b)"
-)
-
-_LEAK = re.compile(
-    # With its date, wherever it stands.
-    rf"Posted\s+by\s+(?P<name>(?:(?!\sin\s|Posted\s+by).){{1,80}}?)\s+in\s+(?=[A-Z]){_PLACE}{{1,200}}?[.\s]\s*{_DATE}"
-    # "Posted by Ann.Leeds. 25 February 2022".
-    rf"|Posted\s+by\s+(?P<name_2>[^.\n]{{1,60}}?)\s*\.\s*[A-Z][^.\n]{{1,40}}\.\s*{_DATE.replace('>', '_b>')}"
-    # Without a date, or cut short in it: "Posted by Ann in Leeds." A seller's own "Posted by Royal Mail in ..." stays.
-    rf"|Posted\s+by\s+{_NO_SELLER}(?P<name_3>{_NAME}{{1,60}}?)\s+in\s+(?=[A-Z]){_PLACE}{{2,200}}?"
-    r"(?:\s*$|\.(?=\s|$)(?:\s*\d{1,2}(?:\s+[A-Z][a-z]*)?(?:\s+\d{1,3})?\s*$)?)"
-    # Cut short before the place.
-    rf"|Posted\s+by(?:\s+{_NO_SELLER}(?P<name_4>{_NAME}{{1,60}}))?\s*$",
-    re.DOTALL,
-)
-
-# In a raw record the end of the description cannot be seen: any name after the words is masked there.
-_SELLER = re.compile(
-    rf"(Posted\s+by\s+)(?!\[name\]){_NO_SELLER}{_NAME}{{1,60}}?(?=\s+in\s|[,\"\n]|(?<!\b[A-Z])(?<!\bM[rs])(?<!\bMrs)(?<!\bDr)\.|$)"
-)
-
-_MAYBE_LEAK = re.compile(r"Posted\s+by")
+def _without_bracket(text: str, start: int, stop: int) -> tuple[int, int]:
+    """Without its first bracket when that is around the number, not a part of it: "(07700 900123)"."""
+    closing = {"(": ")", "[": "]", "{": "}", "<": ">"}.get(text[start])
+    return (start + 1, stop) if closing and closing not in text[start:stop] else (start, stop)
 
 
-def strip_leak(description: str) -> tuple[str, str]:
-    """The description without the site's "Posted by ... in ..." sentences, and their date.
-
-    The date is the first one found, as YYYY-MM-DD; empty when there is none, or no such day in the calendar.
-    """
-    posted_on = ""
-    while _MAYBE_LEAK.search(description) and (match := _LEAK.search(description)):
-        posted_on = posted_on or _iso_date(match)
-        before, after = description[: match.start()], description[match.end() :]
-        after = after.lstrip(" ") if before[-1:].isspace() else after
-        space = " " if before[-1:].strip() and after[:1].isalnum() else ""
-        description = (before + space + after).strip()
-    return description, posted_on
+def _blank(text: str, spans: list[tuple[int, int]]) -> str:
+    """The text with these parts as marks of the same length, which no pattern goes across."""
+    return Folded(text, text, None).replace((start, stop, "[" * (stop - start)) for start, stop in spans)
 
 
-def mask_leak(text: str) -> str:
-    """The text with the seller's name in each "Posted by ... in ..." sentence as [name]."""
-    if not _MAYBE_LEAK.search(text):
-        return text
-    return _SELLER.sub(r"\1[name]", _LEAK.sub(_mask_name, text))
-
-
-def _mask_name(match: re.Match) -> str:
-    for group in ("name", "name_2", "name_3", "name_4"):
-        if match[group] is not None:
-            start, end = (position - match.start() for position in match.span(group))
-            return f"{match[0][:start]}[name]{match[0][end:]}"
-    return match[0]
-
-
-def _iso_date(match: re.Match) -> str:
-    for suffix in ("", "_2", "_b", "_2_b"):
-        if match[f"day{suffix}"]:
-            month = _MONTHS.index(match[f"month{suffix}"][:3].lower()) + 1
-            with contextlib.suppress(ValueError):  # 31 February
-                return datetime.date(int(match[f"year{suffix}"]), month, int(match[f"day{suffix}"])).isoformat()
-    return ""
+_MARKS = (("[name]", sellers.find), ("[email]", _find_emails), ("[phone]", _find_phones), ("[postcode]", postcodes.find))

@@ -1,5 +1,6 @@
 """Where raw photos come from: a folder, a zip or S3; what is there, under which ids, and its bytes."""
 
+import errno
 import functools
 import hashlib
 import itertools
@@ -8,7 +9,8 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -18,6 +20,15 @@ from marketplace.files.stages import StageError
 
 IMAGE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")  # a file's stem; the export's are UUIDs
 NOT_PHOTOS = {".csv", ".db", ".ini", ".json", ".md", ".txt", ".zip"}  # suffixes of what lies beside photos
+# Suffixes of pictures, in the order in which files of one id are tried: HEIC last, as what lies beside it was made from it for
+# programs that cannot read it. Files of other suffixes, such as a phone's .MOV and .AAE, come after all of these.
+PICTURES = (
+    {".jpg", ".jpeg", ".jpe", ".jfif"},
+    {".png"},
+    {".webp"},
+    {"", ".avif", ".bmp", ".gif", ".tif", ".tiff"},
+    {".heic", ".heif"},
+)
 MAX_PHOTO_BYTES = 100_000_000  # of one file: no camera's JPEG comes near
 
 
@@ -52,35 +63,74 @@ class Source:
 def list_source(uri: str, cache_dir: Path, max_zip_bytes: int) -> Source:
     """Every file of a folder, a zip or an S3 prefix that may be a photo, in the order of the names.
 
-    uri: a folder, a .zip or an s3:// URI. Raises StageError when it is none of these, or holds no photo.
+    uri: a folder, a .zip or an s3:// URI. Raises StageError when it is none of these, holds no photo or cannot be read whole.
     """
     _open_zip.cache_clear()
-    zip_path = None
+    zip_path, others = None, 0
     if s3.is_s3(uri) and not uri.lower().endswith(".zip"):
         prefix = uri if uri.endswith("/") else uri + "/"
         found = [Photo(o.uri.removeprefix(prefix), o.uri, f"{o.etag}-{o.size}", o.size) for o in s3.list_objects(prefix)]
         found = [photo for photo in found if not photo.name.endswith("/") and photo.name]  # folder markers
     elif not s3.is_s3(uri) and Path(uri).is_dir():
-        found = list(_folder_photos(Path(uri)))
+        found, others = _folder_photos(Path(uri))
     else:
         zip_path = s3.local_file(uri, cache_dir)
         found = _zip_photos(zip_path, max_zip_bytes)
     kept = sorted((photo for photo in found if _may_be_photo(photo.name)), key=lambda photo: photo.name)
     if not kept:
         raise StageError(f"{uri} holds no photos: give their folder, .zip or s3:// URI with --photos")
-    return Source(_below_common_folder(kept), len(found) - len(kept), zip_path and str(zip_path))
+    return Source(_below_common_folder(kept), others + len(found) - len(kept), zip_path and str(zip_path))
 
 
-def _folder_photos(folder: Path) -> Iterator[Photo]:
-    for path in sorted(folder.rglob("*")):
-        try:
-            status = path.stat()
-        except OSError:  # a link that leads nowhere
-            continue
-        if stat.S_ISREG(status.st_mode):
-            # The time of the last change of the inode tells of a file that was rewritten and given its old time back.
-            identity = f"{status.st_size}-{status.st_ino}-{status.st_mtime_ns}-{status.st_ctime_ns}"
-            yield Photo(path.relative_to(folder).as_posix(), str(path), identity, status.st_size)
+def _folder_photos(folder: Path) -> tuple[list[Photo], int]:
+    """The files below a folder, through links too, and how many entries are neither a file nor a folder that is listed.
+
+    Raises StageError where a folder cannot be read: its photos would pass for removed.
+    """
+    found, others = [], 0
+    entered = {folder: {_inode(folder)}}  # folder -> it and those above it, among which a link would lead in circles
+    for path, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        above = entered.pop(Path(path))
+        for name in list(folders):
+            inode = _inode(Path(path, name))
+            if inode in above:
+                folders.remove(name)
+                others += 1
+            else:
+                entered[Path(path, name)] = above | {inode}
+        for name in names:
+            photo = _file_photo(Path(path, name), folder)
+            found += [photo] if photo else []
+            others += photo is None
+    return found, others
+
+
+def _refuse(error: OSError) -> None:
+    raise StageError(f"{error.filename} cannot be read ({error.strerror}): give the permission, or mount it, and run it again")
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        _refuse(error)
+    return status.st_dev, status.st_ino
+
+
+def _file_photo(path: Path, folder: Path) -> Photo | None:
+    """The file as a photo, a link that leads nowhere too: it is one that cannot be read. None where it is no regular file."""
+    name = path.relative_to(folder).as_posix()
+    try:
+        status = path.stat()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            _refuse(error)
+        return Photo(name, str(path), "unreadable", 0)
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    # The time of the last change of the inode tells of a file that was rewritten and given its old time back.
+    identity = f"{status.st_size}-{status.st_ino}-{status.st_mtime_ns}-{status.st_ctime_ns}"
+    return Photo(name, str(path), identity, status.st_size)
 
 
 def _zip_photos(path: Path, max_zip_bytes: int) -> list[Photo]:
@@ -90,10 +140,11 @@ def _zip_photos(path: Path, max_zip_bytes: int) -> list[Photo]:
         raise StageError(
             f"{path} unpacks to {total:,} bytes, more than --max-zip-bytes {max_zip_bytes}: raise it if you trust the zip"
         )
+    names = [member.filename.replace("\\", "/") for member in members]  # as some programs on Windows write them
     return [
-        Photo(member.filename, number, f"{member.CRC:08x}-{member.file_size}", member.file_size)
-        for number, member in enumerate(members)
-        if not member.is_dir()
+        Photo(name, number, f"{member.CRC:08x}-{member.file_size}", member.file_size)
+        for number, (name, member) in enumerate(zip(names, members, strict=True))
+        if not name.endswith("/")
     ]
 
 
@@ -123,20 +174,45 @@ def image_id_of(name: str) -> str:
     return listings.canonical_id(PurePosixPath(name).stem)
 
 
-def rejected_by_name(source: Source) -> dict[int, str]:
-    """Position of a photo -> why it is rejected unread: bad_name, duplicate_id (the first in order stays) or too_large."""
-    reasons, seen = {}, set()
-    for position, photo in enumerate(source.photos):
+@dataclass(frozen=True)
+class Selection:
+    """Which photos of a source are to be read.
+
+    candidates: id in lower case (some file systems take a.jpg and A.jpg for one file) -> the files that have it, in the order in
+    which they are tried; unread: rejected files and why; skipped: how many files have an id that is not wanted.
+    """
+
+    candidates: dict[str, list[Photo]]
+    unread: list[tuple[Photo, str]]
+    skipped: int
+
+
+def select(source: Source, wanted: Collection[str] | None) -> Selection:
+    """Sort a source's photos out by their names and sizes. wanted: the ids to take, in lower case; None: all."""
+    candidates, unread, skipped = defaultdict(list), [], 0
+    for photo in source.photos:
         path = PurePosixPath(photo.name)
-        if ".." in path.parts or not IMAGE_ID.fullmatch(path.stem):
-            reasons[position] = "bad_name"
-        elif path.stem.lower() in seen:  # lower: some file systems take a.jpg and A.jpg for one file
-            reasons[position] = "duplicate_id"
+        if wanted is not None and path.stem.lower() not in wanted:
+            skipped += 1
+        elif ".." in path.parts or not IMAGE_ID.fullmatch(path.stem):
+            unread.append((photo, "bad_name"))
+        elif photo.size > MAX_PHOTO_BYTES:
+            unread.append((photo, "too_large"))
         else:
-            seen.add(path.stem.lower())
-            if photo.size > MAX_PHOTO_BYTES:
-                reasons[position] = "too_large"
-    return reasons
+            candidates[path.stem.lower()].append(photo)
+    for photos in candidates.values():
+        photos.sort(key=_preference)  # stable: the first by name comes first among its kind
+    return Selection(dict(candidates), unread, skipped)
+
+
+def _preference(photo: Photo) -> int:
+    suffix = PurePosixPath(photo.name).suffix.lower()
+    return next((rank for rank, suffixes in enumerate(PICTURES) if suffix in suffixes), len(PICTURES))
+
+
+def is_sidecar(photo: Photo) -> bool:
+    """Whether a file is, by its name, something that lies beside a photo of its id."""
+    return _preference(photo) == len(PICTURES)
 
 
 def read(photo: Photo, zip_path: str | None) -> bytes:

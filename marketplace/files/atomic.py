@@ -12,22 +12,25 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from marketplace.files import disk
+
 TEMPORARY_SUFFIX = ".tmp"
-
-
-# Writing: a file appears whole or not at all.
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; on leaving without an error it is flushed and renamed to `path`."""
+    """A temporary path beside `path`; on leaving without an error it is flushed and renamed to `path`.
+
+    A full disk is an OSError that names `path`, whatever the library that wrote to it says.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
-        yield temporary
-        flush(temporary)
-        os.replace(temporary, path)
+        with disk.writing(path):
+            yield temporary
+            flush(temporary)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

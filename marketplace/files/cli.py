@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
+from marketplace.files import disk
 from marketplace.files.stages import StageError
 
 Arguments = TypeVar("Arguments")  # what a script's parse_args() gives
-NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}  # the machine's refusals, not bugs
+REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS}  # the machine's, not bugs
 
 
 def exit_code(run: Callable[[Arguments], dict], args: Arguments) -> int:
@@ -22,20 +23,33 @@ def exit_code(run: Callable[[Arguments], dict], args: Arguments) -> int:
     """
     try:
         summary = run(args)
+        if summary:
+            _tell(json.dumps(summary))
     except StageError as error:
         # A DataLoader's worker puts its traceback before the sentence.
-        sentence = str(error).strip().splitlines()[-1].removeprefix("marketplace.files.stages.StageError: ")
-        print(f"error: {sentence}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        if error.errno not in NO_PLACE:
+        return _fail(str(error).strip().splitlines()[-1].removeprefix("marketplace.files.stages.StageError: "))
+    except Exception as error:
+        where = getattr(error, "filename", None) or getattr(args, "data", os.curdir)
+        if disk.is_full(error):
+            return _fail(f"the disk at {disk.mount_of(where)} is full ({where}): make room on it, and run it again")
+        if not isinstance(error, OSError) or error.errno not in REFUSALS:
             raise
-        where = error.filename or "the data folder"
-        print(f"error: {error.strerror} ({where}): make room or give the permission, and run it again", file=sys.stderr)
-        return 1
-    if summary:
-        print(json.dumps(summary))
+        return _fail(f"{error.strerror} ({where}): give the permission, and run it again")
     return 0
+
+
+def _tell(line: str) -> None:
+    """Print a line on stdout now: where it goes to a full disk, the failure belongs to this run and not to its very end."""
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what could not be written is tried again at exit
+        raise StageError(f"the summary cannot be printed ({error.strerror}): see where standard output goes") from None
+
+
+def _fail(sentence: str) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return 1
 
 
 def cores() -> int:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from marketplace.files import atomic
+from marketplace.files import atomic, disk
 from marketplace.files.stages import StageError
 
 GENERATIONS_KEPT = 2  # the one being served, and the one before it for readers that still have it open
@@ -55,10 +55,11 @@ def new_generation(index_dir: Path, name: str) -> Iterator[Path]:
     atomic.remove_leftovers(index_dir)
     temporary.mkdir(parents=True)
     try:
-        yield temporary
-        for path in files_of(temporary):
-            atomic.flush(temporary / path)
-        os.replace(temporary, index_dir / name)
+        with disk.writing(temporary):
+            yield temporary
+            for path in files_of(temporary):
+                atomic.flush(temporary / path)
+            os.replace(temporary, index_dir / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     publish(index_dir, name)

@@ -4,12 +4,15 @@ import json
 import mmap
 import tokenize
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
 from marketplace.files import stages
 from marketplace.files.stages import StageError
+
+Record = TypeVar("Record")
 
 
 def read_array(path: Path) -> np.ndarray:
@@ -45,3 +48,14 @@ def read_json(path: Path) -> dict:
         raise StageError(f"{path} is missing: {stages.remedy(Path(path).parent)}") from None
     except ValueError:
         raise StageError(f"{path} is not valid JSON: delete it and {stages.remedy(Path(path).parent)}") from None
+
+
+def read_record(path: Path, kind: type[Record], script: str) -> Record:
+    """A dataclass that was written as JSON, field by field.
+
+    script: the one that wrote it. Raises StageError when it is missing, damaged, or has other fields than this version's.
+    """
+    try:
+        return kind(**read_json(path))
+    except TypeError:
+        raise StageError(f"{path} was written by another version of this program: run python {script} again") from None

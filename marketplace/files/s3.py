@@ -15,9 +15,14 @@ from marketplace.files import atomic, locks
 from marketplace.files.stages import StageError
 
 S3_BODY_ATTEMPTS = 5  # attempts to read an object's bytes; boto3 makes as many to send a request
+UNREADABLE = {"404", "NoSuchKey", "403", "AccessDenied", "InvalidObjectState"}  # the last: archived, on Glacier
 
 
 # S3: credentials and endpoint (AWS_ENDPOINT_URL) from boto3's usual chain.
+
+
+class ObjectUnreadable(OSError):
+    """One object cannot be read, and others may be: it was archived or deleted since, or is forbidden."""
 
 
 @dataclass(frozen=True)
@@ -101,16 +106,25 @@ def list_objects(uri: str) -> list[S3Object]:
 
 
 def read_object(uri: str) -> bytes:
-    """The bytes of one S3 object, whole: a connection that breaks is tried again, then a StageError."""
-    from botocore.exceptions import BotoCoreError
+    """The bytes of one S3 object, whole; ObjectUnreadable where it is the object that cannot be read.
+
+    A connection that breaks is tried again, then it is a StageError.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
 
     bucket, key = _split_s3(uri)
     with _s3_errors(uri):
-        for _ in range(S3_BODY_ATTEMPTS - 1):
-            body = _client().get_object(Bucket=bucket, Key=key)["Body"]
-            with contextlib.suppress(BotoCoreError):  # boto3 itself tries only the head again
-                return body.read()
-        return _client().get_object(Bucket=bucket, Key=key)["Body"].read()
+        try:
+            for _ in range(S3_BODY_ATTEMPTS - 1):
+                body = _client().get_object(Bucket=bucket, Key=key)["Body"]
+                with contextlib.suppress(BotoCoreError):  # boto3 itself tries only the head again
+                    return body.read()
+            return _client().get_object(Bucket=bucket, Key=key)["Body"].read()
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            if code in UNREADABLE:
+                raise ObjectUnreadable(f"{uri} cannot be read ({code})") from None
+            raise
 
 
 def local_file(uri: str | Path, cache_dir: Path) -> Path:

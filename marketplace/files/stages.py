@@ -12,7 +12,7 @@ from pathlib import Path
 
 import orjson
 
-from marketplace.files import atomic, locks
+from marketplace.files import atomic, disk, locks
 
 MANIFEST = "manifest.json"
 
@@ -71,15 +71,15 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
         {"--products": "the export's Products.csv", "--images-csv": "its Images.csv"},
         (),
         ("products.csv", "images.csv", "labels.json", "rejected.csv", "report.json"),
-        schema=6,
+        schema=7,
     ),
     "images": Contract(
         "clean_images.py",
         "makes every photo an upright sRGB square, or says why not",
         {"--photos": "a folder, a zip or s3://"},
-        (),
+        (Reads("tabular", ("images.csv",)),),
         ("<image_id>.jpg", "photos.csv"),
-        schema=6,
+        schema=7,
     ),
     "dataset": Contract(
         "dataset.py",
@@ -134,7 +134,7 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
             Reads("embeddings", EMBEDDED, optional=ENCODED),
         ),
         ("current.json", "<generation>/"),
-        schema=9,
+        schema=10,
     ),
     "evaluation": Contract(
         "evaluate.py",
@@ -205,28 +205,35 @@ def _whole_manifest(folder: Path) -> dict | None:
 
 @contextlib.contextmanager
 def open_stage(
-    data_dir: Path, name: str, arguments: Mapping, raw: Mapping[str, str] | None = None, locked: bool = True
+    data_dir: Path,
+    name: str,
+    arguments: Mapping,
+    raw: Mapping[str, str] | None = None,
+    locked: bool = True,
+    reads: tuple[Reads, ...] | None = None,
 ) -> Iterator["Stage"]:
     """One run of a stage, from its checks to its end; nobody else writes its folder, or one that it reads, meanwhile.
 
     arguments: JSON values that decide what is written. raw: flag -> digest of an input from outside. locked: False for a process
-    whose sibling holds the locks for both, as rank 0 does under torchrun.
+    whose sibling holds the locks for both, as rank 0 does under torchrun. reads: what this run reads of other stages (default:
+    all that the table of stages says).
     Raises StageError when a stage that this one reads is unfinished, damaged or out of date, or another run is at work.
     """
-    data_dir, contract = Path(data_dir), STAGES[name]
+    data_dir, reads = Path(data_dir), STAGES[name].reads if reads is None else reads
     with contextlib.ExitStack() as stack:
         # Shared locks first: a stage that is at work has taken its manifest away, and "run it first" would be the wrong advice.
-        for reads in contract.reads:
-            if locked and (data_dir / reads.stage).is_dir():
-                _lock(stack, data_dir, reads.stage, name)
-            read_manifest(data_dir / reads.stage)  # before a folder is made below a mistyped --data
+        for other in reads:
+            if locked and (data_dir / other.stage).is_dir():
+                _lock(stack, data_dir, other.stage, name)
+            read_manifest(data_dir / other.stage)  # before a folder is made below a mistyped --data
         if locked:
             _make_folder(data_dir / name)
             _lock(stack, data_dir, name, name)
         stage = Stage(data_dir, name, dict(arguments), dict(raw or {}))
-        for reads in contract.reads:
-            stage.take(reads)
-        yield stage
+        for other in reads:
+            stage.take(other)
+        with disk.writing(stage.folder):
+            yield stage
 
 
 def _make_folder(folder: Path) -> None:

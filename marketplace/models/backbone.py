@@ -18,6 +18,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from marketplace.files.stages import StageError
+from marketplace.models import onnx_session
 
 # EfficientNet-Lite was trained on (x - 127) / 128 of 0..255 values (TensorFlow's tpu/models/official/efficientnet/lite).
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
@@ -221,8 +222,6 @@ def of_description(description) -> PhotoNetwork:
 
 def export_onnx(module: nn.Module, input_size: int, path: Path, outputs: tuple[str, ...] = ("features", "logits")) -> None:
     """Write a network, or its backbone alone, in evaluation mode as one ONNX file: pixels -> outputs; any batch size."""
-    import onnx
-
     module = module.eval().cpu().to(memory_format=torch.contiguous_format)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
@@ -235,12 +234,7 @@ def export_onnx(module: nn.Module, input_size: int, path: Path, outputs: tuple[s
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             verbose=False,
         )
-    model = program.model_proto
-    # The exporter notes its stack traces, which differ between runs and name the machine's folders.
-    for node in model.graph.node:
-        node.ClearField("metadata_props")
-        node.ClearField("doc_string")
-    onnx.save(model, path)
+    onnx_session.save(program, path)
 
 
 def frozen_backbone(network: PhotoNetwork, input_size: int, device: str) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -19,7 +19,7 @@ from torch import nn
 
 from marketplace.files import atomic, cli, stages
 from marketplace.files.stages import StageError
-from marketplace.models import int8, text_encoder
+from marketplace.models import int8, onnx_session, text_encoder
 from marketplace.models.text_encoder import TEXT_TOKENS, TextEncoder
 
 if TYPE_CHECKING:
@@ -165,12 +165,7 @@ def _export_onnx(encoder: "SentenceTransformer", path: Path) -> None:
             dynamic_shapes=({1: length},),
             verbose=False,
         )
-    model = program.model_proto
-    # The exporter notes its stack traces, which differ between runs and name the machine's folders.
-    for node in model.graph.node:
-        node.ClearField("metadata_props")
-        node.ClearField("doc_string")
-    onnx.save(model, path)
+    onnx_session.save(program, path)
 
 
 def _quantise(exact_path: Path, path: Path, in_float: int | None) -> None:
@@ -205,12 +200,7 @@ def check(exact: list[np.ndarray], quantised: list[np.ndarray]) -> dict:
         "mean cosine to fp32": (cosine, int8.MIN_COSINE),
         "share of the fp32 neighbours kept": (kept, int8.MIN_NEIGHBOURS_KEPT),
     }
-    short = [
-        f"{name} is {value:.4f}, at least {least:.4f} is asked" for name, (value, least) in wanted.items() if not value >= least
-    ]
-    return {
-        "used": not short,
-        "reason": f"the text encoder runs in fp32, not 8 bits: on listings the {' and the '.join(short)}" if short else None,
+    return int8.verdict(wanted, "the text encoder runs in fp32, not 8 bits: on listings") | {
         "mean_cosine": round(cosine, 5),
         "neighbours_kept": round(kept, 4),
         "listings": len(exact[0]),

@@ -144,18 +144,25 @@ def check(exact: list[np.ndarray], quantised: list[np.ndarray], labels: np.ndarr
         "share of the fp32 neighbours kept": (kept, MIN_NEIGHBOURS_KEPT),
         "accuracy": (accuracy, exact_accuracy - error),
     }
-    short = [
-        f"{name} is {value:.4f}, at least {least:.4f} is asked" for name, (value, least) in wanted.items() if not value >= least
-    ]
-    return {
-        "used": not short,
-        "reason": f"fp32 is used on CPUs, not 8 bits: on held-out photos the {' and the '.join(short)}" if short else None,
+    return verdict(wanted, "fp32 is used on CPUs, not 8 bits: on held-out photos") | {
         "mean_cosine": round(cosine, 5),
         "neighbours_kept": round(kept, 4),
         "accuracy": round(accuracy, 4),
         "fp32_accuracy": round(exact_accuracy, 4),
         "photos": held_out,
     }
+
+
+def verdict(wanted: dict[str, tuple[float, float]], otherwise: str) -> dict:
+    """Whether 8 bits are to be used, and why not.
+
+    wanted: what was measured, its value, and the least that is asked for; otherwise: how the reason begins.
+    Returns used (bool) and reason (a sentence where they are not used, else None).
+    """
+    short = [
+        f"{name} is {value:.4f}, at least {least:.4f} is asked" for name, (value, least) in wanted.items() if not value >= least
+    ]
+    return {"used": not short, "reason": f"{otherwise} the {' and the '.join(short)}" if short else None}
 
 
 def neighbours_kept(exact: np.ndarray, quantised: np.ndarray, queries: int) -> float:

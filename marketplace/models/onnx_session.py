@@ -1,4 +1,4 @@
-"""An exported network, opened in ONNX Runtime on a CPU; what is missing or damaged is told in one sentence."""
+"""Networks as ONNX: written as torch exports them, and opened in ONNX Runtime on a CPU."""
 
 import os
 from pathlib import Path
@@ -8,6 +8,19 @@ from marketplace.files.stages import StageError
 
 if TYPE_CHECKING:
     import onnxruntime
+    import torch
+
+
+def save(program: "torch.onnx.ONNXProgram", path: Path) -> None:
+    """Write what torch.onnx.export() made."""
+    import onnx
+
+    model = program.model_proto
+    # The exporter notes its stack traces, which differ between runs and name the machine's folders.
+    for node in model.graph.node:
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    onnx.save(model, path)
 
 
 def open_session(path: Path, threads: int | None = None) -> "onnxruntime.InferenceSession":

@@ -52,11 +52,7 @@ class Description:
     @classmethod
     def load(cls, model_dir: Path) -> "Description":
         """Raises StageError when it is missing, damaged, or has other fields than this version's."""
-        path = model_dir / DESCRIPTION
-        try:
-            return cls(**reading.read_json(path))
-        except TypeError:
-            raise StageError(f"{path} was written by another version of this program: run python train.py again") from None
+        return reading.read_record(model_dir / DESCRIPTION, cls, "train.py")
 
 
 class Gathered:

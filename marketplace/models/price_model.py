@@ -38,22 +38,9 @@ BOOSTING = {
 MEANING_PENALTY = 1.0  # of the ridge on the text encoder's numbers
 # What sellers say of the state, the number and the stuff of a thing, in whole words.
 CUES = (
-    *(
-        "new",
-        "brand new",
-        "boxed",
-        "used",
-        "good condition",
-        "excellent",
-        "broken",
-        "spares",
-        "faulty",
-        "bundle",
-        "job lot",
-        "each",
-    ),
-    *("collection", "warranty", "sealed", "vintage", "antique", "rrp", "cost", "offers", "ono", "free", "swap", "wanted", "gold"),
-    *("leather", "solid", "small", "large", "set of", "pair", "kids"),
+    *("new", "brand new", "boxed", "used", "good condition", "excellent", "broken", "spares", "faulty", "bundle", "job lot"),
+    *("each", "collection", "warranty", "sealed", "vintage", "antique", "rrp", "cost", "offers", "ono", "free", "swap"),
+    *("wanted", "gold", "leather", "solid", "small", "large", "set of", "pair", "kids"),
 )
 _POUNDS = re.compile(r"£\s?([0-9][0-9,]{0,6})")
 # Columns of the boosters' features: predictions by words and by meaning, numbers, pounds, cues; the prices of like texts, by

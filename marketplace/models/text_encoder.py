@@ -1,5 +1,6 @@
 """The sentence encoder: what listings and typed words mean, as vectors; run by ONNX Runtime, without torch."""
 
+import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ DESCRIPTION, ONNX, TOKENIZER = "text_encoder.json", "text_encoder.onnx", "tokeni
 FILES = (DESCRIPTION, ONNX, TOKENIZER)  # of NONE the first alone
 NONE = "none"
 NAME_TOKENS = 64  # word pieces read of a name or of what somebody typed
+KEPT_VECTORS = 2_000  # of the last texts, which may be asked about again: 3 MB
 TEXT_TOKENS = 128  # of a name with its description: 87% of real ones are shorter, and time grows with them
 
 
@@ -35,11 +37,7 @@ class Description:
     @classmethod
     def load(cls, model_dir: Path) -> "Description":
         """Raises StageError when it is missing, damaged, or has other fields than this version's."""
-        path = model_dir / DESCRIPTION
-        try:
-            return cls(**reading.read_json(path))
-        except TypeError:
-            raise StageError(f"{path} was written by another version of this program: run python train.py again") from None
+        return reading.read_record(model_dir / DESCRIPTION, cls, "train.py")
 
 
 class TextEncoder:
@@ -67,6 +65,7 @@ class TextEncoder:
         except Exception:  # tokenizers raises nothing narrower
             raise StageError(f"{path} is damaged: delete it and run python train.py again") from None
         self._threads = threads
+        self._encode_one = functools.lru_cache(KEPT_VECTORS)(self._encode_anew)
 
     @classmethod
     def load(cls, folder: Path, threads: int = 1) -> "TextEncoder | None":
@@ -97,7 +96,7 @@ class TextEncoder:
         """The word pieces by which the encoder reads a word; one for a word that it learned whole."""
         return self._tokenizer.encode(word, add_special_tokens=False).tokens
 
-    def _encode_one(self, text: str, most: int) -> np.ndarray:
+    def _encode_anew(self, text: str, most: int) -> np.ndarray:
         """(E,) unit vector."""
         token_ids = self._tokenizer.encode(text).ids
         if len(token_ids) > most:

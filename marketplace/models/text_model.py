@@ -65,7 +65,7 @@ class TableModels:
 
     def meanings(self, texts: list[str]) -> np.ndarray:
         """(N, E) float32 unit rows of the text encoder, zeros for a blank text; (N, 0) without an encoder."""
-        return np.empty((len(texts), 0), np.float32) if self.encoder is None else self.encoder.encode(texts, TEXT_TOKENS)
+        return _meanings(self.encoder, texts)
 
     def features(self, texts: list[str]) -> scipy.sparse.csr_matrix:
         """(N, F + G) float32: TF-IDF of the text, then of its title, which is all before the first newline.
@@ -248,10 +248,13 @@ def fit(
     with np.errstate(divide="ignore", invalid="ignore"):  # its share of explained variance, unused, where all texts are the same
         svd = TruncatedSVD(n_components=min(TEXT_DIMENSION, min(matrix.shape) - 1), random_state=seed).fit(matrix)
     components = _float32(svd.components_.T)
-    if meanings is None:
-        meanings = np.empty((len(texts), 0), np.float32) if encoder is None else encoder.encode(texts, TEXT_TOKENS)
+    meanings = _meanings(encoder, texts) if meanings is None else meanings
     fitted, paths = _fit_classifiers(features, blocks[0].shape[1], components, meanings, labels, paths, seed)
     return TableModels(vectorisers, components, n_classes=n_classes, paths=paths, encoder=encoder, **fitted)
+
+
+def _meanings(encoder: TextEncoder | None, texts: list[str]) -> np.ndarray:
+    return np.empty((len(texts), 0), np.float32) if encoder is None else encoder.encode(texts, TEXT_TOKENS)
 
 
 def _fit_classifiers(

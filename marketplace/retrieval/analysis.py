@@ -1,7 +1,6 @@
 """Texts -> the words by which they are searched: their exact forms, without case and accents, and their stems."""
 
 import functools
-import html
 import itertools
 import re
 import unicodedata
@@ -9,14 +8,10 @@ from collections.abc import Sequence
 
 import tantivy
 
+from marketplace.cleaning.folding import ENTITY, INVISIBLE, limit_marks, unescape
+
 MAX_BYTES = 64  # of a word; longer ones, such as encoded pictures, are nobody's query
-_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z]\w{1,30});")
-# Unicode's Default_Ignorable_Code_Point: soft hyphens, zero-width characters, directions, fillers, variation selectors, tags.
-_INVISIBLE = re.compile(
-    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
-    "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
-)
-_PIECE = re.compile(rf"(?:{_ENTITY.pattern}|.)[\u0300-\u036f]*", re.DOTALL)  # an entity or a character, with its accents
+_PIECE = re.compile(rf"(?:{ENTITY.pattern}|.)[\u0300-\u036f]{{0,100}}", re.DOTALL)  # an entity or a character, with its accents
 
 
 def _analyzer(*more: tantivy.Filter) -> tantivy.TextAnalyzer:
@@ -33,10 +28,10 @@ ANALYZERS = {"exact": _analyzer(), "stem": _analyzer(tantivy.Filter.stemmer("eng
 
 def clean(text: str) -> str:
     """A text as a person sees it: HTML entities as their characters; no soft hyphens, zero-width characters or surrogates."""
-    text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
+    text = unescape(text)
     if text.isascii():
         return text
-    return unicodedata.normalize("NFC", _INVISIBLE.sub("", text.encode("utf-8", "ignore").decode()))
+    return unicodedata.normalize("NFC", limit_marks(INVISIBLE.sub("", text.encode("utf-8", "ignore").decode())))
 
 
 def aligned(text: str) -> tuple[str, Sequence[int]]:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
@@ -20,6 +19,7 @@ from marketplace.retrieval.entries import Entries
 from marketplace.retrieval.keys import RowsByKey
 
 RANKER, REPORT = "ranker.json", "report.json"
+READ_ONLY = 0o444
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,10 @@ class _Rows:
 
 
 def write_vectors(data_dir: Path, folder: Path, entries: Entries, settings: BuildSettings) -> None:
-    """Write the vectors and their keys, by row. Those of the stage before are linked: nobody changes a stage's file in place."""
+    """Write the vectors and their keys, by row.
+
+    Those of the stage before are linked, and read-only from then on: who changed them in place would change the generation too.
+    """
     for kind, keys in entries.keys().items():
         atomic.write_array(folder / vector_search.FILES[kind].keys, keys)
     for kind, vectors in entries.indexed().items():
@@ -170,6 +173,7 @@ def write_vectors(data_dir: Path, folder: Path, entries: Entries, settings: Buil
             atomic.write_array(folder / name, vectors)
         else:
             generations.link(data_dir / "embeddings" / name, folder / name)
+            (folder / name).chmod(READ_ONLY)
 
 
 def write_engines(folder: Path, entries: Entries, settings: BuildSettings) -> None:
@@ -179,7 +183,7 @@ def write_engines(folder: Path, entries: Entries, settings: BuildSettings) -> No
         limits = own_limits if kind == "photos" else ("auto", settings.recall, None)
         files = vector_search.FILES[kind]
         keys = reading.read_array(folder / files.keys)
-        faiss.write_index(vector_search.build(vectors, *limits, keys), str(folder / files.index))
+        vector_search.write(vector_search.build(vectors, *limits, keys), folder / files.index)
         reading.release(vectors)
     keys = reading.read_array(folder / vector_search.FILES["listings"].keys)
     words.write(folder, *listing_blocks(folder, keys))

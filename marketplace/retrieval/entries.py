@@ -71,7 +71,9 @@ class Entries:
         return cls(
             table=table,
             listing_ids=every_id,
-            **({"name_vectors": None, "meaning_vectors": None} | of_listings),
+            text_vectors=of_listings["text_vectors"],
+            name_vectors=of_listings.get("name_vectors"),
+            meaning_vectors=of_listings.get("meaning_vectors"),
             duplicates=duplicates,
             splits=splits,
             image_ids=image_ids,
@@ -83,11 +85,10 @@ class Entries:
 
     def indexed(self) -> dict[str, np.ndarray]:
         """The vectors of each index that there is to be, by its name in vectors.FILES."""
-        found = {
-            **{"photos": self.vectors, "listings": self.text_vectors},
-            **{"names": self.name_vectors, "meanings": self.meaning_vectors},
-        }
-        return {name: vectors for name, vectors in found.items() if vectors is not None}
+        found = {"photos": self.vectors, "listings": self.text_vectors}
+        if self.name_vectors is not None:
+            found |= {"names": self.name_vectors, "meanings": self.meaning_vectors}
+        return found
 
     def keys(self) -> dict[str, np.ndarray]:
         """Of "photos" (N,) and "listings" (P + U,); StageError where two ids have the same one."""

@@ -1,10 +1,10 @@
-"""An opened index with its models: raw photos and words in, ranked listings, categories and prices out."""
+"""An opened index with its models: cleaned photos and words in, ranked listings, categories and prices out."""
 
 from pathlib import Path
 
 import numpy as np
 
-from marketplace.cleaning import listings, photos
+from marketplace.cleaning import listings
 from marketplace.files import reading, stages
 from marketplace.files.stages import StageError
 from marketplace.models import photo_model, price_model, text_model
@@ -48,10 +48,6 @@ class Recommender(OpenIndex):
                     f"the files in {generation_dir} do not belong together ({left} {what} against {right}): "
                     "run python build_index.py again"
                 )
-
-    def clean(self, data: bytes) -> bytes:
-        """A raw photo as clean_images.py would store it; photos.PhotoRejected when it is none."""
-        return photos.clean(data, self.photo_model.settings).jpeg
 
     def embed(self, jpeg: bytes) -> tuple[np.ndarray, np.ndarray]:
         """(D,) unit vector and (C,) category probabilities of one cleaned photo."""

@@ -58,7 +58,13 @@ def update(published_path: Path, path: Path, gone: np.ndarray, vectors: np.ndarr
     if removed != len(gone):
         raise StageError(f"{published_path} lacks vectors that it was published with: run python build_index.py --full")
     index.add_with_ids(np.ascontiguousarray(vectors, np.float32), np.ascontiguousarray(keys, np.int64))
-    faiss.write_index(index, str(path))
+    write(index, path)
+
+
+def write(index: faiss.Index, path: Path) -> None:
+    """Write an index. Through Python: FAISS closes its own files without a look at whether the last bytes had room."""
+    with open(path, "wb") as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
 
 
 def build(

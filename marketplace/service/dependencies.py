@@ -1,6 +1,8 @@
 """What routes depend on: the generation that answers, the filters and the page asked for, the queue of photos, the key."""
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -11,7 +13,8 @@ from fastapi import Path as PathParameter
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BeforeValidator, Field
 
-from marketplace.cleaning.photos import PhotoRejected
+from marketplace.cleaning.decoders import CannotStart, Decoders, Limits
+from marketplace.cleaning.photos import CleanedPhoto, CleanSettings, PhotoRejected
 from marketplace.retrieval.filters import MAX_NAME, Filters
 from marketplace.retrieval.recommender import Recommender
 from marketplace.service import middleware
@@ -20,6 +23,9 @@ from marketplace.service.reload import Generations
 from marketplace.service.settings import KEY_VARIABLE, Settings
 
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
+LIMITS = Limits(cpu_s=2, pixels=24_000_000)  # of an upload; a JPEG is decoded smaller than it is, so 48 megapixels pass
+SLICE_CPU_S = 0.08  # a 12-megapixel JPEG takes 0.05
+MAX_SLOW_WAITING = 8  # photos that take longer; together they may wait for 16 seconds
 MAX_K = 100
 MAX_OFFSET = 1000  # who pages further wants an export
 
@@ -82,34 +88,68 @@ async def current_generation(request: Request) -> Recommender:
 
 
 class PhotoQueue:
-    """Photos in work, one a core, and waiting for a core; one more than `max_pending` is told to come back.
+    """Photos in work and waiting; one more than `max_pending` is told to come back.
 
-    A large photo takes half a gigabyte while it is decoded. A photo that waits for a core uses no thread: the rest goes on being
-    answered.
+    A photo is decoded in a process apart and gets SLICE_CPU_S of it, which is enough for nearly all. One that takes longer is
+    begun again among its like, one for two cores: however many of them there are, the others pass them by. A photo that waits
+    uses neither thread nor process: the rest goes on being answered.
     """
 
     def __init__(self, meters: Meters, max_pending: int, cores: int):
         self._meters, self._max_pending, self._pending = meters, max_pending, 0
-        self._limiter = anyio.CapacityLimiter(cores)
+        n_slow = max(1, cores // 2)
+        self._quick, self._slow, self._embedding = map(anyio.CapacityLimiter, (cores, n_slow, cores))
+        self._n_decoders = cores + n_slow
+        self._decoders: Decoders | None = None
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """The processes that decode, from their start to their end; raises CannotStart."""
+        with Decoders(self._n_decoders, LIMITS) as self._decoders:
+            self._decoders.wait_until_ready()
+            yield
 
     async def embed(self, recommender: Recommender, image: UploadFile) -> tuple[np.ndarray, np.ndarray]:
         """(D,) vector and (C,) category probabilities of an upload, cleaned as the pipeline cleans; raises HTTPException."""
         if self._pending >= self._max_pending:
-            raise HTTPException(503, "too many photos are being looked at: try again in a second", RETRY_AFTER)
+            raise _busy()
         self._pending += 1
         try:
             with self._meters.pending.track_inprogress():
-                return await anyio.to_thread.run_sync(self._work, recommender, image, limiter=self._limiter)
+                jpeg = await self._clean(await image.read(), recommender.photo_model.settings)
+                return await anyio.to_thread.run_sync(self._embed, recommender, jpeg, limiter=self._embedding)
         except PhotoRejected as error:
             raise HTTPException(400, f"not a usable image ({error.reason}): {error}") from None
+        except CannotStart as error:
+            raise HTTPException(503, f"{error}: try again", RETRY_AFTER) from None
         finally:
             self._pending -= 1
 
-    def _work(self, recommender: Recommender, image: UploadFile) -> tuple[np.ndarray, np.ndarray]:
-        with self._meters.step("decode"):
-            jpeg = recommender.clean(image.file.read())
+    async def _clean(self, data: bytes, settings: CleanSettings) -> bytes:
+        """The cleaned photo's JPEG."""
+        decode = functools.partial(anyio.to_thread.run_sync, self._decode, data, settings)
+        cleaned = await decode(SLICE_CPU_S, limiter=self._quick)
+        if cleaned is None:
+            if self._slow.statistics().tasks_waiting >= MAX_SLOW_WAITING:
+                raise _busy()
+            cleaned = await decode(None, limiter=self._slow)
+        return cleaned.jpeg
+
+    def _decode(self, data: bytes, settings: CleanSettings, patience_cpu_s: float | None) -> CleanedPhoto | None:
+        with self._meters.step("decode"), self._decoders.one() as decoder:
+            decoder.begin(data, settings)
+            cleaned = decoder.finish(patience_cpu_s)
+            if cleaned is None:
+                decoder.abandon()
+            return cleaned
+
+    def _embed(self, recommender: Recommender, jpeg: bytes) -> tuple[np.ndarray, np.ndarray]:
         with self._meters.step("embed"):
             return recommender.embed(jpeg)
+
+
+def _busy() -> HTTPException:
+    return HTTPException(503, "too many photos are being looked at: try again in a second", RETRY_AFTER)
 
 
 def _state(name: str) -> Callable:
@@ -143,6 +183,6 @@ QueryFilters = Annotated[Filters, Depends(filters_from(Query))]
 FormFilters = Annotated[Filters, Depends(filters_from(Form))]
 QueryPage = Annotated[Page, Depends(page_from(Query))]
 FormPage = Annotated[Page, Depends(page_from(Form))]
-Upload = Annotated[UploadFile, File(description="A photo: JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF.")]
+Upload = Annotated[UploadFile, File(description="A photo: JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF.")]
 Words = Annotated[str | None, Form(max_length=2000, description="Words about the listing.", examples=["guitar with case"])]
 ProductId = Annotated[str, PathParameter(description="A listing's id, in either case.")]

@@ -9,7 +9,10 @@ import re
 import time
 import uuid
 from base64 import b64decode
+from collections.abc import Collection
+from urllib.parse import urlsplit, urlunsplit
 
+import anyio
 from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -17,6 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from marketplace.service.meters import Meters
 
+BUSY = "too much is being sent at once: try again in a second"
+RETRY_AFTER = {"Retry-After": "1"}  # seconds
 REQUEST_ID = re.compile(r"[0-9a-fA-F-]{16,64}")  # a UUID or trace id: a client's own words would be written to the log
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -113,13 +118,13 @@ class SecurityHeadersMiddleware:
 
 
 class AuthenticationMiddleware:
-    """Answers nothing, the page included, without the key."""
+    """Answers nothing, the page included, without the key, but for the paths that are open."""
 
-    def __init__(self, app: ASGIApp, key: str):
-        self.app, self.key = app, key
+    def __init__(self, app: ASGIApp, key: str, open_paths: Collection[str]):
+        self.app, self.key, self.open_paths = app, key, open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not holds_key(Headers(scope=scope), self.key):
+        if scope["type"] == "http" and scope["path"] not in self.open_paths and not holds_key(Headers(scope=scope), self.key):
             headers = {"WWW-Authenticate": 'Basic realm="marketplace", charset="UTF-8"'}
             refused = JSONResponse({"detail": "give the key as X-API-Key, as a bearer token or as a password"}, 401, headers)
             return await refused(scope, receive, send)
@@ -141,29 +146,119 @@ def holds_key(headers: Headers, key: str) -> bool:
     return hmac.compare_digest(offered.encode(), key.encode())
 
 
-class BodyLimitMiddleware:
-    """Ends a request with 413 as soon as its body is known to be too large."""
+class HeadMiddleware:
+    """Answers HEAD as GET: the server sends no body after it."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int):
-        self.app, self.max_bytes = app, max_bytes
+    def __init__(self, app: ASGIApp):
+        self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            declared = Headers(scope=scope).get("content-length", "0")
-            receive = _LimitedBody(receive, int(declared) if declared.isdigit() else 0, self.max_bytes)
-        await self.app(scope, receive, send)
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self.app(scope, receive, send)
+        inner = scope | {"method": "GET"}  # a copy: the server must go on seeing HEAD
+        try:
+            await self.app(inner, receive, send)
+        finally:
+            scope.update({"route": inner["route"]} if "route" in inner else {})
+
+
+class RelativeRedirectMiddleware:
+    """Leaves the host out of redirects to this service: behind a proxy it is another one, and its scheme too."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_relative(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if "location" in headers:
+                    place = urlsplit(headers["location"])
+                    # Two slashes at the beginning would be another host.
+                    headers["location"] = urlunsplit(("", "", "/" + place.path.lstrip("/"), place.query, place.fragment))
+            await send(message)
+
+        await self.app(scope, receive, send_relative)
+
+
+class BodyLimitMiddleware:
+    """Bounds what bodies take: the bytes of each, the time until it is whole, and the memory of all that are not yet answered.
+
+    Where memory runs out, those that began first and are not whole give way: a client that is slow, or sends nothing more, does
+    not keep others from sending theirs.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, max_total_bytes: int, max_seconds: float):
+        self.app, self.max_bytes, self.max_total_bytes, self.max_seconds = app, max_bytes, max_total_bytes, max_seconds
+        self.total_bytes = 0
+        self._bodies: dict[_LimitedBody, None] = {}  # in the order in which they began
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        declared = Headers(scope=scope).get("content-length", "0")
+        body = _LimitedBody(receive, int(declared) if declared.isdigit() else 0, self)
+        self._bodies[body] = None
+        try:
+            await self.app(scope, body, send)
+        finally:
+            del self._bodies[body]
+            body.forget()
+
+    def make_room(self, own: "_LimitedBody") -> None:
+        """Refuse others' unfinished bodies until all fit, or raise HTTPException."""
+        for body in self._bodies:
+            if self.total_bytes <= self.max_total_bytes:
+                return
+            if body is not own and not body.is_whole:
+                body.refuse()
+        if self.total_bytes > self.max_total_bytes:
+            own.refuse()
+            raise HTTPException(503, BUSY, RETRY_AFTER)
 
 
 class _LimitedBody:
     """The `receive` of one request, which counts what arrives."""
 
-    def __init__(self, receive: Receive, declared_bytes: int, max_bytes: int):
-        self._receive, self._declared_bytes, self._max_bytes = receive, declared_bytes, max_bytes
-        self._received_bytes = 0
+    def __init__(self, receive: Receive, declared_bytes: int, limits: BodyLimitMiddleware):
+        self._receive, self._declared_bytes, self._limits = receive, declared_bytes, limits
+        self.is_whole = False
+        self._held_bytes = 0
+        self._deadline_s: float | None = None  # by the event loop's clock
+        self._refused, self._scope = False, None
 
     async def __call__(self) -> Message:
-        message = await self._receive()
-        self._received_bytes += len(message.get("body", b""))
-        if max(self._received_bytes, self._declared_bytes) > self._max_bytes:
-            raise HTTPException(413, f"the request is larger than {self._max_bytes} bytes: send a smaller photo")
+        if self.is_whole:  # who asks again waits for the client to go
+            return await self._receive()
+        if self._deadline_s is None:
+            self._deadline_s = anyio.current_time() + self._limits.max_seconds
+        with anyio.CancelScope(deadline=self._deadline_s) as self._scope:
+            message = {} if self._refused else await self._receive()
+        if self._refused:
+            raise HTTPException(503, BUSY, RETRY_AFTER)
+        if self._scope.cancelled_caught:
+            seconds = self._limits.max_seconds
+            raise HTTPException(408, f"the request was not whole after {seconds:g} seconds: send it again, or a smaller photo")
+        self._count(message)
         return message
+
+    def _count(self, message: Message) -> None:
+        arrived = len(message.get("body", b""))
+        self._held_bytes += arrived
+        self._limits.total_bytes += arrived
+        max_bytes = self._limits.max_bytes
+        if max(self._held_bytes, self._declared_bytes) > max_bytes:
+            raise HTTPException(413, f"the request is larger than {max_bytes} bytes: send a smaller photo")
+        self.is_whole = not message.get("more_body", False)
+        self._limits.make_room(self)
+
+    def refuse(self) -> None:
+        """End this body with 503, now if it is being waited for."""
+        self._refused = True
+        self.forget()
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def forget(self) -> None:
+        self._limits.total_bytes -= self._held_bytes
+        self._held_bytes = 0

@@ -34,8 +34,8 @@ def open_generation(folder: Path, runtime: str, device: str | None) -> Recommend
     """A generation that has answered once to each kind of query, so that no client waits for what is loaded late."""
     recommender = Recommender(folder, runtime, device)
     photo = io.BytesIO()
-    Image.effect_noise((64, 64), 50).save(photo, "PNG")
-    recommender.embed(recommender.clean(photo.getvalue()))
+    Image.effect_noise((64, 64), 50).save(photo, "JPEG")
+    recommender.embed(photo.getvalue())
     recommender.search(recommender.typed(recommender.catalogue.product(0)["name"]), 1)
     recommender.recommend(recommender.query_of(0), 1)
     return recommender
@@ -119,13 +119,14 @@ class Generations:
 
 @contextlib.asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Opens the published generation when the application starts, and follows what is published until it ends."""
+    """Opens the published generation and the photo queue, and follows what is published until the application ends."""
     generations: Generations = app.state.generations
     await anyio.to_thread.run_sync(generations.open_first)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(generations.watch)
-        yield
-        tasks.cancel_scope.cancel()
+    with app.state.photo_queue.open():
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(generations.watch)
+            yield
+            tasks.cancel_scope.cancel()
     generations.current = None
 
 

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from marketplace.cleaning.listings import canonical_id
 from marketplace.files.stages import StageError
 from marketplace.retrieval.catalogue import UnknownName
 from marketplace.retrieval.recommender import Query as Evidence
@@ -208,12 +209,14 @@ def photo(
     image_id: Annotated[str, PathParameter(description="A photo's id.")],
 ):
     """A photo, cleaned."""
+    image_id = canonical_id(image_id)
     path = settings.images_dir / f"{image_id}.jpg"
     # An id never holds a separator: nothing outside the folder can be named.
     if not re.fullmatch(r"[\w-]{1,64}", image_id) or not recommender.catalogue.has_photo(image_id) or not path.is_file():
         raise HTTPException(404, f"no photo has the id {image_id[:64]}")
     response = request.app.state.photo_files.file_response(path, path.stat(), request.scope)
-    response.headers["Cache-Control"] = f"{'private' if settings.private else 'public'}, max-age={PHOTO_CACHE_S}"
+    if not settings.private:
+        response.headers["Cache-Control"] = f"public, max-age={PHOTO_CACHE_S}"
     return response
 
 

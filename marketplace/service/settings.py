@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAX_UPLOAD_BYTES = 20 * 2**20  # a 50-megapixel JPEG from a phone is about 15 MB
+MAX_BODIES_BYTES = 256 * 2**20  # of all requests that are not answered yet, of all workers: a dozen of the largest uploads
+BODY_TIMEOUT_S = 60.0  # for the largest upload over a slow phone's 3 megabits a second
 MAX_PENDING = 64  # photo queries in work (one a core) or waiting, a few hundred KB each; one more is told to come back
 KEY_VARIABLE = "MARKETPLACE_API_KEY"
 
@@ -13,7 +15,8 @@ class Settings:
     """One service.
 
     data_dir: its index/ and images/ are served; runtime, device: as PhotoModel takes them; workers: processes that share the
-    cores; api_key: for /admin/, and for every call when `private`; cors_origins: whose pages may call it.
+    cores; max_bodies_bytes: of all requests together; body_timeout_s: until one is whole; api_key: for /admin/, and for every
+    call when `private`; private_metrics: whether /metrics is then among them; cors_origins: whose pages may call it.
     """
 
     data_dir: Path
@@ -23,9 +26,12 @@ class Settings:
     device: str | None = None
     workers: int = 1
     max_upload_bytes: int = MAX_UPLOAD_BYTES
+    max_bodies_bytes: int = MAX_BODIES_BYTES
+    body_timeout_s: float = BODY_TIMEOUT_S
     max_pending: int = MAX_PENDING
     api_key: str | None = None
     private: bool = False
+    private_metrics: bool = False
     cors_origins: tuple[str, ...] = ()
 
     @property

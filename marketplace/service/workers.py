@@ -13,15 +13,26 @@ from collections.abc import Callable
 from fastapi import FastAPI
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
+from gunicorn.errors import HaltServer
 from uvicorn_worker import UvicornWorker
 
 from marketplace.files import cli
 from marketplace.files.stages import StageError
+from marketplace.service.connections import Connection
 from marketplace.service.meters import METRICS_DIR
 from marketplace.service.middleware import LOG_CONFIG
 from marketplace.service.settings import Settings
 
-SERVING = {"lifespan": "on", "access_log": False, "server_header": False}  # of uvicorn; the access log is our own
+MAX_CONNECTIONS = 512  # of one process: half of the files that a process may usually have open
+GRACEFUL_S = 25  # for requests under way when told to stop; gunicorn kills a worker after 30
+SERVING = {  # of uvicorn; the access log is our own
+    "http": Connection,
+    "lifespan": "on",
+    "access_log": False,
+    "server_header": False,
+    "limit_concurrency": MAX_CONNECTIONS,
+    "timeout_graceful_shutdown": GRACEFUL_S,
+}
 KEEP_ALIVE_S = 5  # uvicorn's; gunicorn's 2 s is made for a proxy in front of it
 WATCH_S = 1  # between two signs of life of a worker, and two looks at whether its supervisor lives
 HUNG_S = 120  # without a sign of life, until a worker is replaced; to start takes seconds
@@ -85,10 +96,10 @@ def run(create: Callable[[], FastAPI], settings: Settings, listening: socket.soc
     }
     try:
         Supervisor(create, options).run()
-    except SystemExit as ended:
+    except (SystemExit, HaltServer) as ended:  # the latter: another worker ended while it was halting for the first
         if os.getpid() != own_pid:
             raise  # a worker: it was forked in there
-        if ended.code:
+        if isinstance(ended, HaltServer) or ended.code:
             raise StageError("no worker could start: mend what the lines above say, and start it again") from None
 
 

@@ -1,12 +1,14 @@
 """cleaning/export_csv.py: the records of an export in any state, none of them lost."""
 
+import functools
 import re
+from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from marketplace.cleaning import export_csv, records, redaction
+from marketplace.cleaning import export_csv, folding, records, redaction
 from tests.cleaning.raw_exports import HEADER, STATES, TEXTS, as_exported, listing, make_id
 
 
@@ -15,7 +17,7 @@ def read(text: str | bytes, tmp_path) -> tuple[list[dict], list[dict]]:
     path = tmp_path / "Products.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     columns = records.LISTING_COLUMNS, records.CLEAN_LISTING_COLUMNS
-    return records.clean_records(path, "Products.csv", *columns, records.clean_listing)
+    return records.clean_records(path, "Products.csv", *columns, functools.partial(records.clean_listing, tidied=Counter()))
 
 
 @pytest.mark.parametrize("description", TEXTS)
@@ -159,6 +161,119 @@ def test_two_halves_of_a_quote_that_could_hold_records_are_rejected_not_merged(t
     assert [(reject["reason"], reject["id"]) for reject in rejects] == [("bad_record", make_id(number)) for number in (2, 3, 4)]
 
 
+def unquoted(number: int, **changes: str) -> str:
+    """A line of an export that quotes nothing."""
+    plain = {
+        "product_name": "Table",
+        "category": "Home & Garden / Tables",
+        "product_description": "Solid oak",
+        "location": "Leeds",
+    }
+    return ",".join((listing(number) | plain | changes).values()) + "\n"
+
+
+FIRST = as_exported([listing(1)])
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"product_name": "Table, chairs"}, {"name": "Table, chairs"}),
+        ({"product_name": "Table, chairs, | in Leeds, West Yorkshire | Gumtree"}, {"name": "Table, chairs,"}),
+        ({"price": "£1,200"}, {"price": 1200.0}),
+        ({"price": "£1,200,300.50"}, {"price": 1_200_300.5}),
+        ({"location": "Leeds, West Yorkshire"}, {"town": "Leeds", "county": "West Yorkshire"}),
+        ({"product_description": "Oak, 5 £ and, more,or less"}, {"description": "Oak, 5 £ and, more,or less"}),
+        (
+            {"product_name": "Table, chairs", "product_description": "a, b", "price": "£1,200", "location": "Leeds, W"},
+            {"price": 1200.0},
+        ),
+    ],
+)
+def test_an_unquoted_comma_is_part_of_its_field_where_that_is_certain(change, expected, tmp_path):
+    rows, rejects = read(FIRST + unquoted(2, **change) + unquoted(3), tmp_path)
+    assert rejects == [] and [row["product_id"] for row in rows] == [make_id(number) for number in (1, 2, 3)]
+    usual = {"name": "Table", "category": "Home & Garden / Tables", "description": "Solid oak", "price": 20.0, "town": "Leeds"}
+    named = {"product_name": "name", "product_description": "description"}
+    usual |= {named[column]: change[column] for column in named if column in change and column != "product_name"}
+    usual |= {"name": "Table, chairs"} if "product_name" in change else {}
+    assert {name: rows[1][name] for name in usual | expected} == usual | expected
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"product_name": "Table,chairs"},
+        {"product_name": "Table,red / blue"},
+        {"category": "Sports, Leisure & Travel / Bicycles"},
+        {"category": "Sports / Bicycles, Skates"},
+        {"category": "Tables", "product_description": "a, b"},
+        {"price": "1,200"},
+        {"location": "Leeds, West, Yorkshire"},
+        {"location": "Leeds,West Yorkshire"},
+    ],
+)
+def test_an_unquoted_comma_that_could_be_of_two_fields_rejects_the_record_alone(change, tmp_path):
+    rows, rejects = read(FIRST + unquoted(2, **change) + unquoted(3), tmp_path)
+    assert [row["product_id"] for row in rows] == [make_id(1), make_id(3)]
+    assert [(reject["reason"], reject["id"]) for reject in rejects] == [("bad_record", make_id(2))]
+    assert rejects[0]["raw"] == unquoted(2, **change).strip()
+
+
+def test_a_price_cut_at_its_comma_is_rejected_though_the_columns_are_as_many(tmp_path):
+    header = as_exported([listing(1) | {"url": "u"}])
+    rows, rejects = read(header + unquoted(2, price="£1,200"), tmp_path)
+    assert [row["product_id"] for row in rows] == [make_id(1)] and [reject["reason"] for reject in rejects] == ["bad_record"]
+
+
+@given(
+    parts=st.lists(st.sampled_from(["Oak", " ", ",", ", ", "£5", "1", "200", " / ", "Table", "\xa0", "x"]), max_size=8).map(
+        "".join
+    ),
+    column=st.sampled_from(["product_name", "category", "price", "location", "product_description"]),
+)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_unquoted_comma_shifts_a_column(parts, column, tmp_path):
+    rows, _ = read(FIRST + unquoted(2, **{column: f"{listing(2)[column] if column == 'category' else ''}{parts}"}), tmp_path)
+    if len(rows) == 2 and column not in ("product_name", "category"):
+        assert (rows[1]["name"], rows[1]["category"]) == ("Table", "Home & Garden / Tables")
+    if len(rows) == 2 and column not in ("price", "location"):
+        assert (rows[1]["price"], rows[1]["town"]) == (20.0, "Leeds")
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_rows_that_excel_left_without_their_empty_last_columns_are_kept(state, tmp_path):
+    rows = [listing(number) | {"url": "", "page_id": ""} for number in (1, 2, 3)]
+    text = STATES[state](rows).replace('Yorkshire",,', 'Yorkshire"')
+    kept, rejects = read(text, tmp_path)
+    assert text.count(",,") == 0 and rejects == []
+    assert [(row["town"], row["url"], row["page_id"]) for row in kept] == [("Leeds", "", "")] * 3
+
+
+def test_a_record_without_its_last_columns_does_not_take_the_next_ones_text(tmp_path):
+    text = as_exported([listing(number) | {"url": f"u{number}"} for number in (1, 2, 3)])
+    kept, rejects = read(text.replace(",u2\n", "\nand, more\n"), tmp_path)
+    assert [row["product_id"] for row in kept] == [make_id(1), make_id(3)] and rejects[0]["id"] == make_id(2)
+
+
+def test_a_quoted_field_of_forty_thousand_lines_is_one_record(tmp_path):
+    rows, rejects = read(as_exported([listing(1, product_description="a, b\n" * 40_000), listing(2)]), tmp_path)
+    assert len(rows) == 2 and rejects == [] and rows[0]["description"].count("\n") == 39_999
+
+
+def test_lines_that_start_no_record_are_not_looked_through_again_and_again(tmp_path, monkeypatch):
+    looked_at = []
+    monkeypatch.setattr(
+        export_csv, "parse_fields", lambda text, parse=export_csv.parse_fields: looked_at.append(text) or parse(text)
+    )
+    sizes = []
+    for lines in (500, 5000):
+        looked_at.clear()
+        read(f'{FIRST}2,{make_id(2)},N,A / B,"' + 'a, "b\n' * lines, tmp_path)
+        sizes.append(sum(map(len, looked_at)))
+    assert sizes[1] < 13 * sizes[0]
+
+
 def test_a_very_long_field_is_read(tmp_path):
     rows, _ = read(as_exported([listing(1, product_description="long, " * 50_000)]), tmp_path)
     assert len(rows[0]["description"]) == 6 * 50_000 - 1
@@ -211,7 +326,7 @@ def test_any_text_a_person_can_type_comes_back_and_never_touches_its_neighbours(
         raw = [{column: value for column, value in row.items() if column} for row in raw]
     rows, rejects = read(STATES[state](raw), tmp_path)
     found = {row["product_id"]: row for row in rows}
-    expected_name = redaction.redact(" ".join(name.splitlines()).strip())
+    expected_name = redaction.redact(" ".join(folding.tidy(" ".join(name.splitlines())).split(" ")))
     expected = redaction.redact("\n".join(description.splitlines()).strip())
     assert [found[make_id(number)]["description"] for number in (1, 3)] == ["A good chair, number 1", "A good chair, number 3"]
     assert [found[make_id(number)]["name"] for number in (1, 3)] == ["Chair 1", "Chair 3"]

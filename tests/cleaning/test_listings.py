@@ -90,6 +90,43 @@ def test_what_is_no_price_raises(text):
         listings.parse_price(text)
 
 
+@pytest.mark.parametrize("text", ["$40", "€1.999", "40 €", "EUR 5", "5 usd", "US$5", "£5 $3", "1,000.00 CHF", "5 Euros", "₹500"])
+def test_an_amount_in_another_currency_is_no_price_in_pounds(text):
+    with pytest.raises(listings.OtherCurrency, match="is not a price in pounds"):
+        listings.parse_price(text)
+
+
+@pytest.mark.parametrize(
+    ("path", "is_there"),
+    [
+        ("A / B", True),
+        ("N/A", False),
+        ("n/a / B", False),
+        ("none", False),
+        ("-", False),
+        ("", False),
+        (" / ", False),
+        ("Nan", False),
+    ]
+    + [("Nana's chairs", True), ("N/A chairs", True), ("NA / B", False), ("...", False)],
+)
+def test_a_category_that_says_there_is_none_is_none(path, is_there):
+    assert listings.has_category(path) == is_there
+
+
+def test_spellings_of_one_category_are_joined_to_the_commonest():
+    paths = ["Home / Beds", "HOME / Beds", "Home / beds", "Home / Beds", "home", "Books", "BOOKS", "Work / beds"]
+    joined = ["Home / Beds"] * 4 + ["Home", "BOOKS", "BOOKS", "Work / beds"]
+    assert listings.join_spellings(pd.Series(paths)).tolist() == joined
+
+
+@given(st.lists(st.sampled_from(["A", "a", "B", "b"]), min_size=1, max_size=20))
+def test_joined_categories_are_one_where_they_were_one_but_for_capitals(names):
+    joined = listings.join_spellings(pd.Series(names))
+    assert joined.str.casefold().tolist() == [name.casefold() for name in names]
+    assert joined.nunique() == len({name.casefold() for name in names})
+
+
 @given(st.decimals(0, 10**9, places=2))
 def test_every_amount_that_an_export_writes_is_read_back(amount):
     assert math.isclose(listings.parse_price(f"£{amount:,.2f}"), float(amount), abs_tol=1e-9)
@@ -125,6 +162,19 @@ def test_training_and_serving_see_the_same_text():
     assert served == "Bed [phone]\nOak bed.\nCall [phone]."
     assert listings.text(*served.split("\n", 1)) == served
     assert listings.text("blue bike", "") == "blue bike"
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["&amp;", "&lt;", "  ", "\xa0", "\u200b", "07700 900123", "Posted by Ann", ". ", " in Leeds", "joe@example.com"]
+        )
+        | st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+    ).map("".join)
+)
+def test_a_text_that_models_saw_is_seen_unchanged(text):
+    served = listings.text("Bed", text)
+    assert listings.text(*(served.split("\n", 1) + [""])[:2]) == served
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=80))

@@ -1,9 +1,12 @@
 import argparse
 import errno
 import json
+import subprocess
+import sys
 
 import pytest
 
+from marketplace.files import disk
 from marketplace.files.cli import exit_code
 from marketplace.files.stages import StageError
 
@@ -31,18 +34,28 @@ def test_a_stage_error_exits_1_with_its_sentence_on_stderr_and_nothing_on_stdout
     assert capsys.readouterr() == ("", f"error: {sentence}\n")
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
-def test_a_full_disk_or_a_missing_permission_is_a_sentence_not_a_traceback(code, capsys):
-    reason = OSError(code, "No room", "data/images/a.jpg")
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_missing_permission_is_a_sentence_not_a_traceback(code, capsys):
+    reason = OSError(code, "Not allowed", "data/images/a.jpg")
     assert exit_code(failing(reason), ARGS) == 1
-    expected = "error: No room (data/images/a.jpg): make room or give the permission, and run it again\n"
+    expected = "error: Not allowed (data/images/a.jpg): give the permission, and run it again\n"
     assert capsys.readouterr() == ("", expected)
 
 
-def test_a_full_disk_that_names_no_file_is_a_sentence_too(capsys):
-    assert exit_code(failing(OSError(errno.ENOSPC, "No space left on device")), ARGS) == 1
-    expected = "error: No space left on device (the data folder): make room or give the permission, and run it again\n"
-    assert capsys.readouterr() == ("", expected)
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("database or disk is full")])
+def test_a_full_disk_is_a_sentence_that_names_the_disk_of_the_data(error, tmp_path, capsys):
+    args = argparse.Namespace(data=tmp_path / "data" / "images")
+    assert exit_code(failing(error), args) == 1
+    place = disk.mount_of(tmp_path)
+    assert capsys.readouterr() == ("", f"error: the disk at {place} is full ({args.data}): make room on it, and run it again\n")
+
+
+def test_a_summary_that_goes_to_a_full_disk_is_a_sentence(tmp_path):
+    program = "import sys; from marketplace.files.cli import exit_code; sys.exit(exit_code(lambda args: {'rows': 1}, None))"
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True)
+    sentence = "error: the summary cannot be printed (No space left on device): see where standard output goes\n"
+    assert (ended.returncode, ended.stderr) == (1, sentence)
 
 
 @pytest.mark.parametrize("bug", [KeyError("price"), ValueError("bad"), FileNotFoundError(errno.ENOENT, "gone"), AssertionError()])

@@ -149,9 +149,16 @@ def readers(uri: str, tmp_path: Path):
 
 def test_a_missing_object_is_a_sentence(s3, tmp_path):
     uri = "s3://market/raw/gone.csv"
-    for read in readers(uri, tmp_path)[:2]:
-        assert sentence_of(*read) == f"there is no object {uri}: check the bucket and the key"
+    assert sentence_of(s3_files.local_file, uri, tmp_path) == f"there is no object {uri}: check the bucket and the key"
     assert files_below(tmp_path) == {}
+
+
+def test_one_object_that_is_gone_or_archived_is_not_the_end_of_all_reading(s3):
+    s3.put_object(Bucket="market", Key="archived", Body=b"1", StorageClass="GLACIER")
+    for key, code in (("gone", "NoSuchKey"), ("archived", "InvalidObjectState")):
+        with pytest.raises(s3_files.ObjectUnreadable) as caught:
+            s3_files.read_object(f"s3://market/{key}")
+        assert isinstance(caught.value, OSError) and str(caught.value) == f"s3://market/{key} cannot be read ({code})"
 
 
 def test_a_missing_bucket_is_a_sentence(s3, tmp_path):
@@ -223,8 +230,11 @@ def refuse(status: int, code: str):
 def test_an_access_that_is_denied_is_a_sentence(monkeypatch, tmp_path):
     with s3_server.odd_server(refuse(403, "AccessDenied")) as url:
         s3_server.use_s3(monkeypatch, url)
-        for read in readers("s3://market/a", tmp_path):
+        read_object, *others = readers("s3://market/a", tmp_path)
+        for read in others:
             assert sentence_of(*read) == "access to s3://market/a is denied: allow s3:GetObject and s3:ListBucket on market"
+        with pytest.raises(s3_files.ObjectUnreadable, match="AccessDenied"):
+            read_object[0](*read_object[1:])
 
 
 @pytest.mark.parametrize(("status", "code"), [(400, "ExpiredToken"), (403, "InvalidAccessKeyId"), (503, "SlowDown")])

@@ -273,7 +273,7 @@ def test_a_second_clean_images_at_once_is_refused(tmp_path):
     (tmp_path / "raw" / "images").mkdir(parents=True)
     (tmp_path / "raw" / "images" / "a.jpg").write_bytes(b"")
     with locks.hold(tmp_path / "images", exclusive=True):
-        command = [sys.executable, "clean_images.py", "--data", str(tmp_path), "--size", "64"]
+        command = [sys.executable, "clean_images.py", "--data", str(tmp_path), "--size", "64", "--all-photos"]
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 1 and ended.stdout == ""
     expected = f"another run is at work in {tmp_path / 'images'}: wait for its end, then run python clean_images.py again"

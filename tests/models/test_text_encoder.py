@@ -1,6 +1,7 @@
 import json
 import shutil
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -67,6 +68,17 @@ def test_a_vector_depends_on_its_text_alone_however_many_threads_are_at_work(exp
     for vectors in found.values():
         np.testing.assert_array_equal(vectors, alone)
     assert len(found) == 4
+
+
+def test_a_text_that_is_asked_about_again_is_not_encoded_again_and_its_vector_cannot_be_spoilt(exported, monkeypatch):
+    encoder, runs = TextEncoder(exported), []
+    session = encoder._session
+    monkeypatch.setattr(encoder, "_session", SimpleNamespace(run=lambda *inputs: runs.append(inputs) or session.run(*inputs)))
+    first = encoder.encode([TEXTS[0], TEXTS[1], TEXTS[0]])
+    expected = first.copy()
+    first[:] = 0
+    np.testing.assert_array_equal(encoder.encode([TEXTS[0], TEXTS[1], TEXTS[0]]), expected)
+    assert len(runs) == 2
 
 
 def test_vectors_are_float32_of_unit_length_and_blank_texts_are_zeros(exported):

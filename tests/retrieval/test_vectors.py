@@ -386,3 +386,9 @@ def test_an_index_and_vectors_that_do_not_belong_together_are_refused(name, tmp_
     (tmp_path / "index.faiss").write_bytes(b"no index")
     with pytest.raises(StageError, match="index.faiss is missing or damaged: run python build_index.py again$"):
         vector_search.VectorIndex.open(tmp_path, FILES)
+
+
+def test_an_index_whose_last_bytes_have_no_room_is_an_error():
+    """FAISS' own writer closes the file, and says nothing."""
+    with pytest.raises(OSError, match="No space left on device"):
+        vector_search.write(faiss.IndexFlatIP(4), Path("/dev/full"))

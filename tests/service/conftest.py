@@ -31,7 +31,8 @@ def add_generation(index_dir: Path, name: str, prefix: str) -> Path:
 
 
 def spoil(folder: Path) -> None:
-    (folder / "vectors.npy").write_bytes((folder / "vectors.npy").read_bytes()[:-4])
+    path = folder / "vectors.npy"
+    atomic.write_bytes(path, path.read_bytes()[:-4])  # the file itself is read-only
 
 
 @pytest.fixture

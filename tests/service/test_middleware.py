@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 
 import api
 from marketplace.retrieval.recommender import Recommender
+from marketplace.service.middleware import BodyLimitMiddleware, RelativeRedirectMiddleware
 from marketplace.service.settings import Settings
 from tests.service.conftest import KEY
 
@@ -24,17 +25,38 @@ def basic(password: str) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(f"anyone:{password}".encode()).decode()}
 
 
-def test_a_private_service_answers_nothing_without_the_key(data_dir):
+WATCHED = ["/healthcheck", "/readyz", "/metrics"]
+REFUSED = {"detail": "give the key as X-API-Key, as a bearer token or as a password"}
+
+
+def test_a_private_service_answers_nothing_without_the_key_but_to_who_watches_it(data_dir):
     with TestClient(api.create_app(Settings(data_dir, api_key=KEY, private=True))) as client:
-        paths = ["/", "/docs", "/openapi.json", "/web/app.js", "/healthcheck", "/readyz", "/metrics", "/filters", "/nothing"]
+        paths = ["/", "/docs", "/openapi.json", "/web/app.js", "/filters", "/nothing", "/metrics/", "/healthcheck/x"]
         for path in paths:
             for headers in ({}, basic("wrong"), {"Authorization": "Basic !"}, {"X-API-Key": KEY[:-1]}, {"X-API-Key": f"{KEY}x"}):
                 answer = client.get(path, headers=headers)
                 assert answer.status_code == 401 and answer.headers["WWW-Authenticate"].startswith("Basic realm="), path
-                assert answer.json() == {"detail": "give the key as X-API-Key, as a bearer token or as a password"}
+                assert answer.json() == REFUSED
         for headers in ({"X-API-Key": KEY}, {"Authorization": f"Bearer {KEY}"}, basic(KEY)):
-            assert [client.get(path, headers=headers).status_code for path in paths] == [200] * 8 + [404]
+            assert [client.get(path, headers=headers).status_code for path in paths] == [200] * 5 + [404, 200, 404]
         assert client.get("/search", params={"q": "bed", "api_key": KEY}).status_code == 401
+        assert [client.get(path).status_code for path in WATCHED] == [200] * 3
+
+
+def test_the_metrics_of_a_private_service_can_be_closed_too(data_dir):
+    with TestClient(api.create_app(Settings(data_dir, api_key=KEY, private=True, private_metrics=True))) as client:
+        assert [client.get(path).status_code for path in WATCHED] == [200, 200, 401]
+        assert client.get("/metrics", headers={"X-API-Key": KEY}).status_code == 200
+
+
+def test_nothing_of_a_private_service_is_kept_by_a_cache(data_dir, client):
+    photo = client.get("/search?q=guitar").json()["results"][0]["photo_url"]
+    paths = ["/", "/search?q=bed", photo, "/web/app.js", "/nothing", "/healthcheck"]
+    with TestClient(api.create_app(Settings(data_dir, api_key=KEY, private=True))) as private:
+        for path in paths:
+            for headers in ({"X-API-Key": KEY}, {}):
+                assert private.get(path, headers=headers).headers["Cache-Control"] == "private, no-store", path
+    assert client.get(photo).headers["Cache-Control"] == "public, max-age=3600"
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +129,58 @@ def test_an_upload_over_the_limit_is_413_declared_or_streamed(demo_dir):
         headers = {"content-type": "multipart/form-data; boundary=b"}
         streamed = client.post("/predict/feature_embedding", content=iter([body]), headers=headers)
         assert (streamed.status_code, streamed.json()["detail"]) == (413, detail)
+
+
+def test_head_is_answered_like_get_without_a_body(client, caplog):
+    photo = client.get("/search?q=guitar").json()["results"][0]["photo_url"]
+    for path in (
+        "/",
+        "/docs",
+        "/healthcheck",
+        "/readyz",
+        "/search?q=bed",
+        "/search",
+        "/nothing",
+        "/filters",
+        photo,
+        "/web/app.js",
+    ):
+        with caplog.at_level(logging.INFO, logger="marketplace.access"):
+            got, head = client.get(path), client.head(path)
+        assert (head.status_code, head.content) == (got.status_code, b""), path
+        # Of one kind, and of a length that the time does not change.
+        assert {**head.headers, "x-request-id": ""} == {**got.headers, "x-request-id": ""}, path
+        lines = [json.loads(record.getMessage()) for record in caplog.records[-2:]]
+        assert [line["method"] for line in lines] == ["GET", "HEAD"] and lines[0]["route"] == lines[1]["route"]
+    assert client.head("/metrics").status_code == 200
+    assert client.head("/predict/listing").status_code == client.get("/predict/listing").status_code == 405
+
+
+@pytest.mark.parametrize("host", ["testserver", "evil.example"])
+def test_redirects_name_no_host(client, host):
+    for path, place in (("/search/?q=bed", "/search?q=bed"), ("/docs/", "/docs"), ("//search/?q=bed", None)):
+        answer = client.get(f"http://testserver{path}", headers={"Host": host}, follow_redirects=False)
+        assert answer.headers.get("location") == place and (answer.status_code == 307) == bool(place)
+
+
+def test_a_redirect_never_leads_to_another_host():
+    async def redirect(scope, receive, send):
+        await send(
+            {"type": "http.response.start", "status": 307, "headers": [(b"location", b"http://testserver//evil.example/x?y")]}
+        )
+        await send({"type": "http.response.body"})
+
+    answer = TestClient(RelativeRedirectMiddleware(redirect)).get("/", follow_redirects=False)
+    assert answer.headers["location"] == "/evil.example/x?y"
+
+
+def test_a_photo_is_found_by_its_id_in_capitals(client):
+    photo = client.get("/search?q=guitar").json()["results"][0]["image_id"]
+    answers = [client.get(f"/images/{name}.jpg") for name in (photo, photo.upper())]
+    assert photo != photo.upper() and answers[0].content == answers[1].content and answers[0].status_code == 200
+
+
+def test_the_limits_of_bodies_are_those_of_the_settings(demo_dir):
+    app = api.create_app(Settings(demo_dir, max_upload_bytes=10, max_bodies_bytes=100, body_timeout_s=7, workers=4))
+    (limits,) = [layer.kwargs for layer in app.user_middleware if layer.cls is BodyLimitMiddleware]
+    assert limits == {"max_bytes": 10, "max_total_bytes": 25, "max_seconds": 7}

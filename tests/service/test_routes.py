@@ -3,6 +3,7 @@ import json
 import math
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
@@ -15,11 +16,13 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from starlette.testclient import TestClient
 
 import api
-from marketplace.cleaning import listings
+from marketplace.cleaning import decoders, listings
 from marketplace.files import reading
 from marketplace.retrieval.recommender import Recommender
-from marketplace.service import schemas
+from marketplace.service import dependencies, schemas
 from marketplace.service.settings import Settings
+from tests.cleaning.test_decoders import slow_photo
+from tests.cleaning.test_photos import encoded
 
 
 @pytest.fixture(scope="module")
@@ -438,15 +441,15 @@ def test_a_text_field_over_a_megabyte_is_413_and_a_broken_form_400(client):
 
 def test_more_photos_than_may_wait_are_told_to_come_back(demo_dir, monkeypatch):
     inside, release = threading.Event(), threading.Event()
-    clean = Recommender.clean
+    embed = Recommender.embed
 
-    def slow_clean(self, data):
+    def slow_embed(self, jpeg):
         inside.set()
         assert release.wait(timeout=30)
-        return clean(self, data)
+        return embed(self, jpeg)
 
     with TestClient(api.create_app(Settings(demo_dir, max_pending=1))) as client:
-        monkeypatch.setattr(Recommender, "clean", slow_clean)  # now that it is warm
+        monkeypatch.setattr(Recommender, "embed", slow_embed)  # now that it is warm
         statuses = []
         post = lambda: client.post("/predict/feature_embedding", files={"image": png()})  # noqa: E731
         first = threading.Thread(target=lambda: statuses.append(post().status_code))
@@ -458,3 +461,41 @@ def test_more_photos_than_may_wait_are_told_to_come_back(demo_dir, monkeypatch):
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
     assert refused.json() == {"detail": "too many photos are being looked at: try again in a second"}
     assert statuses == [200]
+
+
+def test_a_photo_that_takes_too_long_is_400_and_its_like_is_told_to_come_back_while_others_are_answered(demo_dir, monkeypatch):
+    monkeypatch.setattr(dependencies, "LIMITS", dependencies.Limits(cpu_s=1, pixels=24_000_000))
+    monkeypatch.setattr(dependencies, "MAX_SLOW_WAITING", 1)
+    with TestClient(api.create_app(Settings(demo_dir))) as client, ThreadPoolExecutor(12) as pool:
+        post = lambda photo: client.post("/predict/feature_embedding", files={"image": photo})  # noqa: E731
+        slow = [pool.submit(post, slow_photo()) for _ in range(8)]
+        assert [post(png()).status_code for _ in range(3)] == [200] * 3
+        answers = [future.result() for future in slow]
+        assert post(png()).status_code == 200
+    sentence = "not a usable image (too_slow): the photo takes more than 1 seconds of the processor to decode"
+    assert {answer.status_code for answer in answers} == {400, 503}
+    assert {answer.json()["detail"] for answer in answers if answer.status_code == 400} == {sentence}
+    assert {answer.headers.get("retry-after") for answer in answers if answer.status_code == 503} == {"1"}
+
+
+def test_a_photo_of_48_megapixels_passes_as_a_jpeg_and_of_25_as_a_png_is_too_large(client):
+    def post(kind: str, size: tuple[int, int]):
+        return client.post("/predict/feature_embedding", files={"image": encoded(Image.new("RGB", size), kind)})
+
+    assert post("JPEG", (8000, 6000)).status_code == 200
+    refused = post("PNG", (5000, 5000))
+    assert (refused.status_code, refused.json()["detail"]) == (
+        400,
+        "not a usable image (too_many_pixels): "
+        "the photo has 5000 x 5000 pixels to decode, more than the 24,000,000 allowed: send a smaller one",
+    )
+
+
+def test_without_processes_that_decode_a_photo_is_told_to_come_back(demo_dir, monkeypatch):
+    with TestClient(api.create_app(Settings(demo_dir))) as client:
+        monkeypatch.setattr(decoders, "COMMAND", "raise SystemExit(3)")
+        for decoder in client.app.state.photo_queue._decoders._all:
+            decoder.restart()
+        answer = client.post("/predict/feature_embedding", files={"image": png()})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert answer.json() == {"detail": "a process that decodes photos cannot start (it ended with 3): try again"}

@@ -1,0 +1,47 @@
+"""Which files of a source are read, and in which order those of one id are tried."""
+
+from collections import Counter
+from pathlib import PurePosixPath
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from marketplace.cleaning import sources
+from marketplace.cleaning.sources import Photo, Source
+
+SUFFIXES = ["", ".jpg", ".JPEG", ".png", ".webp", ".gif", ".tiff", ".heic", ".MOV", ".AAE", ".html"]
+ORDER = [{".jpg", ".jpeg"}, {".png"}, {".webp"}, {"", ".gif", ".tiff"}, {".heic"}, {".mov", ".aae", ".html"}]
+NAMES = st.builds(
+    lambda folder, stem, suffix: folder + stem + suffix,
+    st.sampled_from(["", "a/", "b/c/", "../"]),
+    st.sampled_from(["x", "X", "y", "x y", "0af76519-16cd-43dd-8448-eb211c80319c", "0AF76519-16cd-43dd-8448-eb211c80319c"]),
+    st.sampled_from(SUFFIXES),
+)
+
+
+def photo(name: str, size: int = 1) -> Photo:
+    return Photo(name, name, "", size)
+
+
+@given(st.lists(NAMES, unique=True), st.none() | st.sets(st.sampled_from(["x", "y", "x y"])))
+def test_every_file_is_tried_rejected_or_skipped_and_the_kinds_of_one_id_are_tried_in_order(names, wanted):
+    selection = sources.select(Source(list(map(photo, sorted(names))), 0), wanted)
+    tried = [candidate.name for files in selection.candidates.values() for candidate in files]
+    rejected = [candidate.name for candidate, _ in selection.unread]
+    assert len(tried) + len(rejected) + selection.skipped == len(names)
+    assert Counter(tried + rejected) <= Counter(names)
+    for name, files in selection.candidates.items():
+        assert {PurePosixPath(file.name).stem.lower() for file in files} == {name} and (wanted is None or name in wanted)
+        kinds = [
+            next(rank for rank, kind in enumerate(ORDER) if PurePosixPath(file.name).suffix.lower() in kind) for file in files
+        ]
+        assert kinds == sorted(kinds)
+        assert [sources.is_sidecar(file) for file in files] == [kind == len(ORDER) - 1 for kind in kinds]
+    assert all(reason == "bad_name" and ("../" in file.name or "x y" in file.name) for file, reason in selection.unread)
+
+
+def test_a_file_too_large_to_be_a_photo_takes_no_id():
+    large = photo("x.jpg", sources.MAX_PHOTO_BYTES + 1)
+    selection = sources.select(Source([large, photo("x.png")], 0), None)
+    assert selection.unread == [(large, "too_large")]
+    assert [file.name for file in selection.candidates["x"]] == ["x.png"]
