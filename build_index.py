@@ -191,12 +191,12 @@ def write_ranker(
         return current.report["ranker"]
 
     from marketplace.models.text_model import TableModels
-    from marketplace.retrieval import ranking  # these import more than an update needs
+    from marketplace.retrieval import ranker_fit, ranking  # these import more than an update needs
     from marketplace.retrieval.open_index import OpenIndex
 
     background = {}
     for kind, vectors in (("photo", entries.vectors), ("text", entries.text_vectors)):
-        background[kind] = ranking.background_cosine(vectors)
+        background[kind] = ranker_fit.background_cosine(vectors)
         reading.release(vectors)
     ranking.Ranker.by_hand(background).save(folder / builds.RANKER)
     if not enough or settings.own_embeddings:
@@ -204,9 +204,9 @@ def write_ranker(
     probabilities = reading.read_array(data_dir / "embeddings" / "probabilities.npy")
     index = OpenIndex(folder)
     models = TableModels.load(folder, index.text_encoder).before_refit()  # the questions are about validation listings
-    queries = ranking.judge(index, models, entries.splits, probabilities)
-    ranker, chosen = ranking.fit(queries, background)
-    ranker, calibrated = ranking.calibrate(ranker, queries, ranking.judge_typed(index, entries.splits))
+    queries = ranker_fit.judge(index, models, entries.splits, probabilities)
+    ranker, chosen = ranker_fit.fit(queries, background)
+    ranker, calibrated = ranker_fit.calibrate(ranker, queries, ranker_fit.judge_typed(index, entries.splits))
     ranker.save(folder / builds.RANKER)
     return chosen | {"calibration": calibrated}
 

@@ -15,7 +15,7 @@ import pytest
 import build_index
 from marketplace.files import atomic, generations, reading
 from marketplace.files.stages import StageError
-from marketplace.retrieval import builds, keys, ranking
+from marketplace.retrieval import builds, keys, ranker_fit
 from marketplace.retrieval import vectors as vector_search
 from marketplace.retrieval.catalogue import Filters
 from marketplace.retrieval.recommender import Recommender
@@ -266,7 +266,7 @@ def everything(generation: Path) -> dict:
         }
     words = {}
     for query in ("quotes second line", "bik", "guitra", "table with chairs", "the"):
-        best, _ = listed.match_words(query, 10_000)
+        best = opened.typed_search.find(opened.typed_search.read(query), 10_000)
         words[query] = {product["product_id"] for product in listed.products(best)}
     return {"listings": found, "words": words, "choices": listed.choices()}
 
@@ -550,6 +550,6 @@ def test_a_full_build_fits_the_ranker_where_there_were_too_few_listings_before(d
     assert queries_of() is None  # an update keeps the weights
     fitted = queries_of("--full")
     assert fitted
-    monkeypatch.setattr(ranking, "JUDGED_LISTINGS", 1)
+    monkeypatch.setattr(ranker_fit, "JUDGED_LISTINGS", 1)
     random_change(data_dir, np.random.default_rng(2))
     assert queries_of("--full") == fitted  # kept, as the models are the same

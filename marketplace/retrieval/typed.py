@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
-
 from marketplace.retrieval import analysis
 from marketplace.retrieval.spelling import Spelling
 from marketplace.retrieval.words import Alternative, WordIndex
@@ -17,11 +15,9 @@ from marketplace.retrieval.words import Alternative, WordIndex
 SYNONYMS = Path(__file__).with_name("synonyms.csv")
 MAX_WORDS = 32  # different ones of a query; the rest is noise
 PHRASE_WORDS = 6  # longer queries describe a thing in words of their own: no synonyms, no joined or split words
-# What scikit-learn's list of stop words holds too, though it names things and their parts.
-THINGS = set(
-    re.findall(r"\w+", "amount back bill bottom call cry detail empty fire front full mill part show side system thick top")
-)
-FUNCTION_WORDS = (ENGLISH_STOP_WORDS - THINGS) | {"thing", "things", "want", "need", "looking"}
+# Words that tell nothing of what is wanted: the Glasgow list of stop words, as scikit-learn has it, without those that name
+# things and their parts ("back", "bottom", "fire", "top"), and with those by which people ask.
+FUNCTION_WORDS = frozenset(Path(__file__).with_name("function_words.txt").read_text(encoding="utf-8").split())
 FUNCTION_WEIGHT = 0.1  # of such a word's rarity
 SYNONYM, CORRECTED, BEGUN = 0.8, 0.7, 0.5  # what a listing that holds it gets, against the word that was typed
 COMPOUND_NAMES = 3  # that hold a joined or split form, for it to be one

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from marketplace.retrieval import ranking
+from marketplace.retrieval import ranker_fit, ranking
 
 KINDS = ("photo", "text", "words")
 WEIGHTS, MISSING = {"photo": 1.0, "text": 0.5, "words": 0.5}, {"photo": 0.2, "text": 0.0, "words": 0.0}
@@ -41,7 +41,7 @@ def test_kinds_that_count_nothing_are_left_out():
     assert list(ranker.rank({"photo": np.ones(2), "place": np.ones(2)})[2]) == ["photo"]
 
 
-def made_queries(n: int, seed: int) -> list[ranking.JudgedQuery]:
+def made_queries(n: int, seed: int) -> list[ranker_fit.JudgedQuery]:
     """Photo evidence tells the relevance, words less of it, place is noise; candidates without a photo are not relevant."""
     generator = np.random.default_rng(seed)
     queries = []
@@ -50,31 +50,31 @@ def made_queries(n: int, seed: int) -> list[ranking.JudgedQuery]:
         photo = np.clip(0.3 * relevance + generator.normal(0.2, 0.1, 40), 0, 1)
         photo[(relevance == 0) & (generator.random(40) < 0.3)] = np.nan
         words = np.clip(0.3 * relevance + generator.normal(0.2, 0.4, 40), 0, 1)
-        queries.append(ranking.JudgedQuery({"photo": photo, "words": words, "place": generator.random(40)}, relevance, row))
+        queries.append(ranker_fit.JudgedQuery({"photo": photo, "words": words, "place": generator.random(40)}, relevance, row))
     return queries
 
 
 def test_the_fit_finds_what_tells_relevance_and_answers_new_queries_better_than_the_weights_set_by_hand():
-    ranker, chosen = ranking.fit(made_queries(60, seed=0), {"photo": 0.0, "text": 0.0})
+    ranker, chosen = ranker_fit.fit(made_queries(60, seed=0), {"photo": 0.0, "text": 0.0})
     weights = ranker.weights["words"]
     assert weights["photo"] > weights["words"] > 5 * weights["place"]
     assert ranker.missing["words"]["photo"] < 0.2
     by_hand = ranking.Ranker.by_hand({"photo": 0.0, "text": 0.0})
     new = made_queries(60, seed=1)
-    fitted, unfitted = (np.mean([ranking._ndcg(each, query) for query in new]) for each in (ranker, by_hand))
+    fitted, unfitted = (np.mean([ranker_fit._ndcg(each, query) for query in new]) for each in (ranker, by_hand))
     assert fitted > unfitted
     assert chosen["queries"] == 60 and chosen["chosen"] in chosen["ndcg_at_10"]
-    assert ranking.fit(made_queries(60, seed=0), {"photo": 0.0, "text": 0.0})[0] == ranker
+    assert ranker_fit.fit(made_queries(60, seed=0), {"photo": 0.0, "text": 0.0})[0] == ranker
 
 
 def test_photos_and_words_have_weights_of_their_own():
     with_words = made_queries(60, seed=0)
     alone = [  # photos that tell nothing, and places that tell all
-        ranking.JudgedQuery({"photo": evidence["place"], "place": evidence["photo"]}, query.relevance, query.listing_row)
+        ranker_fit.JudgedQuery({"photo": evidence["place"], "place": evidence["photo"]}, query.relevance, query.listing_row)
         for query in with_words
         for evidence in [query.evidence]
     ]
-    ranker, _ = ranking.fit([*with_words, *alone], {"photo": 0.0, "text": 0.0})
+    ranker, _ = ranker_fit.fit([*with_words, *alone], {"photo": 0.0, "text": 0.0})
     assert ranker.weights["words"]["photo"] > 5 * ranker.weights["words"]["place"]
     assert ranker.weights["photo"]["place"] > 5 * ranker.weights["photo"]["photo"]
 
@@ -82,24 +82,24 @@ def test_photos_and_words_have_weights_of_their_own():
 def test_a_mix_that_tells_nothing_is_ranked_by_the_weights_set_by_hand():
     generator = np.random.default_rng(4)
     alone = [
-        ranking.JudgedQuery({"photo": 1 - query.relevance / 4, "category": np.zeros(40)}, query.relevance, query.listing_row)
+        ranker_fit.JudgedQuery({"photo": 1 - query.relevance / 4, "category": np.zeros(40)}, query.relevance, query.listing_row)
         for query in made_queries(20, seed=4)
     ]
-    ranker, _ = ranking.fit([*made_queries(60, seed=5), *alone], {"photo": 0.0, "text": 0.0})
+    ranker, _ = ranker_fit.fit([*made_queries(60, seed=5), *alone], {"photo": 0.0, "text": 0.0})
     assert ranker.weights["photo"] == ranking.BY_HAND
     _, scores, _ = ranker.rank({"photo": generator.random(5)})
     assert scores.shape == (5,)
 
 
 def test_kinds_that_a_mix_never_saw_weigh_as_by_hand_beside_what_it_learned():
-    ranker, _ = ranking.fit(made_queries(60, seed=0), {"photo": 0.0, "text": 0.0})
+    ranker, _ = ranker_fit.fit(made_queries(60, seed=0), {"photo": 0.0, "text": 0.0})
     weights = ranker.weights["words"]
     assert weights["price"] == pytest.approx(ranking.BY_HAND["price"] * weights["photo"], rel=1e-4)
 
 
 def test_weights_set_by_hand_stay_where_nothing_can_be_learned():
-    queries = [ranking.JudgedQuery({"photo": np.array([0.1, 0.9])}, np.array([1, 1]), row) for row in range(10)]
-    ranker, chosen = ranking.fit(queries, {"photo": 0.0, "text": 0.0})
+    queries = [ranker_fit.JudgedQuery({"photo": np.array([0.1, 0.9])}, np.array([1, 1]), row) for row in range(10)]
+    ranker, chosen = ranker_fit.fit(queries, {"photo": 0.0, "text": 0.0})
     assert ranker == ranking.Ranker.by_hand({"photo": 0.0, "text": 0.0}) and chosen["chosen"] == "by_hand"
 
 
@@ -122,16 +122,16 @@ def test_the_background_is_the_mean_cosine_of_different_rows():
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     cosines = vectors @ vectors.T
     exact = (cosines.sum() - 400) / (400 * 399)
-    assert abs(ranking.background_cosine(vectors) - exact) < 0.02
+    assert abs(ranker_fit.background_cosine(vectors) - exact) < 0.02
     vectors[::2] = 0
-    assert abs(ranking.background_cosine(vectors) - exact) < 0.04
-    assert ranking.background_cosine(np.zeros((5, 8), np.float32)) == 0.0
-    assert ranking.background_cosine(np.ones((1, 1), np.float32)) == 0.0
+    assert abs(ranker_fit.background_cosine(vectors) - exact) < 0.04
+    assert ranker_fit.background_cosine(np.zeros((5, 8), np.float32)) == 0.0
+    assert ranker_fit.background_cosine(np.ones((1, 1), np.float32)) == 0.0
 
 
 def test_the_weights_stay_where_no_query_has_a_relevant_candidate():
-    nothing = [ranking.JudgedQuery({"photo": np.array([0.2, 0.9])}, np.zeros(2, int), row) for row in range(30)]
-    assert ranking.fit(nothing, {"photo": 0.4}) == (ranking.Ranker.by_hand({"photo": 0.4}), {"chosen": "by_hand"})
+    nothing = [ranker_fit.JudgedQuery({"photo": np.array([0.2, 0.9])}, np.zeros(2, int), row) for row in range(30)]
+    assert ranker_fit.fit(nothing, {"photo": 0.4}) == (ranking.Ranker.by_hand({"photo": 0.4}), {"chosen": "by_hand"})
 
 
 def test_a_ranker_reads_back_as_it_was_saved(tmp_path):

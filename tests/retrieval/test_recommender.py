@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from marketplace.cleaning import listings
 from marketplace.files import atomic, generations, reading
 from marketplace.files.stages import StageError
-from marketplace.retrieval import open_index, ranking
+from marketplace.retrieval import open_index, ranker_fit
 from marketplace.retrieval.catalogue import Filters
 from marketplace.retrieval.recommender import Recommender
 
@@ -214,7 +214,7 @@ def test_the_ranker_is_fitted_on_validation_listings_against_training_ones_only(
 
     monkeypatch.setattr(recommender, "candidates", watched)
     probabilities = reading.read_array(demo_dir / "embeddings" / "probabilities.npy")
-    judged = ranking.judge(recommender, recommender.table_models, split, probabilities)
+    judged = ranker_fit.judge(recommender, recommender.table_models, split, probabilities)
     assert {split[query.listing_row] for query in judged} == {"validation"}
     assert {split[row] for row in seen} == {"train"}
     for query in judged:
