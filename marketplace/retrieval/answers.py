@@ -76,7 +76,7 @@ def reasons(catalogue: Catalogue, hit: Hit, listing: dict, words: dict[str, Alte
     counts = {kind for kind, value in hit.parts.items() if value >= LEAST_SHARE * (hit.score or 1)}
     if "photo" in counts and hit.photo_row is not None:
         found.append(f"looks like {asked_with}")
-    if "text" in counts and not own:
+    if "text" in counts and not words:
         found.append(f"reads like {asked_with}" if query.viewed else "means something similar")
     if "category" in counts and listing["category"]:
         found.append(f"same kind: {catalogue.telling_names[CATEGORY_SEPARATOR.join(category_levels(listing['category']))]}")
