@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 RESULT_FIELDS = ("product_id", "name", "category", "price", "price_plausible", "town", "county")
 LEAST_SHARE = 0.1  # of a score, for its part to be a reason
+CLOSE_SCORE = 0.5  # a score is a probability: from here on a listing is more likely right than not
 ABOUT_THE_SAME = 0.8  # of two prices the smaller one's share of the larger
+ASKED_WITH = ("your photo", "the one you viewed", "the ones you viewed")  # by none, one or more of the catalogue's listings
 HOW = {"synonym": "similar word: {}", "corrected": "spelt: {}", "begun": "begins with: {}", "joined": "{}", "split": "{}"}
 
 
@@ -52,6 +54,7 @@ def describe(catalogue: Catalogue, typed_search: "TypedSearch", hits: list[Hit],
                 "photo_url": image_id and f"/images/{image_id}.jpg",
                 "duplicates": hit.duplicates,
                 "score": None if hit.score is None else round(hit.score, 6),
+                "close": None if hit.score is None else round(hit.score, 6) >= CLOSE_SCORE,
                 "parts": {kind: round(value, 6) for kind, value in hit.parts.items()},
                 "reasons": reasons(catalogue, hit, listing, words, query),
             }
@@ -69,11 +72,12 @@ def reasons(catalogue: Catalogue, hit: Hit, listing: dict, words: dict[str, Alte
     if own:
         found.append("has " + ", ".join(f"“{word}”" for word in own))
     found += dict.fromkeys(HOW[by.how].format(by.text) for by in words.values() if by.how)
+    asked_with = ASKED_WITH[min(query.viewed, 2)]
     counts = {kind for kind, value in hit.parts.items() if value >= LEAST_SHARE * (hit.score or 1)}
     if "photo" in counts and hit.photo_row is not None:
-        found.append("looks like your photo")
-    if "text" in counts and not own:
-        found.append("means something similar")
+        found.append(f"looks like {asked_with}")
+    if "text" in counts and not words:
+        found.append(f"reads like {asked_with}" if query.viewed else "means something similar")
     if "category" in counts and listing["category"]:
         found.append(f"same kind: {catalogue.telling_names[CATEGORY_SEPARATOR.join(category_levels(listing['category']))]}")
     price = listing["price"]

@@ -1,7 +1,7 @@
 """One generation of the index, opened: queries in, ranked and explained listings out."""
 
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from marketplace.cleaning import listings
 from marketplace.files import reading
 from marketplace.models import photo_model, text_model
 from marketplace.models.text_encoder import TextEncoder
-from marketplace.retrieval import answers
+from marketplace.retrieval import answers, several
 from marketplace.retrieval.answers import Hit
 from marketplace.retrieval.catalogue import PLACES, Catalogue, Filters
 from marketplace.retrieval.categories import CategoryTree
@@ -23,6 +23,7 @@ from marketplace.retrieval.words import Counts, Sort, Wanted
 
 WINDOW = 100  # results are ranked this many at a time, then ten times as many: a later page never changes an earlier one
 CANDIDATES = 2  # of each kind of evidence, for each result of the window
+DEEPER = 3  # times as many at most, for a query of several listings: their mean is near to few, and between many
 NEAREST = 3  # listings shown beside an answer of nothing
 LEAST_FILTERED = 0.5  # score that the best listing must have where filters leave out what is meant, or nothing is close
 Step = Callable[[str], AbstractContextManager]
@@ -33,7 +34,8 @@ class Query:
     """Evidence to look for; any of it may be missing.
 
     photos: (n, D) vectors; text: (T,) vector; typed: a person's words; category: (codes,) probabilities of CategoryTree;
-    price: pounds; place: codes of town and county; excluded_row: the listing that asks.
+    price: pounds; place: codes of town and county. excluded_rows: listings that are no answer, such as the one that asks; viewed:
+    how many of the catalogue's listings ask; weights: by kind of evidence, what the ranker's own are multiplied by.
     """
 
     photos: np.ndarray | None = None
@@ -42,7 +44,15 @@ class Query:
     category: np.ndarray | None = None
     price: float | None = None
     place: tuple[int, int] | None = None
-    excluded_row: int | None = None
+    excluded_rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    viewed: int = 0
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of evidence that there is anything of, as evidence() names them."""
+        evidence = (self.photos, self.text, self.typed, self.category, self.price, self.place)
+        return [kind for kind, own in zip(KINDS, evidence, strict=True) if own is not None]
 
     @property
     def is_typed_alone(self) -> bool:
@@ -139,7 +149,8 @@ class OpenIndex:
             category=levels if levels.any() else None,
             price=price if price > 0 else None,
             place=self.place_of(listing_row),
-            excluded_row=listing_row,
+            excluded_rows=np.array([listing_row]),
+            viewed=1,
         )
 
     def place_of(self, listing_row: int) -> tuple[int, int] | None:
@@ -157,18 +168,24 @@ class OpenIndex:
         filters: Filters = Filters(),  # noqa: B008
         offset: int = 0,
         min_score: float = 0.0,
+        diversity: float = 0.0,
         step: Step = contextlib.nullcontext,
     ) -> list[dict]:
         """Listings that the evidence speaks for most, best first, from place `offset` on, at most k, none below min_score.
 
-        step: entered around the "search" for candidates and their "rank".
+        diversity: how much the first WINDOW are spread, as several.diversify() does. Raises ValueError where the query's weights
+        leave nothing to compare by. step: entered around the "search" for candidates and their "rank".
         """
         allowed = self.catalogue.allowed(filters)
 
         def rank(window: int) -> Ranked:
             return self._rank_by_evidence(query, window, allowed, filters, step=step)
 
-        hits = _reaching(min_score, self._hits(rank, offset, offset + k, allowed, query.excluded_row))
+        if diversity:  # always of the same hits, whatever the page
+            hits = _reaching(min_score, self._hits(rank, 0, max(offset + k, WINDOW), allowed, query.excluded_rows))
+            hits = [*several.diversify(self, hits[:WINDOW], diversity), *hits[WINDOW:]][offset : offset + k]
+        else:
+            hits = _reaching(min_score, self._hits(rank, offset, offset + k, allowed, query.excluded_rows))
         return answers.describe(self.catalogue, self.typed_search, hits, query)
 
     def search(
@@ -199,7 +216,8 @@ class OpenIndex:
         is_close = candidates.is_close() and (allowed is None or ranked.scores[0] >= LEAST_FILTERED)
         if not is_close:
             hits = self._hits(lambda window: ranked, 0, NEAREST, allowed)
-            return Found([], 0, None, answers.describe(self.catalogue, self.typed_search, hits, query), corrections)
+            nearest = answers.describe(self.catalogue, self.typed_search, hits, query)
+            return Found([], 0, None, [listing | {"close": False} for listing in nearest], corrections)
         result = self.typed_search.result(typed, candidates, filters)
         if sort is not None:
             found = self._sorted(query, result.wanted, k, filters, offset, sort, with_counts)
@@ -240,7 +258,7 @@ class OpenIndex:
                 )
             return self._rank_by_evidence(query, window, allowed, kinds=kinds)
 
-        return np.array([hit.row for hit in self._hits(rank, 0, k, allowed, query.excluded_row)], int)
+        return np.array([hit.row for hit in self._hits(rank, 0, k, allowed, query.excluded_rows)], int)
 
     def _hits(
         self,
@@ -248,7 +266,7 @@ class OpenIndex:
         start: int,
         stop: int,
         allowed: np.ndarray | None,
-        excluded_row: int | None = None,
+        excluded_rows: Collection[int] = (),
     ) -> list[Hit]:
         """The hits from place `start` on, before `stop`, duplicates folded; one has its place whatever the two are.
 
@@ -266,7 +284,7 @@ class OpenIndex:
             for i in fresh[max(start - len(seen), 0) : max(stop - len(seen), 0)]:
                 own_parts = {kind: float(values[i]) for kind, values in ranked.parts.items()}
                 row, photo = int(ranked.rows[i]), int(ranked.photos[i])
-                folded = self._folded(row, allowed, excluded_row)
+                folded = self._folded(row, allowed, excluded_rows)
                 hits.append(Hit(row, None if photo < 0 else photo, float(ranked.scores[i]), own_parts, folded))
             seen = np.concatenate([seen, group_of[fresh]])
             if len(seen) >= stop or len(ranked.rows) < window:
@@ -292,7 +310,8 @@ class OpenIndex:
             rows = self._window(query, window, allowed, filters)
         with step("rank"):
             evidence, photos = self.evidence(query, rows)
-            order, scores, parts = self.ranker.rank({kind: values for kind, values in evidence.items() if kind in kinds})
+            ranker = several.reweighted(self.ranker, query) if query.weights else self.ranker
+            order, scores, parts = ranker.rank({kind: values for kind, values in evidence.items() if kind in kinds})
         return Ranked(rows[order], photos[order], scores[order], {kind: values[order] for kind, values in parts.items()})
 
     def _window(self, query: Query, window: int, allowed: np.ndarray | None, filters: Filters | None) -> np.ndarray:
@@ -303,13 +322,12 @@ class OpenIndex:
         # What passes the filters without any evidence, such as listings without a photo, comes last.
         others = np.ones(self.catalogue.n_products, bool) if allowed is None else allowed.copy()
         others[rows] = False
-        if query.excluded_row is not None:
-            others[query.excluded_row] = False
+        others[query.excluded_rows] = False
         return np.concatenate([rows, np.flatnonzero(others)[: window - len(rows)]])
 
-    def _folded(self, row: int, allowed: np.ndarray | None, excluded_row: int | None) -> int:
+    def _folded(self, row: int, allowed: np.ndarray | None, excluded_rows: Collection[int]) -> int:
         """How many other listings of the same photo or text are folded into a hit."""
-        copies = [copy for copy in self.catalogue.duplicates_of(row).tolist() if copy != excluded_row]
+        copies = [copy for copy in self.catalogue.duplicates_of(row).tolist() if copy not in excluded_rows]
         return (len(copies) if allowed is None else int(allowed[copies].sum())) - 1
 
     def candidates(
@@ -326,7 +344,7 @@ class OpenIndex:
         """
         if allowed is not None and not allowed.any():
             return np.empty(0, np.int64)
-        depth += query.excluded_row is not None
+        depth = depth * min(max(query.viewed, 1), DEEPER) + len(query.excluded_rows)
         found: list[np.ndarray] = []
         if query.photos is not None and self.catalogue.n_photos:
             listing_of_photo = self.catalogue.listing_of_photo
@@ -339,7 +357,7 @@ class OpenIndex:
             found.append(self.typed_search.find(query.typed, depth, filters, allowed))
         rows = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
         # Not by `allowed`: a search among all is faster than one with a filter.
-        return rows if query.excluded_row is None else rows[rows != query.excluded_row]
+        return rows[~np.isin(rows, query.excluded_rows)]
 
     def evidence(self, query: Query, rows: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """What speaks for each listing of `rows`: kind -> (N,) in [0, 1], and (N,) the row of its photo nearest to the query's,

@@ -63,6 +63,10 @@ class Recommendation(BaseModel):
         description="The probability that it is right, from 0 to 1; the sum of the parts. Null where listings are not ranked.",
         examples=[0.77],
     )
+    close: bool | None = Field(
+        description="Whether it is more likely right than not: its score reaches 0.5. Null where listings are not ranked.",
+        examples=[True],
+    )
     parts: dict[Kind, float] = Field(
         description="What each kind of evidence contributed; only the kinds that the query has.",
         examples=[{"photo": 0.5, "text": 0.11, "words": 0.16}],
