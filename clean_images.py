@@ -30,7 +30,7 @@ from marketplace.files.stages import StageError
 MAX_ZIP_BYTES = 20_000_000_000  # of a zip's members unpacked, by default: a dozen times the real export
 RECORD = ("image_id", "settings", "identity", "content", "jpeg", "row")
 PROGRESS = ".progress.jsonl"  # one line a photo done, appended; not *.tmp, so that it outlives a kill
-COLUMNS = ["image_id", "status", "reason", "width", "height", "sha256", "phash", "source"]
+COLUMNS = ["image_id", "status", "reason", "width", "height", "sha256", "phash", "colours", "source"]
 
 
 # Records of earlier runs: what need not be done again.
