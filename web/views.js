@@ -41,6 +41,15 @@ function scoreLine(listing) {
   return h("p", { class: "score" }, h("strong", {}, `${total}% match`), bar, h("span", { class: "parts" }, told));
 }
 
+// How often the same offer is listed, and links to the other listings of it.
+function copies(listing, state) {
+  const others = listing.duplicate_ids.slice(0, 5).map((id, place) => [
+    " ",
+    link({ ...state, listing: id }, { "data-listing": id, "data-keep-photo": true }, `no. ${place + 2}`),
+  ]);
+  return h("p", { class: "copies" }, `Listed ${formatCount(listing.duplicates + 1)} times`, others.flat());
+}
+
 function card(listing, state, heading) {
   const id = listing.product_id;
   const title = link({ ...state, listing: id }, { "data-listing": id, "data-keep-photo": true }, listing.name);
@@ -55,7 +64,7 @@ function card(listing, state, heading) {
       price(listing),
       h("p", { class: "where" }, place(listing) || "Place unknown"),
       h("p", { class: "path" }, listing.category),
-      listing.duplicates ? h("p", { class: "copies" }, `Listed ${formatCount(listing.duplicates + 1)} times`) : null,
+      listing.duplicates ? copies(listing, state) : null,
       scoreLine(listing),
     ),
   );
