@@ -33,16 +33,19 @@ class _Offers:
 
     def keys(self) -> dict[tuple, list[int]]:
         """Rows by price, words of the name, numbers and other TELLING words of the description, and groups of the photos; the
-        whole description where there is no photo to compare. Rows with a key of their own are left out for the most part."""
+        whole description where there is no photo to compare. Most rows with a key of their own are left out."""
         names = [" ".join(sorted(_words(name))) for name in self._names]
         twice = pd.DataFrame({"name": names, "price": self._prices}).duplicated(keep=False).to_numpy()
-        found = defaultdict(list)
+        coarse, found = defaultdict(list), defaultdict(list)
         for row in np.flatnonzero(twice).tolist():
-            words = _words(self._descriptions[row])
             groups = frozenset(self._photos.groups[self.photos_of(row)].tolist())
-            told = sorted(word for word in words if word in TELLING or not word.isalpha()) if groups else words
-            if groups or len(words) + len(names[row].split()) >= MIN_WORDS:
-                found[self._prices[row], names[row], tuple(told), groups].append(row)
+            coarse[self._prices[row], names[row], groups].append(row)
+        for key, rows in coarse.items():
+            for row in rows if len(rows) > 1 else ():  # a description takes long to read
+                words, has_photos = _words(self._descriptions[row]), bool(key[-1])
+                told = sorted(word for word in words if word in TELLING or not word.isalpha()) if has_photos else words
+                if has_photos or len(words) + len(names[row].split()) >= MIN_WORDS:
+                    found[*key, *told].append(row)
         return found
 
     def variants(self, rows: list[int]) -> list[list[int]]:
