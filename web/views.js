@@ -28,6 +28,15 @@ function why({ score, reasons }) {
   return h("div", { class: "why" }, match, told.length ? h("ul", { class: "reasons", "aria-label": "Why" }, told) : null);
 }
 
+// How often the same offer is listed, and links to the other listings of it.
+function copies(listing, state) {
+  const others = listing.duplicate_ids.slice(0, 5).map((id, place) => [
+    " ",
+    link({ ...state, listing: id }, { "data-listing": id, "data-keep-photo": true }, `no. ${place + 2}`),
+  ]);
+  return h("p", { class: "copies" }, `Listed ${formatCount(listing.duplicates + 1)} times`, others.flat());
+}
+
 function card(listing, state, heading) {
   const id = listing.product_id;
   const name = marked(listing.name, listing.name_marks);
@@ -43,7 +52,7 @@ function card(listing, state, heading) {
       price(listing),
       h("p", { class: "where" }, place(listing) || "Place unknown"),
       h("p", { class: "path" }, listing.category),
-      listing.duplicates ? h("p", { class: "copies" }, `Listed ${formatCount(listing.duplicates + 1)} times`) : null,
+      listing.duplicates ? copies(listing, state) : null,
       why(listing),
     ),
   );

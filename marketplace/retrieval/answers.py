@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from marketplace.retrieval.typed_search import TypedSearch
 
 RESULT_FIELDS = ("product_id", "name", "category", "price", "price_plausible", "town", "county")
+MOST_DUPLICATE_IDS = 100
 LEAST_SHARE = 0.1  # of a score, for its part to be a reason
 CLOSE_SCORE = 0.5  # a score is a probability: from here on a listing is more likely right than not
 ABOUT_THE_SAME = 0.8  # of two prices the smaller one's share of the larger
@@ -21,14 +22,14 @@ HOW = {"synonym": "similar word: {}", "corrected": "spelt: {}", "begun": "begins
 
 @dataclass(frozen=True)
 class Hit:
-    """A listing found: its row, the row of its photo nearest to the query's, its score, the parts of that, and how many other
-    listings with the same photo or text are folded into it. One that is not ranked has no score."""
+    """A listing found: its row, the row of its photo nearest to the query's, its score, the parts of that, and the rows of
+    the other listings of the same offer that are folded into it. One that is not ranked has no score."""
 
     row: int
     photo_row: int | None
     score: float | None
     parts: dict[str, float]
-    duplicates: int
+    folded: list[int]
 
 
 def describe(catalogue: Catalogue, typed_search: "TypedSearch", hits: list[Hit], query: "Query") -> list[dict]:
@@ -40,6 +41,8 @@ def describe(catalogue: Catalogue, typed_search: "TypedSearch", hits: list[Hit],
     typed = query.typed
     listings = catalogue.products([hit.row for hit in hits], RESULT_FIELDS if typed is None else (*RESULT_FIELDS, "description"))
     highlighter = None if typed is None else catalogue.words.highlighter([word.alternatives for word in typed.query.required])
+    told = [row for hit in hits for row in hit.folded[:MOST_DUPLICATE_IDS]]
+    id_of = dict(zip(told, (copy["product_id"] for copy in catalogue.products(told, ["product_id"])), strict=True))
     held = [{}] * len(hits) if typed is None else typed_search.explain(typed, [hit.row for hit in hits])
     described = []
     for hit, listing, words in zip(hits, listings, held, strict=True):
@@ -52,7 +55,8 @@ def describe(catalogue: Catalogue, typed_search: "TypedSearch", hits: list[Hit],
                 "snippet": snippet,
                 "image_id": image_id,
                 "photo_url": image_id and f"/images/{image_id}.jpg",
-                "duplicates": hit.duplicates,
+                "duplicates": len(hit.folded),
+                "duplicate_ids": [id_of[row] for row in hit.folded[:MOST_DUPLICATE_IDS]],
                 "score": None if hit.score is None else round(hit.score, 6),
                 "close": None if hit.score is None else round(hit.score, 6) >= CLOSE_SCORE,
                 "parts": {kind: round(value, 6) for kind, value in hit.parts.items()},

@@ -223,7 +223,7 @@ class Catalogue:
         return self._photos.of_each(listing_rows)
 
     def duplicates_of(self, listing_row: int) -> np.ndarray:
-        """Rows of the listings of the same photo or text, this one among them, ascending."""
+        """Rows of the listings of the same offer, this one among them, ascending."""
         return self._duplicates[self.columns["duplicates"][listing_row]]
 
     def product_row(self, product_id: str) -> int | None:

@@ -242,7 +242,7 @@ class OpenIndex:
         keys, total = self.catalogue.words.search(wanted, filters, sort, k, offset)
         rows = self.catalogue.row_of_key.rows(keys)
         photos = [None if photo < 0 else photo for photo in self._best_photos(Query(), rows)[0].tolist()]
-        hits = [Hit(row, photo, None, {}, 0) for row, photo in zip(rows.tolist(), photos, strict=True)]
+        hits = [Hit(row, photo, None, {}, []) for row, photo in zip(rows.tolist(), photos, strict=True)]
         counts = self.catalogue.words.counts(wanted, filters) if with_counts else None
         return Found(answers.describe(self.catalogue, self.typed_search, hits, query), total, counts)
 
@@ -325,10 +325,11 @@ class OpenIndex:
         others[query.excluded_rows] = False
         return np.concatenate([rows, np.flatnonzero(others)[: window - len(rows)]])
 
-    def _folded(self, row: int, allowed: np.ndarray | None, excluded_rows: Collection[int]) -> int:
-        """How many other listings of the same photo or text are folded into a hit."""
-        copies = [copy for copy in self.catalogue.duplicates_of(row).tolist() if copy not in excluded_rows]
-        return (len(copies) if allowed is None else int(allowed[copies].sum())) - 1
+    def _folded(self, row: int, allowed: np.ndarray | None, excluded_rows: Collection[int]) -> list[int]:
+        """Rows of the other listings of the same offer, which are folded into a hit."""
+        copies = self.catalogue.duplicates_of(row)
+        copies = copies if allowed is None else copies[allowed[copies]]
+        return [copy for copy in copies.tolist() if copy != row and copy not in excluded_rows]
 
     def candidates(
         self,

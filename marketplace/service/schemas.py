@@ -76,8 +76,12 @@ class Recommendation(BaseModel):
         examples=[["has “guitar”", "same kind: Guitars"]],
     )
     duplicates: int = Field(
-        description="Near-duplicate listings that this one stands for, itself not counted; 0 where listings are not ranked.",
-        examples=[0],
+        description="Listings of the same offer that this one stands for, itself not counted; 0 where listings are not ranked.",
+        examples=[1],
+    )
+    duplicate_ids: list[ProductId] = Field(
+        description="Which these are, at most 100; GET /products/{product_id} gives each of them.",
+        examples=[["3f6d2a3c-6a0f-4b6c-9a43-0a5b8f6d9f10"]],
     )
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from marketplace.cleaning import listings
 from marketplace.files import atomic, generations, reading
 from marketplace.files.stages import StageError
-from marketplace.retrieval import open_index, ranker_fit
+from marketplace.retrieval import answers, catalogue, open_index, ranker_fit
 from marketplace.retrieval.catalogue import Filters
 from marketplace.retrieval.recommender import Recommender
 
@@ -55,27 +55,47 @@ def test_every_listing_is_found_or_folded_once_and_parts_add_up(recommender, que
     assert len({int(groups[row]) for row in rows}) == len(rows)
 
 
-def test_folded_listings_are_counted_among_those_that_pass_the_filters(recommender):
-    sizes = np.bincount(recommender.catalogue.columns["duplicates"])
-    row = int(np.flatnonzero(recommender.catalogue.columns["duplicates"] == sizes.argmax())[0])
-    name = recommender.catalogue.product(row)["name"]
-    copies = recommender.catalogue.duplicates_of(row)
-    found = [hit for hit in recommender.search(recommender.typed(name), 100).results if hit["duplicates"]]
-    assert sizes.max() - 1 in [hit["duplicates"] for hit in found]
-    price = recommender.catalogue.product(row)["price"]
-    within = [copy for copy in copies if recommender.catalogue.product(copy)["price"] == price]
-    filtered = recommender.search(recommender.typed(name), 100, Filters(min_price=price, max_price=price)).results
-    by_group = {
-        recommender.catalogue.columns["duplicates"][recommender.catalogue.product_row(hit["product_id"])]: hit for hit in filtered
-    }
-    assert by_group[sizes.argmax()]["duplicates"] == len(within) - 1
+@pytest.fixture(scope="module")
+def folded(demo_dir):
+    """The same index, opened with folds of 1 to 20 listings."""
+    recommender = Recommender(generations.current_generation(demo_dir / "index"))
+    rows = np.arange(recommender.catalogue.n_products)
+    groups = np.where(rows < 20, 0, rows // 3).astype(np.int32)
+    recommender.catalogue.columns["duplicates"] = groups
+    recommender.catalogue._duplicates = catalogue._Grouped(groups, int(groups.max()) + 1)
+    return recommender
+
+
+def test_folded_listings_are_named_and_counted_among_those_that_pass_the_filters(folded, monkeypatch):
+    monkeypatch.setattr(answers, "MOST_DUPLICATE_IDS", 5)
+    columns = folded.catalogue.columns
+    product_ids = [row["product_id"] for row in folded.catalogue.products(range(folded.catalogue.n_products), ["product_id"])]
+    groups, prices, price = columns["duplicates"], columns["price"], float(np.median(columns["price"]))
+    for filters, passing in ((Filters(), prices == prices), (Filters(max_price=price), prices <= price)):
+        found = folded.recommend(folded.query(text=folded.catalogue.product(30)["name"]), 10_000, filters)
+        assert {groups[product_ids.index(hit["product_id"])] for hit in found} == set(groups[passing])
+        for hit in found:
+            row = product_ids.index(hit["product_id"])
+            others = [product_ids[other] for other in np.flatnonzero((groups == groups[row]) & passing) if other != row]
+            assert hit["duplicates"] == len(others)
+            assert hit["duplicate_ids"] == others[:5]
+        assert max(hit["duplicates"] for hit in found) > (5 if filters == Filters() else 1)
+
+
+def test_a_listing_that_asks_is_no_duplicate_of_what_is_found(folded):
+    asked = folded.catalogue.product(31)["product_id"]
+    copies = {folded.catalogue.product(row)["product_id"] for row in (30, 32)}
+    found = folded.recommend(folded.query_of(31), 10_000)
+    hit = next(hit for hit in found if hit["product_id"] in copies)
+    assert {hit["product_id"], *hit["duplicate_ids"]} == copies and hit["duplicates"] == 1
+    assert not any(asked in (hit["product_id"], *hit["duplicate_ids"]) for hit in found)
 
 
 def plain_hits(recommender: Recommender, query, count: int, allowed: np.ndarray) -> list[tuple]:
     """Row, photo, score and folded listings of the first `count` hits, one candidate after the other."""
     rows = recommender.candidates(query, allowed, 200)
     if len(rows) < 100:
-        others = [row for row in np.flatnonzero(allowed) if row not in rows and row != query.excluded_row]
+        others = [row for row in np.flatnonzero(allowed) if row not in rows and row not in query.excluded_rows]
         rows = np.concatenate([rows, others[: 100 - len(rows)]]).astype(int)
     order, scores, _ = recommender.ranker.rank(recommender.evidence(query, rows)[0])
     groups, hits, seen = recommender.catalogue.columns["duplicates"], [], set()
@@ -88,7 +108,7 @@ def plain_hits(recommender: Recommender, query, count: int, allowed: np.ndarray)
         if query.photos is not None and len(photos):
             photo = photos[(recommender.photo_index.vectors[photos] @ query.photos.T).max(axis=1).argmax()]
         copies = np.flatnonzero((groups == groups[rows[place]]) & allowed)
-        hits.append((rows[place], photo, scores[place], sum(copy != query.excluded_row for copy in copies) - 1))
+        hits.append((rows[place], photo, scores[place], sum(copy not in query.excluded_rows for copy in copies) - 1))
     return hits[:count]
 
 
@@ -97,10 +117,10 @@ def plain_hits(recommender: Recommender, query, count: int, allowed: np.ndarray)
 def test_hits_are_those_found_one_candidate_after_the_other(recommender, queries, name, share):
     query, allowed = queries[name], np.random.default_rng(3).random(recommender.catalogue.n_products) < share
     found = recommender._hits(
-        lambda window: recommender._rank_by_evidence(query, window, allowed), 0, 90, allowed, query.excluded_row
+        lambda window: recommender._rank_by_evidence(query, window, allowed), 0, 90, allowed, query.excluded_rows
     )
     expected = plain_hits(recommender, query, 90, allowed)
-    assert [(hit.row, hit.photo_row, hit.score, hit.duplicates) for hit in found] == expected
+    assert [(hit.row, hit.photo_row, hit.score, len(hit.folded)) for hit in found] == expected
     assert len(expected) >= 5
 
 
