@@ -24,7 +24,8 @@ function marked(name, marks) {
 function why({ score, reasons }) {
   if (score === null) return null;
   const told = reasons.slice(0, MOST_REASONS).map((reason) => h("li", {}, reason));
-  const match = h("p", { class: "match" }, `${Math.round(score * 100)}% match`);
+  const percent = Math.round(score * 100);
+  const match = percent ? h("p", { class: "match" }, `${percent}% match`) : null;
   return h("div", { class: "why" }, match, told.length ? h("ul", { class: "reasons", "aria-label": "Why" }, told) : null);
 }
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 RESULT_FIELDS = ("product_id", "name", "category", "price", "price_plausible", "town", "county")
 MOST_DUPLICATE_IDS = 100
 LEAST_SHARE = 0.1  # of a score, for its part to be a reason
+LEAST_TOLD = 0.2  # of a score, for more to be said of it than the words that are held: what is hardly alike has no reasons
 CLOSE_SCORE = 0.5  # a score is a probability: from here on a listing is more likely right than not
 ABOUT_THE_SAME = 0.8  # of two prices the smaller one's share of the larger
 ASKED_WITH = ("your photo", "the one you viewed", "the ones you viewed")  # by none, one or more of the catalogue's listings
@@ -77,7 +78,8 @@ def reasons(catalogue: Catalogue, hit: Hit, listing: dict, words: dict[str, Alte
         found.append("has " + ", ".join(f"“{word}”" for word in own))
     found += dict.fromkeys(HOW[by.how].format(by.text) for by in words.values() if by.how)
     asked_with = ASKED_WITH[min(query.viewed, 2)]
-    counts = {kind for kind, value in hit.parts.items() if value >= LEAST_SHARE * (hit.score or 1)}
+    score = hit.score or 0
+    counts = {kind for kind, value in hit.parts.items() if score >= LEAST_TOLD and value >= LEAST_SHARE * score}
     if "photo" in counts and hit.photo_row is not None:
         found.append(f"looks like {asked_with}")
     if "text" in counts and not words:

@@ -1,7 +1,7 @@
 """The fit of how much each kind of evidence counts, and of what a score means, by questions about validation listings."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,11 +41,12 @@ SENTENCE_LETTERS = (20, 100)  # of a description's sentence, typed to describe a
 @dataclass(frozen=True)
 class JudgedQuery:
     """One query with judged answers: evidence as for rank(), relevance (N,) grades of the candidates, and the row of its
-    listing."""
+    listing; own: the evidence for that, of one candidate, which is none of the N."""
 
     evidence: dict[str, np.ndarray]
     relevance: np.ndarray
     listing_row: int
+    own: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def judge(
         for query in _questions(index, models, row, probabilities):
             rows = index.candidates(query, allowed)
             if len(rows):
-                judged.append(JudgedQuery(index.evidence(query, rows)[0], _relevance(index, row, rows), row))
+                evidence, own = (index.evidence(query, some)[0] for some in (rows, np.array([row])))
+                judged.append(JudgedQuery(evidence, _relevance(index, row, rows), row, own))
     return judged
 
 
@@ -142,12 +144,17 @@ def _sentences(description: str) -> list[str]:
 
 def calibrate(ranker: Ranker, queries: list[JudgedQuery], typed: list[JudgedAnswers]) -> tuple[Ranker, dict[str, int]]:
     """The ranker whose scores are probabilities that an answer is right, by isotonic regression; and of how many answers each
-    curve is drawn, 0 where there are too few."""
-    judged = list(typed)
+    curve is drawn, 0 where there are too few.
+
+    The listing that asks is an answer too, a right one: what is as alike as the same photo is what a shopper looks for.
+    """
+    judged, uncalibrated = list(typed), replace(ranker, calibration=UNCALIBRATED)
     for query in queries:
-        order, raw, _ = replace(ranker, calibration=UNCALIBRATED).rank(query.evidence)
+        order, raw, _ = uncalibrated.rank(query.evidence)
         best = order[:CALIBRATED_ANSWERS]
         judged.append(JudgedAnswers(mix_of(query.evidence), raw[best], query.relevance[best] >= RIGHT))
+        if query.own:
+            judged.append(JudgedAnswers(mix_of(query.own), uncalibrated.rank(query.own)[1], np.array([True])))
     calibration, drawn = dict(UNCALIBRATED), dict.fromkeys(CURVES, 0)
     for curve in CURVES:
         own = [answers for answers in judged if answers.curve == curve]

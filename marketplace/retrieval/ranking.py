@@ -72,7 +72,7 @@ class Ranker:
 
     def _calibrated(self, curve: str, parts: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         raw = np.sum(list(parts.values()), axis=0)
-        scores = np.interp(raw, *self.calibration[curve])
+        scores = np.where(raw > 0, np.interp(raw, *self.calibration[curve]), 0)  # nothing speaks for it: no part, no score
         share = scores / np.maximum(raw, 1e-12)
         return np.argsort(-raw, kind="stable"), scores, {kind: share * values for kind, values in parts.items()}
 

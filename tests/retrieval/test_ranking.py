@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -137,3 +139,60 @@ def test_the_weights_stay_where_no_query_has_a_relevant_candidate():
 def test_a_ranker_reads_back_as_it_was_saved(tmp_path):
     RANKER.save(tmp_path / "ranker.json")
     assert ranking.Ranker.load(tmp_path / "ranker.json") == RANKER
+
+
+CURVE = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=8)
+
+
+@given(EVIDENCE, CURVE)
+def test_a_calibrated_score_keeps_the_order_and_is_the_sum_of_its_parts(evidence, points):
+    curve = [sorted({round(raw, 3) for raw, _ in points} | {0.0, 1.0}), sorted(probability for _, probability in points)]
+    curve[0] = curve[0][: len(curve[1])]
+    curve[1] = curve[1][: len(curve[0])]
+    curves = dict.fromkeys(ranking.CURVES, curve)
+    order, scores, parts = dataclasses.replace(RANKER, calibration=curves).rank(evidence)
+    plain_order, raw, _ = RANKER.rank(evidence)
+    assert order.tolist() == plain_order.tolist()
+    assert (np.diff(scores[order]) <= 1e-12).all()
+    np.testing.assert_allclose(scores, np.where(raw > 0, np.interp(raw, *curve), 0))
+    np.testing.assert_allclose(sum(parts.values()), scores, atol=1e-9)
+
+
+def answered(curve: str, raw: np.ndarray, right: np.ndarray) -> list[ranker_fit.JudgedAnswers]:
+    return [ranker_fit.JudgedAnswers(curve, raw, right)]
+
+
+def test_a_calibrated_score_is_the_share_of_right_answers_that_score_so():
+    raw = np.repeat([0.5, 2.0, 4.0], 400)
+    right = np.concatenate([np.arange(400) < share * 400 for share in (0.1, 0.4, 0.9)])
+    ranker, drawn = ranker_fit.calibrate(RANKER, [], answered("typed", raw, right))
+    assert drawn == {"photo": 0, "words": 0, "typed": 1200, "sentence": 0}
+    _, scores, parts = ranker.rank_typed({"words": np.array([0.5, 2.0, 3.0, 4.0, 9.0])}, is_sentence=False)
+    np.testing.assert_allclose(scores, [0.1, 0.4, 0.65, 0.9, 0.9], atol=1e-6)
+    np.testing.assert_allclose(parts["words"], scores)
+
+
+def test_more_evidence_never_has_a_lower_probability_though_chance_would_say_so():
+    raw, right = np.repeat([1.0, 2.0, 3.0], 200), np.repeat([False, True, False], 200)
+    ranker, _ = ranker_fit.calibrate(RANKER, [], answered("sentence", raw, right))
+    _, scores, _ = ranker.rank_typed({"text": np.array([1.0, 2.0, 3.0])}, is_sentence=True)
+    np.testing.assert_allclose(scores, [0, 0.5, 0.5], atol=1e-6)
+
+
+def test_a_curve_by_too_few_answers_stays_straight():
+    few = ranker_fit.LEAST_ANSWERS - 1
+    ranker, drawn = ranker_fit.calibrate(RANKER, [], answered("typed", np.ones(few), np.ones(few, bool)))
+    assert ranker == RANKER and not any(drawn.values())
+
+
+def test_the_very_listing_that_is_asked_for_is_close_though_few_others_are_right():
+    generator, asked = np.random.default_rng(0), []
+    for row in range(60):
+        relevance = np.where(generator.random(40) < 0.2, 2, 0)
+        own = {"photo": np.array([1.0])}
+        asked.append(ranker_fit.JudgedQuery({"photo": generator.uniform(0.2, 0.8, 40)}, relevance, row, own))
+    without = [ranker_fit.JudgedQuery(one.evidence, one.relevance, one.listing_row) for one in asked]
+    scores = [
+        ranker_fit.calibrate(RANKER, queries, [])[0].rank({"photo": np.array([1.0, 0.8])})[1] for queries in (asked, without)
+    ]
+    assert scores[0][0] == 1 and max(scores[0][1], *scores[1]) < 0.4
