@@ -72,8 +72,9 @@ class Ranker:
 
     def _calibrated(self, curve: str, parts: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         raw = np.sum(list(parts.values()), axis=0)
-        scores = np.where(raw > 0, np.interp(raw, *self.calibration[curve]), 0)  # nothing speaks for it: no part, no score
-        share = scores / np.maximum(raw, 1e-12)
+        something = raw > 1e-9  # what nothing speaks for has no parts that could add up to a score
+        scores = np.where(something, np.interp(raw, *self.calibration[curve]), 0)
+        share = scores / np.where(something, raw, 1)
         return np.argsort(-raw, kind="stable"), scores, {kind: share * values for kind, values in parts.items()}
 
 

@@ -154,7 +154,7 @@ def test_a_calibrated_score_keeps_the_order_and_is_the_sum_of_its_parts(evidence
     plain_order, raw, _ = RANKER.rank(evidence)
     assert order.tolist() == plain_order.tolist()
     assert (np.diff(scores[order]) <= 1e-12).all()
-    np.testing.assert_allclose(scores, np.where(raw > 0, np.interp(raw, *curve), 0))
+    np.testing.assert_allclose(scores, np.where(raw > 1e-9, np.interp(raw, *curve), 0))
     np.testing.assert_allclose(sum(parts.values()), scores, atol=1e-9)
 
 
