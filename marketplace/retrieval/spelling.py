@@ -19,8 +19,9 @@ class Spelling:
     """Corrections by the words that names hold; safe to use from many threads."""
 
     def __init__(self, name_words: Callable[[], Iterable[tuple[str, int]]], frequency: Callable[[str], int], listings: int):
-        """name_words: words of names in their exact form, with the number of names that hold each, asked for once, when a word is
-        first looked up; frequency: in how many listings a word is; listings: how many there are."""
+        """name_words: words of names in their exact form, those of deleted listings among them, with the number of names that
+        hold each, asked for once, when a word is first looked up; frequency: in how many listings a word is; listings: how many
+        there are."""
         self._name_words, self._frequency = name_words, frequency
         self._rare = max(RARE_LISTINGS, int(listings * RARE_SHARE))
         self.correct = functools.lru_cache(maxsize=10_000)(self._correct)
@@ -45,7 +46,7 @@ class Spelling:
         least = max(self._rare, COMMON_TIMES * held)
         common = [entry for entry in near if near[entry][2] <= -COMMON_NAMES and self._frequency(entry) >= least]
         if not common and not held:  # a brand that few sell
-            common = [entry for entry in near if near[entry][0] == 1 and len(entry) >= MIN_LETTERS]
+            common = [entry for entry in near if near[entry][0] == 1 and len(entry) >= MIN_LETTERS and self._frequency(entry)]
         return min(common, key=near.__getitem__, default=None)
 
     def _near(self, word: str, edits: int) -> dict[str, tuple]:

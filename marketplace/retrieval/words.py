@@ -319,7 +319,7 @@ class WordIndex:
         return self._searcher.search(_every(*(self._term("name", stem) for stem in stems)), 1).count
 
     def name_words(self) -> list[tuple[str, int]]:
-        """Every word of a name, in its exact form, and how many names hold it."""
+        """Every word of a name, in its exact form, and how many names hold it, those of deleted listings among them."""
         return self._searcher.terms_with_prefix("name_exact", "")
 
     def words_beginning(self, beginning: str, most: int) -> tuple[str, ...]:
@@ -368,7 +368,7 @@ class WordIndex:
         counts = [self._searcher.doc_freq(field, word) for field in fields]
         if 0 < max(counts) <= self._deleted:  # maybe only listings that are gone hold it
             return max(self._searcher.search(self._term(field, word), 1).count for field in fields)
-        return max(counts)
+        return min(max(counts), len(self))  # counts are of deleted listings too
 
     def _asked(self, wanted: Wanted | None, filters: Filters | None) -> Query:
         """The listings that pass the filters and are wanted."""

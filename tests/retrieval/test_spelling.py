@@ -48,6 +48,11 @@ def test_two_edits_are_only_for_long_words_with_the_right_first_letter():
     assert spelling().correct("gutira") is None
 
 
+def test_a_word_that_no_listing_holds_any_more_is_no_correction():
+    assert spelling({"makita": 0}).correct("makitta") is None
+    assert spelling({"mattress": 0}).correct("matress") is None
+
+
 @given(st.text(st.characters(categories=["L", "N", "P"]), max_size=40))
 def test_a_correction_is_a_word_of_a_name_and_never_the_word_itself(typed):
     found = spelling().correct(typed)
