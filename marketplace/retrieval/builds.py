@@ -206,8 +206,10 @@ def update_engines(published: Path, folder: Path, entries: Entries, changes: dic
 
 
 def write_synonyms(folder: Path, own: Path) -> None:
-    """Those that come with the program and, where there are any, the marketplace's own."""
-    texts = [path.read_text(encoding="utf-8") for path in (typed.SYNONYMS, own) if path.is_file()]
+    """Those that come with the program and, where there are any, the marketplace's own. Raises as typed.Synonyms.read()."""
+    paths = [path for path in (typed.SYNONYMS, own) if path.is_file()]
+    typed.Synonyms.read(*paths)
+    texts = [path.read_text(encoding="utf-8-sig") for path in paths]
     atomic.write_bytes(folder / typed_search.SYNONYMS, "\n".join(texts).encode())
 
 

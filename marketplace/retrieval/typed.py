@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from marketplace.files.stages import StageError
 from marketplace.retrieval import analysis
 from marketplace.retrieval.spelling import Spelling
 from marketplace.retrieval.words import Alternative, WordIndex
@@ -88,12 +89,8 @@ class Synonyms:
 
     @classmethod
     def read(cls, *paths: Path) -> "Synonyms":
-        """Of CSV files, each line a group."""
-        groups = []
-        for path in paths:
-            with open(path, newline="", encoding="utf-8") as file:
-                groups += [[cell.strip() for cell in line if cell.strip()] for line in csv.reader(file)]
-        return cls(groups)
+        """Of CSV files, each line a group. Raises StageError for a file that is none, or a word alone on its line."""
+        return cls([group for path in paths for group in _groups(path)])
 
     def of_phrase(self, stems: tuple[str, ...]) -> list[str]:
         return self._others.get(stems, [])
@@ -107,6 +104,19 @@ class Synonyms:
             if end is not None:
                 yield from ((start, end, synonym) for synonym in self.of_phrase(tuple(stems[start:end])))
             start = end or start + 1
+
+
+def _groups(path: Path) -> Iterator[list[str]]:
+    try:
+        lines = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
+    except (UnicodeDecodeError, csv.Error):
+        raise StageError(f"{path} is no CSV file in UTF-8: save it as one") from None
+    for number, line in enumerate(lines, start=1):
+        group = [cell.strip() for cell in line if cell.strip()]
+        if len(group) == 1:
+            raise StageError(f'{path} line {number} holds "{group[0][:100]}" alone: add what means the same, after a comma')
+        if group:
+            yield group
 
 
 class Reader:
