@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from marketplace.retrieval import analysis
+from marketplace.retrieval import analysis, forward
 from marketplace.retrieval.matching import K1, NAME_TIMES, B
 from marketplace.retrieval.typed_search import FLOOR_HELD
 from tests.retrieval import typed_catalogue
@@ -76,6 +76,33 @@ def test_the_reading_tells_corrections_and_synonyms(shop):
 def test_own_synonyms_are_read(tmp_path):
     typed_catalogue.write(tmp_path, SHOP, "gubbins,iiyama\n")
     assert typed_catalogue.ranked(typed_catalogue.opened(tmp_path), "gubbins")[0] == 10
+
+
+@pytest.mark.parametrize("text", ["zither lamp", "lamp zither"])
+def test_a_result_without_its_commonest_word_is_found_whole_by_the_others(tmp_path, text):
+    # No listing holds both; by BM25 a name with the common word comes before a description with the rare one.
+    names = [("Lamp", "", "Home")] * 200 + [("Old box", "with a zither in it " + "and much more " * 30, "Home")] * 100
+    typed_catalogue.write(tmp_path, names, synonyms="")
+    search = typed_catalogue.opened(tmp_path)
+    typed = search.read(text)
+    candidates = search.candidates(typed, 10)
+    assert candidates.rows.max() < 200
+    result = search.result(typed, candidates, None)
+    assert ([typed.query.required[place].text for place in result.words], result.total) == (["zither"], 100)
+    for depth in (10, 50, 100, 1000):
+        members = search.members(typed, result, candidates, depth)
+        belongs = search.is_in(result, members)
+        assert belongs.sum() == min(depth, 100) and members.rows[belongs].min() >= 200
+
+
+def test_a_very_long_description_is_counted_for_the_words_that_ranking_sees(tmp_path):
+    long = "word " * forward.MAX_WORDS
+    typed_catalogue.write(tmp_path, [("Brass lamp", f"zither {long}", ""), ("Oak table", f"{long} zither", "")], synonyms="")
+    search = typed_catalogue.opened(tmp_path)
+    typed = search.read("zither")
+    candidates = search.candidates(typed)
+    assert search.result(typed, candidates, None).total == 1
+    assert typed_catalogue.ranked(search, "zither") == [0]
 
 
 WORDS = ["oak", "pine", "table", "lamp", "brass", "round", "small"]
