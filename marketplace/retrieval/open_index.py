@@ -224,12 +224,16 @@ class OpenIndex:
             return replace(found, corrections=corrections)
 
         def rank(window: int) -> Ranked:
-            if window == WINDOW:
-                return ranked.among(candidates.rows[self.typed_search.is_in(result, candidates)])
-            with step("search"):
-                more = self.typed_search.candidates(typed, window, filters, allowed)
+            more = candidates
+            if window != WINDOW:
+                with step("search"):
+                    more = self.typed_search.candidates(typed, window, filters, allowed)
+            more = self.typed_search.members(typed, result, more, window, filters, allowed)
+            kept = more.rows[self.typed_search.is_in(result, more)]
+            if more is candidates:
+                return ranked.among(kept)
             with step("rank"):
-                return self._rank_typed(typed, more).among(more.rows[self.typed_search.is_in(result, more)])
+                return self._rank_typed(typed, more).among(kept)
 
         hits = _reaching(min_score, self._hits(rank, offset, offset + k, allowed))
         counts = self.catalogue.words.counts(result.wanted, filters) if with_counts else None

@@ -183,6 +183,23 @@ class TypedSearch:
         by_words = candidates.matches.required[result.words].all(axis=0) & bool(result.words)
         return by_words | np.isin(self._catalogue.keys[candidates.rows], result.wanted.others)
 
+    def members(
+        self,
+        typed: Typed,
+        result: Result,
+        candidates: Candidates,
+        depth: int,
+        filters: Filters | None = None,
+        allowed: np.ndarray | None = None,
+    ) -> Candidates:
+        """The candidates; where fewer than `depth` of them belong to a result that has more, the listings found by its words too:
+        the best of all by those and the words that were given up need not hold any of its own."""
+        if self.is_in(result, candidates).sum() >= min(depth, result.total):
+            return candidates
+        found = self._catalogue.match_words([], result.wanted.words, depth, filters, allowed)
+        others = self._catalogue.row_of_key.rows(result.wanted.others)
+        return self.evidence(typed, np.unique(np.concatenate([candidates.rows, found, others])))
+
     def result(self, typed: Typed, candidates: Candidates, filters: Filters | None) -> Result:
         """What the whole result is, by the candidates of the usual depth.
 

@@ -25,6 +25,7 @@ from marketplace.files.stages import StageError
 from marketplace.retrieval import filters as names
 from marketplace.retrieval.analysis import ANALYZERS, aligned, clean, fold, stem
 from marketplace.retrieval.filters import MAX_NAME, Filters
+from marketplace.retrieval.forward import MAX_WORDS
 
 FOLDER = "words"  # in a generation
 WEIGHTS = {"name": 5.0, "description": 1.0, "category": 2.0}  # in BM25: a title says what a thing is
@@ -135,7 +136,7 @@ def _document(
     document = tantivy.Document()  # field by field: given by keyword, fields have ended the writer
     document.add_unsigned("key", key)
     for field, text in (("name", name), ("description", description), ("category", names.said_by_category(category))):
-        folded = fold(text)
+        folded = _cut(fold(text))
         document.add_text(field, folded)
         document.add_text(f"{field}_exact", folded)
     for field, values in (("categories", names.category_names(category)), ("places", names.place_names(town, county))):
@@ -154,6 +155,13 @@ def _document(
         # Listings of one price or day have an order of their own, the same in every generation.
         document.add_integer(field, value << 31 | key >> 32)
     return document
+
+
+def _cut(folded: str) -> str:
+    """A folded text without the words that ranking does not see: a total counts no listing for these."""
+    if len(folded) < 2 * MAX_WORDS:  # a word and a blank are two characters
+        return folded
+    return " ".join(ANALYZERS["exact"].analyze(folded)[:MAX_WORDS])
 
 
 @functools.cache

@@ -1,13 +1,15 @@
 import math
 import re
+import threading
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from marketplace.retrieval import analysis
+from marketplace.retrieval import analysis, forward
 from marketplace.retrieval.matching import K1, NAME_TIMES, B
+from marketplace.retrieval.typed import MAX_WORDS
 from marketplace.retrieval.typed_search import FLOOR_HELD
 from tests.retrieval import typed_catalogue
 
@@ -73,9 +75,134 @@ def test_the_reading_tells_corrections_and_synonyms(shop):
     assert (held["grey"].how, held["pram"].how, held["pram"].text) == ("", "synonym", "pushchair")
 
 
+THINGS = [
+    ("Acoustic guitar", "", "Music"),
+    ("Guitar stand", "", "Music"),
+    ("Brass lamp", "", "Lighting"),
+    ("Camp chair", "", "Outdoors"),
+    ("iPhone 6s 64GB", "", "Phones"),
+    ("iPhone 7", "", "Phones"),
+    ("Racing bicycle", "", "Sports"),
+    ("Washing machine", "", "Appliances"),
+    ("Bed", "", "Beds"),
+]
+
+
+@pytest.fixture(scope="module")
+def things(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("things")
+    typed_catalogue.write(folder, THINGS, synonyms="")
+    return typed_catalogue.opened(folder)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("guitra", "guitar"), ("giutar", "guitar"), ("guittar", "guitar"), ("gitar", "guitar"), ("Guitär", "guitar"),
+        ("guitars", "guitar"), ("acoustc guitar", "acoustic guitar"), ("guit", "guitar"), ("gui", "guitar"),
+        ("bicylce", "bicycle"), ("wahsing mashine", "washing machine"), ("bicyc", "bicycle"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_or_unfinished_word_finds_what_was_meant(things, typed, meant):
+    assert typed_catalogue.ranked(things, typed) == typed_catalogue.ranked(things, meant) != []
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant", "share"), [("bicylce", "bicycle", 1), ("bicyc", "bicycle", 0.5), ("guitars", "guitar", 1)]
+)
+def test_a_corrected_word_counts_as_the_right_one_and_an_unfinished_one_half(things, typed, meant, share):
+    every = np.arange(len(THINGS))
+    right, guessed = (things.evidence(things.read(text), every).matches.name_meant for text in (meant, typed))
+    assert right.any()
+    np.testing.assert_allclose(guessed, share * right, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("typed", "rows"),
+    [
+        ("lamp", [2]), ("camp", [3]), ("chair lamp", [2, 3]),  # a word that is there is not taken for another
+        ("9s", []), ("648GB", []), ("68GB", []),  # a number is no misspelt number
+        ("bxd", []), ("bef", []), ("lam", [2]), ("be", []),  # nor a short word another; as a beginning it has three letters
+    ],
+)  # fmt: skip
+def test_a_word_that_is_there_a_number_and_a_short_word_are_taken_for_no_other(things, typed, rows):
+    assert sorted(typed_catalogue.ranked(things, typed)) == rows
+    assert things.read(typed).query.corrections == {}
+
+
+def test_beside_a_number_that_nothing_holds_the_other_words_are_looked_for(things):
+    typed = things.read("iphone 8")
+    assert [word.text for word in typed.query.required] == ["iphone"]
+    assert things.candidates(typed).rows.tolist() == [4, 5]
+
+
+ODD = ["\0", "\ud800 bed", "x" * 70_000, "bed " * 500, '"bed lamp', "name:bed", "NOT bed", "bed)^5", "[a TO z]"]
+
+
+@settings(max_examples=300)
+@given(st.text(max_size=80) | st.sampled_from(ODD))
+def test_whatever_is_typed_is_words(things, text):
+    typed = things.read(text)
+    if typed is None:
+        assert analysis.split(text) == []
+        return
+    words = [word.text for word in typed.query.words]
+    assert words == list(dict.fromkeys(analysis.split(text)))[:MAX_WORDS]
+    assert all(word.rarity > 0 for word in typed.query.words) and set(typed.query.corrections) <= set(words)
+    candidates = things.candidates(typed)
+    for part in things.score(typed, candidates).values():
+        assert (np.isfinite(part) & (part >= 0)).all()
+    result = things.result(typed, candidates, None)
+    assert result.total == things.is_in(result, candidates).sum() <= len(THINGS)
+    share = things.share(typed, candidates.rows)
+    assert ((share >= 0) & (share <= 1)).all()
+    for held in things.explain(typed, candidates.rows):
+        assert set(held) <= set(words)
+
+
+def test_the_same_answers_come_to_all_threads(tmp_path):
+    typed_catalogue.write(tmp_path, THINGS, synonyms="")
+    search, answers = typed_catalogue.opened(tmp_path), []  # which has not read any word yet
+    threads = [
+        threading.Thread(target=lambda: answers.append(typed_catalogue.ranked(search, "acoustic guitra"))) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [[0, 1]] * 8
+
+
 def test_own_synonyms_are_read(tmp_path):
     typed_catalogue.write(tmp_path, SHOP, "gubbins,iiyama\n")
     assert typed_catalogue.ranked(typed_catalogue.opened(tmp_path), "gubbins")[0] == 10
+
+
+@pytest.mark.parametrize("text", ["zither lamp", "lamp zither"])
+def test_a_result_without_its_commonest_word_is_found_whole_by_the_others(tmp_path, text):
+    # No listing holds both; by BM25 a name with the common word comes before a description with the rare one.
+    names = [("Lamp", "", "Home")] * 200 + [("Old box", "with a zither in it " + "and much more " * 30, "Home")] * 100
+    typed_catalogue.write(tmp_path, names, synonyms="")
+    search = typed_catalogue.opened(tmp_path)
+    typed = search.read(text)
+    candidates = search.candidates(typed, 10)
+    assert candidates.rows.max() < 200
+    result = search.result(typed, candidates, None)
+    assert ([typed.query.required[place].text for place in result.words], result.total) == (["zither"], 100)
+    for depth in (10, 50, 100, 1000):
+        members = search.members(typed, result, candidates, depth)
+        belongs = search.is_in(result, members)
+        assert belongs.sum() == min(depth, 100) and members.rows[belongs].min() >= 200
+
+
+def test_a_very_long_description_is_counted_for_the_words_that_ranking_sees(tmp_path):
+    long = "word " * forward.MAX_WORDS
+    typed_catalogue.write(tmp_path, [("Brass lamp", f"zither {long}", ""), ("Oak table", f"{long} zither", "")], synonyms="")
+    search = typed_catalogue.opened(tmp_path)
+    typed = search.read("zither")
+    candidates = search.candidates(typed)
+    assert search.result(typed, candidates, None).total == 1
+    assert typed_catalogue.ranked(search, "zither") == [0]
 
 
 WORDS = ["oak", "pine", "table", "lamp", "brass", "round", "small"]

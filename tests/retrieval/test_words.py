@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marketplace.files.stages import StageError
-from marketplace.retrieval import analysis, catalogue, words
+from marketplace.retrieval import analysis, catalogue, forward, words
 from marketplace.retrieval.filters import Filters
 from marketplace.retrieval.typed import Reader, Synonyms
 from marketplace.retrieval.words import Alternative, Wanted
@@ -279,6 +279,12 @@ def test_any_text_is_words(index, text, k):
     for shown, marked in ((snippet.text, snippet.marks), (sold, marks)):
         assert [place for mark in marked for place in mark] == sorted({place for mark in marked for place in mark})
         assert all(0 <= start < end <= len(shown) for start, end in marked)
+
+
+def test_of_a_very_long_text_the_words_are_found_that_ranking_sees(tmp_path):
+    long = "&amp; x" * (forward.MAX_WORDS - 1)
+    index = written(tmp_path, pd.DataFrame([listing(0, "Tent", f"{long} guitar lamp"), listing(1, f"{long} Lamp sofa", "")]))
+    assert [found(index, word) for word in ("tent", "guitars", "lamp", "sofa")] == [[0], [0], [1], []]
 
 
 def test_listings_without_any_word_can_be_written(tmp_path):
