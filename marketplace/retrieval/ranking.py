@@ -11,6 +11,7 @@ from marketplace.retrieval import typed_search
 KINDS = ("photo", "text", "words", "category", "price", "place")
 MIXES = ("photo", "words")  # a query without words, and one with: its photo, and the category that it tells, weigh differently
 BY_HAND = {"photo": 1.0, "text": 0.5, "words": 0.5, "category": 0.5, "price": 0.1, "place": 0.05}  # before there is a fit
+SAME_PHOTO = 0.9  # a similarity, from which on a photo is more and more the very one that was given, saved again
 CURVES = (*MIXES, "typed", "sentence")  # whose raw scores have scales of their own
 UNCALIBRATED = {
     **dict.fromkeys(MIXES, [[0.0, 1.0], [0.0, 1.0]]),
@@ -52,7 +53,8 @@ class Ranker:
         return np.clip((cosines - background) / (1 - background), 0, 1)
 
     def rank(self, evidence: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """Order candidates by the weighted mean of their evidence.
+        """Order candidates by the weighted mean of their evidence; one with the very photo that was given, and nothing but that,
+        comes before any other, whatever category the photo seems to be of.
 
         evidence: kind -> (N,) in [0, 1], for the kinds that the query has; NaN for a candidate without such evidence.
         Returns the order (N,), best first, ties in the given order; the scores (N,), calibrated; and each kind's contributions
@@ -64,6 +66,9 @@ class Ranker:
         parts = {
             kind: weights[kind] / total * np.where(np.isnan(values), missing[kind], values) for kind, values in counted.items()
         }
+        if mix_of(evidence) == "photo" and "photo" in parts:
+            alike = np.nan_to_num(evidence["photo"])
+            parts["photo"] = parts["photo"] + np.clip((alike - SAME_PHOTO) / (1 - SAME_PHOTO), 0, 1)
         return self._calibrated(mix_of(evidence), parts)
 
     def rank_typed(self, parts: dict[str, np.ndarray], is_sentence: bool) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:

@@ -111,6 +111,17 @@ def test_kinds_of_evidence_are_weighed_as_the_ranker_says():
     np.testing.assert_allclose(parts["photo"], [2 / 3, 0])
 
 
+def test_the_very_photo_comes_first_whatever_category_it_seems_to_be_of_but_not_beside_words():
+    weights = {"photo": 0.3, "category": 0.7, "words": 1.0}
+    missing = dict.fromkeys(weights, 0.2)
+    ranker = ranking.Ranker(dict.fromkeys(ranking.MIXES, weights), dict.fromkeys(ranking.MIXES, missing), {"photo": 0.0})
+    evidence = {"photo": np.array([0.5, 1.0, 0.89, np.nan]), "category": np.array([0.9, 0.0, 0.5, 1.0])}
+    assert ranker.rank(evidence)[0].tolist() == [1, 0, 3, 2]
+    order, scores, parts = ranker.rank(evidence | {"words": np.array([1.0, 0.0, 0.0, 0.0])})
+    assert order[0] == 0
+    np.testing.assert_allclose(sum(parts.values()), scores)
+
+
 def test_equal_scores_keep_the_given_order():
     assert RANKER.rank({"photo": np.full(5, 0.5)})[0].tolist() == [0, 1, 2, 3, 4]
 
