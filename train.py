@@ -139,7 +139,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 def config_of(args: argparse.Namespace) -> training.TrainingConfig:
     names = {field.name for field in dataclasses.fields(training.TrainingConfig)}
     given = {name: value for name, value in vars(args).items() if name in names}
-    return training.TrainingConfig(pretrained=args.weights != "none", **given)
+    return training.TrainingConfig(pretrained=args.weights != "none", bf16=args.device.startswith("cuda"), **given)
 
 
 def run(args: argparse.Namespace) -> dict:

@@ -23,15 +23,15 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Server:
-    """api.py over a data folder, as a process of its own. root: the checkout whose api.py it is."""
+    """api.py over a data folder, as a process of its own. root: the checkout whose api.py it is; start_s: until it answers."""
 
-    def __init__(self, data_dir: Path, port: int, *flags: str, root: Path = ROOT):
+    def __init__(self, data_dir: Path, port: int, *flags: str, root: Path = ROOT, start_s: float = START_S):
         command = [sys.executable, "api.py", "--data", str(Path(data_dir).resolve()), "--port", str(port), *flags]
         environment = os.environ | {"MARKETPLACE_API_KEY": KEY}
         self.port, self.log_path = port, Path(data_dir) / "api.log"
         self._log = self.log_path.open("w")
         self._process = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.DEVNULL, stderr=self._log)
-        deadline_s = time.monotonic() + START_S
+        deadline_s = time.monotonic() + start_s
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline_s:
                 sys.exit(f"error: the service does not start: see {self.log_path}")

@@ -303,6 +303,68 @@ def speed() -> str:
     return f"{table(['what', 'figure'], rows)}\n\n{measured(*dict.fromkeys(name for name, *_ in SPEED))}"
 
 
+GPU = (
+    (
+        "{training[batch]} photos a step: the whole network, ready photos, fp32 (TF32 in convolutions)",
+        "{training[all][fp32][photos_per_s]:,}",
+    ),
+    ("the same in bf16", "{training[all][bf16][photos_per_s]:,}"),
+    ("the same compiled", "{training[all][compiled][photos_per_s]:,}"),
+    (
+        "{training[larger_batch]} photos a step, bf16",
+        "{training[all_larger_batch][photos_per_s]:,}",
+    ),
+    (
+        "loss at the end: fp32, and with two other seeds; bf16; compiled",
+        "{training[all][fp32][loss]:.3f}, {training[fp32_losses_of_other_seeds][0]:.3f}, "
+        "{training[fp32_losses_of_other_seeds][1]:.3f}; {training[all][bf16][loss]:.3f}; {training[all][compiled][loss]:.3f}",
+    ),
+    (
+        "a head alone, ready photos: fp32; bf16; compiled",
+        "{training[head][fp32][photos_per_s]:,}; {training[head][bf16][photos_per_s]:,}; "
+        "{training[head][compiled][photos_per_s]:,}",
+    ),
+    (
+        "its loss at the end, likewise",
+        "{training[head][fp32][loss]:.3f}; {training[head][bf16][loss]:.3f}; {training[head][compiled][loss]:.3f}",
+    ),
+    ("embedding: the model alone on ready photos", "{embedding[model_alone_photos_per_s]:,}"),
+    ("the same, not compiled", "{embedding[not_compiled][model_alone_photos_per_s]:,}"),
+    (
+        "JPEGs decoded by Pillow in threads, {embedding[cores]} cores, without the model",
+        "{embedding[decoding_alone_photos_per_s]:,}",
+    ),
+    ("from JPEGs to vectors, decoding included, over the model alone", "{embedding[over_model_alone]:.2f}x"),
+    (
+        "cosine to a CPU's fp32 vectors: mean; least",
+        "{embedding[mean_cosine_to_fp32]:.5f}; {embedding[least_cosine_to_fp32]:.5f}",
+    ),
+    ("share of the ten nearest photos that stay so", "{embedding[neighbours_kept]:.3f}"),
+    ("a photo query through the API: p50", "{api[p50_ms]:.1f} ms"),
+    (
+        "{api[clients]} clients, one worker: photos a second; p99; errors",
+        "{api[photos_per_s]:,.0f}; {api[clients_p99_ms]:,.0f} ms; {api[errors]}",
+    ),
+    ("memory on the card: at the start; under that load", "{api[card_mb]:,} MB; {api[card_mb_under_load]:,} MB"),
+)
+NOT_RUN = "Not run on a GPU."
+
+
+def gpu() -> str:
+    """The figures of a GPU, in photos a second where nothing else is said; NOT_RUN as long as there are none."""
+    if not (ROOT / "benchmarks" / "results" / "gpu.json").exists() or result("gpu")["figures"]["device"] != "cuda":
+        return NOT_RUN
+    figures = result("gpu")["figures"]
+    rows = [[filled(what, figures), filled(figure, figures)] for what, figure in GPU]
+    for workers, found in figures.get("training", {}).get("from_files", {}).items():
+        both = f"{found['all_photos_per_s']:,}; {found['head_photos_per_s']:,}"
+        rows.append([f"training from JPEGs, {workers} decoding processes: the whole network; a head's features", both])
+    for workers, rate in figures.get("embedding", {}).get("from_files_photos_per_s", {}).items():
+        rows.append([f"from JPEGs to vectors, {workers} decoding threads", f"{rate:,}"])
+    card = "{card}, {card_gb} GB; {cores} cores; torch {torch}.".format(**figures)
+    return f"{table(['ResNet-50, 224 px', 'photos a second'], rows)}\n\n{card}\n\n{measured('gpu')}"
+
+
 def search_peers() -> str:
     """Milliseconds a query at equal recall, by number of vectors."""
     by_size = result("search")["figures"].get("p50_ms", {})
@@ -418,6 +480,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "speed": speed,
     "redaction": redaction,
     "search peers": search_peers,
+    "gpu": gpu,
     "stage seconds": stage_seconds,
     "stages": stage_table,
     "demo": demo_end,

@@ -6,7 +6,7 @@ import tempfile
 import threading
 import urllib.request
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load raises for a file with more than tensors in it
 from urllib.error import URLError
@@ -17,6 +17,7 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from marketplace.cleaning import photos
 from marketplace.files.stages import StageError
 from marketplace.models import onnx_session
 
@@ -250,31 +251,39 @@ def frozen_backbone(network: PhotoNetwork, input_size: int, device: str) -> Call
     return lambda pixels: torch.from_numpy(session.run(None, {"pixels": pixels.numpy()})[0])
 
 
-def as_function(network: PhotoNetwork, device: str):
+def as_function(network: PhotoNetwork, device: str, mean: Sequence[float] = (0,) * 3, std: Sequence[float] = (1,) * 3):
     """The network as a function of NumPy arrays: (N, 3, S, S) float32 -> (N, D) unit features, (N, C) logits.
 
+    It also takes (N, S, S, 3) uint8 pixels, of photos.model_pixels(), and normalises them by mean and std.
     On CUDA the backbone runs in bfloat16, compiled for batches of COMPILED_BATCHES photos only: smaller ones are padded, larger
     ones cut. One call runs at a time.
     """
     fast = device != "cpu"
+    on_cuda = device.startswith("cuda")
+    scale, shift = (torch.from_numpy(values).to(device) for values in photos.normalisation(mean, std))
     network = network.eval().to(device, memory_format=torch.channels_last)
     backbone = torch.compile(network.backbone, dynamic=False) if fast else network.backbone
     lock = threading.Lock()
 
-    def forward(pixels: np.ndarray, size: int) -> list[np.ndarray]:
-        batch = torch.from_numpy(pixels)
-        batch = torch.cat([batch, batch.new_zeros(size - len(batch), *batch.shape[1:])])
-        batch = batch.to(device, memory_format=torch.channels_last)
+    def forward(pixels: torch.Tensor, size: int) -> list[np.ndarray]:
+        batch = pixels.to(device, non_blocking=True)
+        if batch.dtype == torch.uint8:
+            batch = (batch * scale - shift).permute(0, 3, 1, 2)
+        if len(batch) < size:
+            batch = torch.cat([batch, batch.new_zeros(size - len(batch), *batch.shape[1:])])
+        batch = batch.contiguous(memory_format=torch.channels_last)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=fast):
             features = backbone(batch)
         return [values[: len(pixels)].cpu().numpy() for values in network.of_features(features.float())]
 
     @torch.inference_mode()
     def run(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        batch = torch.from_numpy(pixels)
+        batch = batch.pin_memory() if on_cuda else batch  # by this thread, while another's batch runs: a GPU reads it at once
         with lock:
             if not fast:
-                return tuple(forward(pixels, len(pixels)))
-            parts = [pixels[start : start + COMPILED_BATCHES[-1]] for start in range(0, len(pixels), COMPILED_BATCHES[-1])]
+                return tuple(forward(batch, len(batch)))
+            parts = batch.split(COMPILED_BATCHES[-1])
             outputs = [forward(part, next(size for size in COMPILED_BATCHES if size >= len(part))) for part in parts]
             return tuple(np.concatenate(arrays) for arrays in zip(*outputs, strict=True))
 

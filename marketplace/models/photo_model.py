@@ -28,6 +28,7 @@ MIN_PROBE_COSINE = 0.999
 GATHERED = 64  # photos of different requests in one batch, at most
 
 Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # (N, 3, S, S) float32 -> (N, D) unit rows, (N, C) logits
+DRIVER = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")  # one is there with an NVIDIA driver; the last in WSL
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,20 @@ class PhotoModel:
         if self.runtime == "torch":
             self._run, self.precision = _torch(model_dir, self.description, device)
             return
+        self.precision = "fp32"
         quantised = runtime == "auto" and self.description.int8 and self.description.int8["used"]
         self._run = self._quantised(model_dir / INT8, threads) if quantised else None
         self.precision = "int8" if self._run else "fp32"
         self._run = self._run or open_onnx(model_dir / ONNX, threads)[0]
+
+    def warm_up(self) -> None:
+        """Run every size of batch that is compiled for CUDA, so that no client waits for a compiler: it may take a minute."""
+        if self.precision == "bf16":
+            from marketplace.models.backbone import COMPILED_BATCHES
+
+            side = self.description.input_size
+            for size in COMPILED_BATCHES:
+                self.run(np.zeros((size, side, side, 3), np.uint8))
 
     def _quantised(self, path: Path, threads: int | None) -> Run | None:
         """The 8-bit model, None where this machine's vector of its probe photo is not the one it came with."""
@@ -129,16 +140,18 @@ class PhotoModel:
         return None
 
     def input(self, jpeg: bytes) -> np.ndarray:
-        """(3, S, S) float32 of one cleaned photo."""
+        """One cleaned photo as run() takes it: (3, S, S) float32, for CUDA (S, S, 3) uint8, which is normalised there."""
+        if self.precision == "bf16":
+            return photos.model_pixels(jpeg, self.description.input_size)
         return photos.model_input(jpeg, self.description.input_size, self.description.mean, self.description.std)
 
     def _run_alone(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """run() of one photo's (3, S, S), for one of many threads: (D,) unit vector, (C,) category probabilities."""
+        """run() of one photo's input(), for one of many threads: (D,) unit vector, (C,) category probabilities."""
         vectors, probabilities = self.run(pixels[None])
         return vectors[0], probabilities[0]
 
     def run(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(N, 3, S, S) float32 -> (N, D) float32 unit rows, (N, C) category probabilities."""
+        """N photos' input(), or (N, 3, S, S) float32 anywhere -> (N, D) float32 unit rows, (N, C) category probabilities."""
         features, logits = self._run(pixels)
         if not np.isfinite(features).all():
             raise StageError("the photo model gives values that are not finite: run python train.py again")
@@ -152,7 +165,7 @@ def _choose_runtime(runtime: str, device: str | None) -> str:
     if device is not None:
         return "onnx" if device == "cpu" else "torch"
     # Only a machine with an NVIDIA driver pays for importing torch (650 MB a worker) to ask about CUDA.
-    if os.path.exists("/proc/driver/nvidia/version"):
+    if any(map(os.path.exists, DRIVER)):
         import torch
 
         return "torch" if torch.cuda.is_available() else "onnx"
@@ -174,4 +187,5 @@ def _torch(model_dir: Path, description: Description, device: str | None) -> tup
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     photo_network = network.of_description(description)
     photo_network.load_state_dict(safetensors.torch.load_file(model_dir / WEIGHTS))
-    return network.as_function(photo_network, device), "fp32" if device == "cpu" else "bf16"
+    run = network.as_function(photo_network, device, description.mean, description.std)
+    return run, "fp32" if device == "cpu" else "bf16"

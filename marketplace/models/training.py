@@ -54,10 +54,15 @@ class TrainingConfig:
     seed: int
     workers: int  # processes that decode photos
     device: str
+    bf16: bool = False  # whether the network's forward pass in training is in bfloat16 where that loses nothing
 
     @property
     def backbone_learning_rate(self) -> float:
         return self.learning_rate * (BACKBONE_SHARE if self.pretrained else 1)
+
+    @property
+    def on_cuda(self) -> bool:
+        return self.device.startswith("cuda")
 
     @property
     def patience(self) -> int:
@@ -110,7 +115,7 @@ def forward(run: Callable[[torch.Tensor], torch.Tensor], loader: DataLoader, des
 
 
 def loader_of(split: Dataset, config: TrainingConfig) -> DataLoader:
-    return DataLoader(split, config.batch_size, num_workers=config.workers)
+    return DataLoader(split, config.batch_size, num_workers=config.workers, pin_memory=config.on_cuda)
 
 
 def backbone_features(photo_network: backbone.PhotoNetwork, views: list, config: TrainingConfig) -> list[np.ndarray]:
@@ -333,8 +338,8 @@ class BatchLoss:
 
     def __call__(
         self, outputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor], targets: torch.Tensor, rows: torch.Tensor
-    ) -> tuple[torch.Tensor, float]:
-        """To be minimised, and its value for reports.
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """To be minimised, and its value for reports, in float64: a number would have the GPU waited for in every step.
 
         The attraction is over the rows of all ranks. Each rank has the gradient of its own rows only, and the mean over ranks
         is taken, so the wrapper multiplies it by their number, which the value goes without.
@@ -343,10 +348,10 @@ class BatchLoss:
         each = nn.functional.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=LABEL_SMOOTHING)
         loss = (each * self._balance[targets]).mean() + CATEGORY_WEIGHT * category_loss
         if not self._paired:
-            return loss, loss.item()
+            return loss, loss.detach().double()
         attraction = LISTING_WEIGHT * self._attraction(vectors.float(), self._listings[rows].to(self._device))
         loss = loss + attraction
-        return loss, loss.item() - (1 - 1 / self._world) * attraction.item()
+        return loss, loss.detach().double() - (1 - 1 / self._world) * attraction.detach().double()
 
 
 def fine_tune(
@@ -367,7 +372,7 @@ def fine_tune(
     batch_loss = BatchLoss(train, photo_network.head.out_features, ranks, config.device)
     parallel = nn.parallel.DistributedDataParallel(moving.trained) if ranks.world > 1 else moving.trained
     seeded = SeededPhotos(train.photos, config.seed)
-    loader = DataLoader(seeded, batch_sampler=batches, num_workers=config.workers)
+    loader = DataLoader(seeded, batch_sampler=batches, num_workers=config.workers, pin_memory=config.on_cuda)
     history = load_checkpoint(checkpoint, moving, config.device) if checkpoint.resume else History()
     for values in history.epochs:
         record(**values)
@@ -392,11 +397,11 @@ def train_epoch(moving: Moving, parallel: nn.Module, loader: DataLoader, batch_l
         for module in moving.trained.network.backbone.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-    total = 0.0
+    values = []
     for pixels, targets, rows in progress(loader, "train", "batch"):
         pixels = pixels.to(config.device, memory_format=torch.channels_last, non_blocking=True)
-        targets = targets.to(config.device)
-        with torch.autocast("cuda", torch.bfloat16, enabled=config.device.startswith("cuda")):
+        targets = targets.to(config.device, non_blocking=True)
+        with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.bf16):
             outputs = parallel(pixels, targets)
         loss, value = batch_loss(outputs, targets, rows)
         moving.optimiser.zero_grad(set_to_none=True)
@@ -405,7 +410,10 @@ def train_epoch(moving: Moving, parallel: nn.Module, loader: DataLoader, batch_l
         moving.optimiser.step()
         moving.schedule.step()
         moving.averaged.update_parameters(moving.trained)
-        total += value
+        values.append(value)
+    total = 0.0
+    for value in values:
+        total += value.item()
     check_finite(total)
     return total / len(loader)
 

@@ -33,6 +33,7 @@ log = logging.getLogger("marketplace")
 def open_generation(folder: Path, runtime: str, device: str | None) -> Recommender:
     """A generation that has answered once to each kind of query, so that no client waits for what is loaded late."""
     recommender = Recommender(folder, runtime, device)
+    recommender.photo_model.warm_up()
     photo = io.BytesIO()
     Image.effect_noise((64, 64), 50).save(photo, "JPEG")
     recommender.embed(photo.getvalue())

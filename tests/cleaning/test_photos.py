@@ -673,6 +673,13 @@ def test_model_input_is_resized_without_crop_or_flip(size):
         assert np.abs(actual.transpose(1, 2, 0) * 255 - means)[: size // 2 - 4, : size // 2 - 4].mean() < 1
 
 
+def test_model_input_is_the_whole_pixels_scaled():
+    jpeg = photos.clean(encoded(smooth(300, 300), "PNG")).jpeg
+    whole = photos.model_pixels(jpeg, 64)
+    assert (whole.shape, whole.dtype) == ((64, 64, 3), np.uint8)
+    np.testing.assert_allclose(photos.model_input(jpeg, 64, (0, 0, 0), (1, 1, 1)), whole.transpose(2, 0, 1) / 255, atol=1e-6)
+
+
 def test_pixels_can_be_written_to():
     square = photos.pixels(photos.clean(encoded(quarters(), "PNG")).jpeg)
     assert (square.shape, square.dtype) == ((256, 256, 3), np.uint8)

@@ -190,3 +190,16 @@ def test_the_way_of_a_gpu_pads_and_cuts_batches_and_stays_near_fp32(monkeypatch)
         assert (features * expected).sum(1).min() > 0.999 and not np.array_equal(features, expected)
         np.testing.assert_allclose(logits, expected_logits, atol=0.05)
         seen.clear()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+def test_whole_pixels_are_normalised_where_the_network_runs(monkeypatch, device):
+    monkeypatch.setattr(torch, "compile", lambda backbone, dynamic: backbone)
+    torch.manual_seed(0)
+    ours = network.build("resnet18", "none", 5, 64)
+    mean, std = network.normalisation("resnet18")
+    whole = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    normalised = ((whole / 255 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
+    run = network.as_function(ours, device, mean, std)
+    for actual, expected in zip(run(whole), run(normalised), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-5 if device == "cpu" else 0.02)

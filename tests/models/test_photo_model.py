@@ -255,3 +255,43 @@ def test_a_network_cut_short_is_one_sentence(kept, model_dir):
     path.write_bytes(whole[: kept if isinstance(kept, int) else int(kept * len(whole))])
     with pytest.raises(StageError, match=f"^{path} is damaged: delete it and run python train.py again$"):
         photo_model.PhotoModel(model_dir, "onnx")
+
+
+@pytest.fixture
+def served_as_on_a_gpu(demo_dir, monkeypatch):
+    """The small marketplace's model on the GPU's way, uncompiled, and the sizes of the batches that it ran."""
+    import torch
+
+    sizes = []
+    monkeypatch.setattr(torch, "compile", lambda network, dynamic: lambda batch: sizes.append(len(batch)) or network(batch))
+    return photo_model.PhotoModel(demo_dir / "model", "torch", "cpu:0"), sizes  # a CPU by another name than the slow way's
+
+
+def test_a_gpu_gets_whole_pixels_and_gives_nearly_the_vectors_of_fp32(demo_dir, served_as_on_a_gpu):
+    served, exact = served_as_on_a_gpu[0], photo_model.PhotoModel(demo_dir / "model", "onnx", "cpu")
+    jpegs = [path.read_bytes() for path in sorted((demo_dir / "images").glob("*.jpg"))[:8]]
+    inputs = [served.input(jpeg) for jpeg in jpegs]
+    side = served.description.input_size
+    assert served.precision == "bf16" and {(each.dtype.name, each.shape) for each in inputs} == {("uint8", (side, side, 3))}
+    vectors, _ = served.run(np.stack(inputs))
+    expected, _ = exact.run(np.stack([exact.input(jpeg) for jpeg in jpegs]))
+    assert (vectors * expected).sum(1).min() > 0.999
+    np.testing.assert_allclose(served.run_one(inputs[0])[0], vectors[0], atol=1e-2)
+
+
+def test_warming_up_runs_every_size_that_is_compiled_and_none_on_a_cpu(demo_dir, served_as_on_a_gpu, monkeypatch):
+    served, sizes = served_as_on_a_gpu
+    served.warm_up()
+    assert sizes == [1, 8, 64]
+    calm = photo_model.PhotoModel(demo_dir / "model", device="cpu")
+    monkeypatch.setattr(calm, "run", lambda pixels: pytest.fail("a CPU compiles nothing"))
+    calm.warm_up()
+
+
+@pytest.mark.parametrize("sign", ["/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg", None])
+def test_a_gpu_is_asked_for_where_any_sign_of_its_driver_is(monkeypatch, sign):
+    import torch
+
+    monkeypatch.setattr(photo_model.os.path, "exists", lambda path: path == sign)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert photo_model._choose_runtime("auto", None) == ("torch" if sign else "onnx")

@@ -17,6 +17,7 @@ import api
 from marketplace.files import atomic, stages
 from marketplace.files import generations as generation_files
 from marketplace.files.stages import StageError
+from marketplace.models.photo_model import PhotoModel
 from marketplace.service import reload
 from marketplace.service.meters import Meters
 from marketplace.service.settings import Settings
@@ -255,3 +256,10 @@ def test_before_its_models_are_loaded_the_service_is_not_ready(demo_dir):
     client = TestClient(api.create_app(Settings(demo_dir)))  # without `with`, the lifespan does not run
     response = client.get("/healthcheck")
     assert response.status_code == 503 and response.json() == {"detail": "the models are not loaded yet: try again"}
+
+
+def test_a_generation_is_warm_before_it_answers(demo_dir, monkeypatch):
+    warmed = []
+    monkeypatch.setattr(PhotoModel, "warm_up", lambda photo_model: warmed.append(photo_model))
+    opened = reload.open_generation(generation_files.current_generation(demo_dir / "index"), "auto", "cpu")
+    assert warmed == [opened.photo_model]
