@@ -63,6 +63,12 @@ class TypedQuery:
         return [self.words[place] for place in self.content if self.words[place].is_held]
 
     @property
+    def held_share(self) -> float:
+        """The share of the content words' rarity that is of words which any listing holds."""
+        rarity = sum(self.words[place].rarity for place in self.content)
+        return sum(word.rarity for word in self.required) / max(rarity, 1e-9)
+
+    @property
     def corrections(self) -> dict[str, str]:
         """Misspelt words -> what was read instead."""
         return {

@@ -143,7 +143,8 @@ class TypedSearch:
         else:
             tier = np.maximum.reduce([weight * getattr(matches, name) for name, weight in TIER.items()])
             added = sum(weight * getattr(matches, name) for name, weight in WORDS.items())
-            found = {"words": tier + SAME_TITLE * matches.same_title + added}
+            # Words that no listing holds were meant too: what holds all the others is that much less of an answer.
+            found = {"words": typed.query.held_share * (tier + SAME_TITLE * matches.same_title + added)}
             found |= {kind: weight * meaning[kind] for kind, weight in MEANING.items() if meaning}
         parts = {part: np.zeros(len(candidates.rows)) for part in dict.fromkeys(PARTS[kind] for kind in found)}
         for kind, values in found.items():
