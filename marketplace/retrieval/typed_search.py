@@ -20,7 +20,6 @@ SYNONYMS = "synonyms.csv"  # of the generation
 CATEGORY_NAMES, CATEGORY_VECTORS = "category_names.npy", "category_vectors.npy"  # (codes, E): by name and path; by all
 DEPTH = 200  # candidates by each way to find them, for an answer's first results
 NEAR_COSINE = 0.35  # of a name or text, from which a listing that lacks words belongs to a result by its meaning
-ENCODED_QUERIES = 10_000  # whose vectors are kept
 
 # How raw scores add up. A tier by the words held, which the rest cannot outweigh between all and none of the words:
 TIER = {"all_name_typed": 1.5, "all_name_meant": 1.35, "all_text_typed": 0.7, "all_text_meant": 0.56}
