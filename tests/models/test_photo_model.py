@@ -268,7 +268,7 @@ def served_as_on_a_gpu(demo_dir, monkeypatch):
 
 
 def test_a_gpu_gets_whole_pixels_and_gives_nearly_the_vectors_of_fp32(demo_dir, served_as_on_a_gpu):
-    served, exact = served_as_on_a_gpu[0], photo_model.PhotoModel(demo_dir / "model", "onnx", "cpu")
+    served, exact = served_as_on_a_gpu[0], photo_model.PhotoModel(demo_dir / "model", "torch", "cpu")
     jpegs = [path.read_bytes() for path in sorted((demo_dir / "images").glob("*.jpg"))[:8]]
     inputs = [served.input(jpeg) for jpeg in jpegs]
     side = served.description.input_size

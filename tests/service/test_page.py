@@ -105,7 +105,7 @@ def choose_photo(page, path, form="#search-form"):
 def told(cards):
     """The match in percent and the reasons, as each card tells them."""
     cards.first.wait_for()
-    matches = [int(text.removesuffix("% match")) for text in cards.locator(".match").all_inner_texts()]
+    matches = [int("".join(card.locator(".match").all_inner_texts()).removesuffix("% match") or 0) for card in cards.all()]
     reasons = [card.get_by_role("list", name="Why").get_by_role("listitem").all_inner_texts() for card in cards.all()]
     assert len(matches) == len(reasons) > 0
     return list(zip(matches, reasons, strict=True))
