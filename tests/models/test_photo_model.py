@@ -275,7 +275,7 @@ def test_a_gpu_gets_whole_pixels_and_gives_nearly_the_vectors_of_fp32(demo_dir, 
     assert served.precision == "bf16" and {(each.dtype.name, each.shape) for each in inputs} == {("uint8", (side, side, 3))}
     vectors, _ = served.run(np.stack(inputs))
     expected, _ = exact.run(np.stack([exact.input(jpeg) for jpeg in jpegs]))
-    assert (vectors * expected).sum(1).min() > 0.999
+    assert (vectors * expected).sum(1).min() > 0.99  # bf16 keeps 8 bits of a fraction
     np.testing.assert_allclose(served.run_one(inputs[0])[0], vectors[0], atol=1e-2)
 
 
