@@ -19,11 +19,13 @@ import numpy as np
 
 from marketplace.files import atomic, cli, generations, reading, stages
 from marketplace.files.stages import StageError
-from marketplace.retrieval import builds, catalogue
+from marketplace.models.text_encoder import TextEncoder
+from marketplace.retrieval import builds, catalogue, typed
 from marketplace.retrieval import vectors as vector_search
 from marketplace.retrieval.builds import BuildSettings, Published
 from marketplace.retrieval.entries import Entries
 
+OWN_SYNONYMS = "synonyms.csv"  # below --data, of the user's own, each line words that mean the same
 UPDATE_QUERIES = 20  # that measure the recall of an update: exact search among all vectors is most of the cost
 LEAST_JUDGED = 20  # validation listings; with fewer the weights set by hand stay
 SUMMARY = (
@@ -58,7 +60,8 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> dict:
     arguments = {name: getattr(args, name) for name in ("kind", "recall", "max_memory", "full", "purge")}
-    with stages.open_stage(args.data, "index", arguments, digest_own(args.embeddings)) as stage:
+    own = digest_own(args.embeddings) | digest_synonyms(args.data)
+    with stages.open_stage(args.data, "index", arguments, own) as stage:
         if stage.is_done():
             return stage.summary()
         entries = Entries.read(args.data, args.embeddings)
@@ -95,6 +98,9 @@ def write(
     copy_models(stage.data_dir, folder, settings.models)
     history = write_engines(folder, entries, settings, source)
     is_update = history["updated"] is not None
+    builds.write_synonyms(folder, stage.data_dir / OWN_SYNONYMS)
+    if (encoder := TextEncoder.load(folder, cli.cores())) is not None:
+        builds.write_category_vectors(folder, encoder, source.folder if is_update else None)
     if purge:
         builds.purge(folder)
     ranker_started_s = time.perf_counter()
@@ -113,6 +119,12 @@ def digest_own(embeddings: Path | None) -> dict[str, str]:
     if not embeddings.is_file():
         raise StageError(f"--embeddings {embeddings} does not exist: give a JSON file of the form {{image id: [floats]}}")
     return {"--embeddings": stages.digest(embeddings)}
+
+
+def digest_synonyms(data_dir: Path) -> dict[str, str]:
+    """The digests of the synonyms that come with the program and of the marketplace's own, where there are any."""
+    found = {"--synonyms": typed.SYNONYMS, f"--{OWN_SYNONYMS}": data_dir / OWN_SYNONYMS}
+    return {name: stages.digest(path) for name, path in found.items() if path.is_file()}
 
 
 def key_of(settings: BuildSettings, inputs: dict[str, str]) -> str:
@@ -179,22 +191,24 @@ def write_ranker(
         return current.report["ranker"]
 
     from marketplace.models.text_model import TableModels
-    from marketplace.retrieval import ranking  # these import more than an update needs
+    from marketplace.retrieval import ranker_fit, ranking  # these import more than an update needs
     from marketplace.retrieval.open_index import OpenIndex
 
     background = {}
     for kind, vectors in (("photo", entries.vectors), ("text", entries.text_vectors)):
-        background[kind] = ranking.background_cosine(vectors)
+        background[kind] = ranker_fit.background_cosine(vectors)
         reading.release(vectors)
     ranking.Ranker.by_hand(background).save(folder / builds.RANKER)
     if not enough or settings.own_embeddings:
         return {"chosen": "by_hand"}
     probabilities = reading.read_array(data_dir / "embeddings" / "probabilities.npy")
-    models = TableModels.load(folder).before_refit()  # the questions are about validation listings
-    queries = ranking.judge(OpenIndex(folder), models, entries.splits, probabilities)
-    ranker, chosen = ranking.fit(queries, background)
+    index = OpenIndex(folder)
+    models = TableModels.load(folder, index.text_encoder).before_refit()  # the questions are about validation listings
+    queries = ranker_fit.judge(index, models, entries.splits, probabilities)
+    ranker, chosen = ranker_fit.fit(queries, background)
+    ranker, calibrated = ranker_fit.calibrate(ranker, queries, ranker_fit.judge_typed(index, entries.splits))
     ranker.save(folder / builds.RANKER)
-    return chosen
+    return chosen | {"calibration": calibrated}
 
 
 def describe(entries: Entries, settings: BuildSettings) -> dict:

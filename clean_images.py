@@ -36,7 +36,7 @@ RECORD = ("image_id", "turn", "settings", "identity", "content", "jpeg", "jpeg_b
 PROGRESS = ".progress.jsonl"  # one line a photo done, appended; not *.tmp, so that it outlives a kill
 DUPLICATE = "duplicate_id"  # another file of its id was kept: the reason of a reject by which no photo is lost
 Key = tuple[str, int]  # id in lower case, and the file's place among the candidates for it, from 0
-COLUMNS = ["image_id", "status", "reason", "width", "height", "sha256", "phash", "source"]
+COLUMNS = ["image_id", "status", "reason", "width", "height", "sha256", "phash", "colours", "source"]
 
 
 # Records of earlier runs: what need not be done again.

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from marketplace.cleaning import duplicates, photos, pictures
+from marketplace.cleaning import duplicates, folds, photos, pictures
 from marketplace.cleaning.listings import read_classes, read_products
 from marketplace.cleaning.splits import SHARES, assign_splits, seeded_order
 from marketplace.files import atomic, cli, reading, stages
@@ -49,7 +49,9 @@ def run(args: argparse.Namespace) -> dict:
         groups, _ = read_values(tabular_dir, args.group_column, "--group-column")
         given = read_given(tabular_dir, args.split_column)
         classes = read_classes(tabular_dir)
-        listings = read_keyed(tabular_dir / "products.csv", "product_id", ["name", "description", "label"]).astype({"label": int})
+        listings = read_keyed(tabular_dir / "products.csv", "product_id", ["name", "description", "price", "label"]).astype(
+            {"label": int}
+        )
         claimed = claim_photos(tabular_dir, images_dir, listings)
 
         stage.begin()
@@ -113,8 +115,9 @@ def read_keyed(path: Path, key: str, columns: list[str]) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class ClaimedPhotos:
-    """used: the kept photos that belong to a listing (image_id, product_id, sha256, phash), in the listings' order, those of one
-    listing by their ids; unclaimed: image ids of the other kept photos; lost: rows of images.csv without a kept photo.
+    """used: the kept photos that belong to a listing (image_id, product_id, sha256, phash, colours), in the listings' order,
+    those of one listing by their ids; unclaimed: image ids of the other kept photos; lost: rows of images.csv without a kept
+    photo.
     """
 
     used: pd.DataFrame
@@ -125,7 +128,7 @@ class ClaimedPhotos:
 def claim_photos(tabular_dir: Path, images_dir: Path, listings: pd.DataFrame) -> ClaimedPhotos:
     """Join photos and listings; StageError when nothing joins."""
     owners = read_keyed(tabular_dir / "images.csv", "image_id", ["product_id"])
-    kept = read_keyed(images_dir / "photos.csv", "image_id", ["status", "sha256", "phash"])
+    kept = read_keyed(images_dir / "photos.csv", "image_id", ["status", "sha256", "phash", "colours"])
     joined = kept.merge(owners, on="image_id", how="left")
     listing_rows = pd.Index(listings["product_id"]).get_indexer(joined["product_id"])
     if not (listing_rows >= 0).any():
@@ -138,12 +141,10 @@ def claim_photos(tabular_dir: Path, images_dir: Path, listings: pd.DataFrame) ->
 
 
 def find_clusters(listings: pd.DataFrame, used: pd.DataFrame, groups: pd.DataFrame) -> pd.DataFrame:
-    """product_id, cluster (what stays in one split), duplicates (what is the same offer) and label of each listing.
-
-    Listings that show or say the same thing are one offer; an equal value of --group-column only keeps them in one split.
-    """
-    same = duplicates.find_clusters(listings, used, groups[:0])
-    together = duplicates.find_clusters(listings, used, groups) if len(groups) else same
+    """product_id, cluster (what stays in one split), duplicates (the same thing offered twice) and label of each listing."""
+    shown = duplicates.Photos.of(listings, used)
+    same = folds.fold_ids(listings, shown)
+    together = duplicates.find_clusters(listings, shown, same, groups)
     return pd.DataFrame(
         {"product_id": listings["product_id"], "cluster": together, "duplicates": same, "label": listings["label"]}
     )

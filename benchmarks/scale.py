@@ -95,6 +95,7 @@ def prepare(data_dir: Path, source_dir: Path, numbers: np.ndarray, edited: set[i
     kept = pd.DataFrame({"image_id": image_ids, "status": "ok", "reason": "", "width": "256", "height": "256"})
     kept["sha256"] = [f"{bits:064x}" for bits in pixels.tolist()]
     kept["phash"] = [f"{bits:016x}" for bits in pixels.tolist()]
+    kept["colours"] = 6 * kept["phash"]
     atomic.write_csv(stage.folder / "photos.csv", kept.assign(source=kept["image_id"] + ".jpg").sort_values("image_id"))
     stage.finish({}, ["photos.csv"])
     seconds["dataset"] = run("-c", DATASET, "--data", data_dir)[0]

@@ -182,7 +182,7 @@ def write_generation(index_dir: Path, source: Path, products: pd.DataFrame, vect
 
     from marketplace.files import atomic, generations, reading, stages
     from marketplace.models import photo_model, text_encoder
-    from marketplace.retrieval import builds, catalogue, keys, words
+    from marketplace.retrieval import builds, catalogue, forward, keys, typed_search, words
     from marketplace.retrieval import vectors as vector_search
 
     encoder_files = [name for name in text_encoder.FILES if (source / name).exists()]
@@ -200,8 +200,12 @@ def write_generation(index_dir: Path, source: Path, products: pd.DataFrame, vect
             atomic.write_array(folder / names.keys, row_keys)
         catalogue.write(folder, [products], image_ids, np.arange(len(products)))
         words.write(folder, *builds.listing_blocks(folder, row_keys))
+        forward.write(folder, [products])
+        shutil.copy2(source / typed_search.SYNONYMS, folder / typed_search.SYNONYMS)
         for name in {*photo_model.FILES, *encoder_files, "ranker.json"}:
             shutil.copy2(files.get(name, source / name), folder / name)
+        if (encoder := text_encoder.TextEncoder.load(folder)) is not None:
+            builds.write_category_vectors(folder, encoder, None)
         own = vectors.shape[1] != photo_model.Description.load(folder).dimension
         digests = stages.digests(folder, *generations.files_of(folder))
         atomic.write_json(

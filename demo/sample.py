@@ -32,6 +32,7 @@ NAME_TAIL = " | in {place} | Gumtree"
 BROKEN = ("truncated", "empty", "text")
 ODD = ("oriented", "png", "oriented", "cmyk", "oriented", "grayscale")
 IN_TURN = wording.ALL_KINDS[0::2] + wording.ALL_KINDS[1::2]  # a kind of every category, then the other kind of every category
+SAME_OFFER_EVERY = 6  # reposts: among those of the same photos, every other one
 REJECT_REASONS = ("null_price", "bad_price", "duplicate_id", "bad_id")
 ORIENTATION_TAG = 0x0112  # EXIF 2.32, table 4
 ORIENTATIONS = (  # value of the tag -> how the stored pixels are turned: the other way than the value tells a reader to
@@ -78,7 +79,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class Repost:
-    """A listing posted again: with the "same photos", the "same text" or a "near photo"."""
+    """A listing posted again: with the "same photos", and now and then the same text too, the "same text" or a "near photo"."""
 
     first: Listing
     again: Listing
@@ -150,7 +151,7 @@ def _plan_listings(count: int, rng: random.Random) -> tuple[list[Listing], list[
     reposts = _plan_reposts(listings, reposted, rng)
     for repost in reposts:
         for ids in trapped.values():
-            if repost.how == "same text" and repost.first.product_id in ids:
+            if repost.again.description == repost.first.description and repost.first.product_id in ids:
                 ids.add(repost.again.product_id)
     return listings + [repost.again for repost in reposts], reposts, {trap: len(ids) for trap, ids in trapped.items()}
 
@@ -163,10 +164,10 @@ def _plan_reposts(listings: list[Listing], count: int, rng: random.Random) -> li
         earlier = [repost.first for repost in reposts if repost.how == how]
         first = rng.choice(earlier if earlier and rng.random() < 0.3 else wordy if how == "same text" else listings)
         again = _new_listing(first.kind, rng)
-        if how == "same text":
-            again = replace(again, title=first.title, description=first.description, price=first.price)
-        else:
+        if how != "same text":
             again = replace(again, object_seed=first.object_seed)
+        if how == "same text" or number % SAME_OFFER_EVERY == 0:
+            again = replace(again, title=first.title, description=first.description, price=first.price)
         reposts.append(Repost(first, again, how))
     return reposts
 

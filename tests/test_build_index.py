@@ -15,9 +15,10 @@ import pytest
 import build_index
 from marketplace.files import atomic, generations, reading
 from marketplace.files.stages import StageError
-from marketplace.retrieval import builds, keys, ranking
+from marketplace.retrieval import builds, keys, ranker_fit
 from marketplace.retrieval import vectors as vector_search
 from marketplace.retrieval.catalogue import Filters
+from marketplace.retrieval.open_index import Query
 from marketplace.retrieval.recommender import Recommender
 from tests.conftest import stamp
 from tests.files.asked import files_below
@@ -185,9 +186,10 @@ def test_what_is_gone_is_found_no_more_and_what_is_new_is_found(changed):
     updated = Recommender(changed.updated)
     for product_id in changed.gone:
         assert updated.catalogue.product_row(product_id) is None
-    found = {hit["product_id"] for hit in updated.recommend(updated.query(text="the a of in"), 100)}
-    assert not found & set(changed.gone) and len(found) > 10
-    edited = [hit["product_id"] for hit in updated.recommend(updated.query(text="zyzzogeton"), EDITED)]
+    for query, least in ((updated.typed("a of in"), 5), (Query(), updated.catalogue.n_products)):
+        found = {hit["product_id"] for hit in updated.search(query, 1000).results}
+        assert not found & set(changed.gone) and len(found) >= least
+    edited = [hit["product_id"] for hit in updated.search(updated.typed("zyzzogeton"), EDITED).results]
     assert sorted(edited) == sorted(changed.edited)
 
 
@@ -266,7 +268,7 @@ def everything(generation: Path) -> dict:
         }
     words = {}
     for query in ("quotes second line", "bik", "guitra", "table with chairs", "the"):
-        best, _ = listed.match_words(query, 10_000)
+        best = opened.typed_search.find(opened.typed_search.read(query), 10_000)
         words[query] = {product["product_id"] for product in listed.products(best)}
     return {"listings": found, "words": words, "choices": listed.choices()}
 
@@ -550,6 +552,34 @@ def test_a_full_build_fits_the_ranker_where_there_were_too_few_listings_before(d
     assert queries_of() is None  # an update keeps the weights
     fitted = queries_of("--full")
     assert fitted
-    monkeypatch.setattr(ranking, "JUDGED_LISTINGS", 1)
+    monkeypatch.setattr(ranker_fit, "JUDGED_LISTINGS", 1)
     random_change(data_dir, np.random.default_rng(2))
     assert queries_of("--full") == fitted  # kept, as the models are the same
+
+
+def test_a_marketplace_brings_synonyms_of_its_own(demo_dir, tmp_path, capsys):
+    data_dir = tmp_path / "data"
+    shutil.copytree(demo_dir, data_dir, ignore=shutil.ignore_patterns("raw", "tensorboard", "features"))
+    name = reading.read_csv(data_dir / "tabular" / "products.csv")["name"][0]
+    word = max(name.split(), key=len)
+
+    def answers() -> list[dict]:
+        opened = Recommender(generations.current_generation(data_dir / "index"))
+        return opened.search(opened.typed("qwxzzy"), 3).results
+
+    assert answers() == []
+    (data_dir / "synonyms.csv").write_bytes(f"qwxzzy,{word}\r\n\r\n".encode("utf-8-sig"))
+    assert build_index.main(["--data", str(data_dir)]) == 0
+    found = answers()
+    assert found and all(f"similar word: {word}" in hit["reasons"] for hit in found)
+    capsys.readouterr()
+    assert build_index.main(["--data", str(data_dir)]) == 0
+    assert json.loads(capsys.readouterr().out)["unchanged"] is True
+    for content, error in (
+        (b"sofa,settee\ncouch;divan\n", ' line 2 holds "couch;divan" alone: add what means the same, after a comma'),
+        ("canap\u00e9,sofa".encode("latin-1"), " is no CSV file in UTF-8: save it as one"),
+    ):
+        (data_dir / "synonyms.csv").write_bytes(content)
+        assert build_index.main(["--data", str(data_dir)]) == 1
+        assert capsys.readouterr().err == f"error: {data_dir / 'synonyms.csv'}{error}\n"
+    assert answers() == found

@@ -123,6 +123,7 @@ def test_every_photo_becomes_what_photos_clean_makes_of_it(tmp_path, clean):
             "height": "32",
             "sha256": expected.sha256,
             "phash": expected.phash,
+            "colours": expected.colours,
             "source": f"{row['image_id']}.jpg",
         }
 

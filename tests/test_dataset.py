@@ -55,7 +55,7 @@ def finish_inputs(data: Path) -> None:
     stages.Stage(data, "images", {}, {}).finish({}, ["photos.csv"])
 
 
-RESULTS = ("status", "reason", "width", "height", "sha256", "phash")  # columns of photos.csv beside image_id
+RESULTS = ("status", "reason", "width", "height", "sha256", "phash", "colours")  # columns of photos.csv beside image_id
 
 
 def marketplace(count: int, first: int = 0) -> tuple[list[dict], list[dict]]:
@@ -287,9 +287,32 @@ def test_the_words_na_none_and_null_are_read_as_texts_and_group_values(tmp_path)
     table = reading.read_csv(tmp_path / "dataset" / "listings.csv").set_index("product_id")
     moved = {product_id: cluster for product_id, cluster in table["cluster"].items() if product_id != cluster}
     assert moved == {"p0007": "p0003", "p0008": "p0001", "p0010": "p0002"}
-    # One seller's listings are kept together; only the same photo or text makes one a duplicate of another.
-    copies = {product_id: first for product_id, first in table["duplicates"].items() if product_id != first}
-    assert copies == {"p0007": "p0003"}
+    # One seller's listings are kept together, and those of one text; none of them is another's duplicate, as the photos differ.
+    assert (table["duplicates"] == table.index).all()
+
+
+def test_the_same_thing_offered_twice_is_a_duplicate_and_one_photo_in_common_is_none(tmp_path):
+    products, pictures = marketplace(40)
+    products[7] |= {key: products[3][key] for key in ("name", "description")}
+    same = {key: pictures[3][key] for key in ("sha256", "phash", "colours")}
+    pictures[7] |= same
+    pictures[9] |= same
+    write_inputs(tmp_path, products, pictures)
+    succeeds(tmp_path)
+    table = reading.read_csv(tmp_path / "dataset" / "listings.csv").set_index("product_id")
+    assert {product_id: first for product_id, first in table["duplicates"].items() if product_id != first} == {"p0007": "p0003"}
+    clusters = {product_id: first for product_id, first in table["cluster"].items() if product_id != first}
+    assert clusters == {"p0007": "p0003", "p0009": "p0003"}
+
+
+def test_a_logo_puts_no_shop_into_one_split(tmp_path):
+    products, pictures = marketplace(60)
+    pictures += [photo(100, f"p{number:04d}") | {"image_id": f"logo{number}"} for number in range(50)]
+    write_inputs(tmp_path, products, pictures)
+    succeeds(tmp_path)
+    table = reading.read_csv(tmp_path / "dataset" / "listings.csv")
+    assert (table["cluster"] == table["product_id"]).all() and (table["duplicates"] == table["product_id"]).all()
+    assert set(table["split"][:50]) == {"train", "validation", "test"}
 
 
 def test_a_group_column_of_the_photos_joins_all_listings_of_a_sender(tmp_path):

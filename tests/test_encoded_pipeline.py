@@ -15,6 +15,7 @@ from marketplace.cleaning import listings
 from marketplace.files import atomic, generations, reading, stages
 from marketplace.models.text_encoder import TEXT_TOKENS, TextEncoder
 from marketplace.retrieval.recommender import Recommender
+from marketplace.retrieval.typed_search import CATEGORY_VECTORS
 from tests.conftest import TRAIN_FLAGS, stamp
 
 
@@ -43,6 +44,13 @@ def texts_of(data_dir: Path) -> list[str]:
     return listings.texts(listings.read_products(data_dir / "tabular"))
 
 
+def category_vectors(generation: Path) -> dict[str, np.ndarray]:
+    """What each category path means."""
+    return dict(
+        zip(reading.read_json(generation / "filters.json")["category"], np.load(generation / CATEGORY_VECTORS), strict=True)
+    )
+
+
 def test_every_listing_has_the_vector_of_its_name_and_of_its_text_in_the_tables_order(encoded_dir):
     encoder, texts = TextEncoder.load(encoded_dir / "model"), texts_of(encoded_dir)
     folder = encoded_dir / "embeddings"
@@ -55,10 +63,10 @@ def test_the_recommender_encodes_and_finds_names_and_meanings(encoded_dir):
     recommender = Recommender(generations.current_generation(encoded_dir / "index"), device="cpu")
     for row, text in enumerate(texts_of(encoded_dir)[:10]):
         (vector,) = recommender.text_encoder.encode([text.partition("\n")[0]])
-        found, cosines = recommender.names_index.nearest(vector, 5)
+        found, cosines = recommender.typed_search.names.nearest(vector, 5)
         assert row in found and cosines[0] == pytest.approx(1, abs=1e-5)
         (vector,) = recommender.text_encoder.encode([text], TEXT_TOKENS)
-        assert row in recommender.meanings_index.nearest(vector, 5)[0]
+        assert row in recommender.typed_search.meanings.nearest(vector, 5)[0]
 
 
 def test_every_stage_with_an_encoder_is_unchanged_when_run_again(encoded_dir, small_encoder, capsys):
@@ -72,7 +80,7 @@ def test_only_new_and_changed_texts_are_encoded_and_the_indexes_updated(encoded_
     tables = {name: reading.read_csv(data_dir / name) for name in ("tabular/products.csv", "dataset/listings.csv")}
     products = tables["tabular/products.csv"]
     products.loc[1, "description"] = "zyzzogeton"  # at the end of a long text it might not be read
-    new = products.iloc[[0]].assign(product_id="new", name="Zyzzogeton")
+    new = products.iloc[[0]].assign(product_id="new", name="Zyzzogeton", category="Insects / Zyzzogetons")
     tables["tabular/products.csv"] = pd.concat([new, products], ignore_index=True)
     listed = tables["dataset/listings.csv"]
     tables["dataset/listings.csv"] = pd.concat([listed.iloc[[0]].assign(product_id="new"), listed], ignore_index=True)
@@ -87,10 +95,14 @@ def test_only_new_and_changed_texts_are_encoded_and_the_indexes_updated(encoded_
     run(build_index.main, data_dir, capsys, "--full")
     full = Recommender(generations.current_generation(data_dir / "index"), device="cpu")
     (vector,) = updated.text_encoder.encode(["zyzzogeton"])
-    for ours, theirs in ((updated.names_index, full.names_index), (updated.meanings_index, full.meanings_index)):
+    for ours, theirs in zip(updated.typed_search.vector_indexes, full.typed_search.vector_indexes, strict=True):
         for left, right in zip(ours.nearest(vector, 20), theirs.nearest(vector, 20), strict=True):
             np.testing.assert_array_equal(left, right)
-    assert updated.names_index.nearest(vector, 1)[0].tolist() == [0]
+    assert updated.typed_search.names.nearest(vector, 1)[0].tolist() == [0]
+    ours, theirs = (category_vectors(data_dir / "index" / opened.generation) for opened in (updated, full))
+    assert ours.keys() == theirs.keys() and "Insects / Zyzzogetons" in ours
+    for path, vector in ours.items():
+        np.testing.assert_allclose(vector, theirs[path], atol=1e-6)
 
 
 def test_without_an_encoder_nothing_of_one_stays(encoded_dir, demo_dir, tmp_path, capsys):
@@ -107,7 +119,9 @@ def test_without_an_encoder_nothing_of_one_stays(encoded_dir, demo_dir, tmp_path
         assert ours == theirs
     generation = generations.current_generation(data_dir / "index")
     recommender = Recommender(generation, device="cpu")
-    assert recommender.text_encoder is None and recommender.names_index is None and recommender.meanings_index is None
+    assert (
+        recommender.text_encoder is None and recommender.typed_search.names is None and recommender.typed_search.meanings is None
+    )
     assert not {*stages.TEXT_ENCODER, *stages.ENCODED, "names.faiss", "meanings.faiss"} & {p.name for p in generation.iterdir()}
 
 

@@ -7,7 +7,7 @@ const UNREACHABLE = "The service cannot be reached: check the connection, then t
 const SLOTS_OF_A_VIEW = ["results", "listing", "similar", "prediction"];
 
 const answers = new Map(); // what was asked -> the answer
-const searches = new Map(); // a search -> { listings: those found so far, complete: whether there are no more }
+const searches = new Map(); // a search -> { listings: those found so far, complete: whether there are no more, answer: the first }
 const running = new Map(); // slot -> AbortController of its request
 
 class ApiError extends Error {}
@@ -99,8 +99,13 @@ export function askForListings({ key, words, photo, filters, k }, { waiting, don
     const question = photo
       ? { path: "/predict/similar_images", body: formData({ image: photo, text: words, ...values }) }
       : { path: `/search?${queryString({ q: words, ...values })}` };
-    const add = ({ results }) => {
-      const found = { listings: [...listings, ...results], complete: results.length < wanted };
+    const add = (answer) => {
+      const { results } = answer;
+      const found = {
+        listings: [...listings, ...results],
+        complete: results.length < wanted,
+        answer: searches.get(key)?.answer ?? answer,
+      };
       keep(searches, key, found);
       if (isEnough(found)) done(found);
       else askFrom(found.listings);

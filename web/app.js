@@ -3,13 +3,13 @@
 import { askForChoices, askForEstimate, askForListing, askForListings, askForSimilar, giveUpRequests } from "./api.js";
 import { alertLine, byId, setBusy, tell } from "./elements.js";
 import {
-  address, currentPhotoKey, FILTERS, filtersOf, followBack, followLinks, keepPhoto, photoOf, stateOf, viewOf, visit,
+  address, currentPhotoKey, filtersOf, followBack, followLinks, isFiltered, keepPhoto, photoOf, stateOf, viewOf, visit,
 } from "./history.js";
 import { photoField, takeDroppedPhotos, takePastedPhotos } from "./photo-field.js";
 import { fillForm, foldFilters, followForm, setChoices, showCategoryMenus, typedValues, welcome } from "./query-form.js";
 import {
-  backLink, cards, estimatePanels, listingDetails, listingTitle, moreButton, noEstimate, nothingFound, nothingSimilar,
-  similarSection, skeleton, summary,
+  backLink, cards, correctionLine, estimatePanels, listingDetails, listingTitle, moreButton, noEstimate, nothingClose,
+  nothingFound, nothingSimilar, similarSection, skeleton, summary,
 } from "./views.js";
 
 const PAGE_SIZE = 24; // listings at a time
@@ -74,19 +74,18 @@ function search(changes, photoKey = currentPhotoKey()) {
 function showSearch(state, photo, photoKey) {
   fillForm(state);
   searchPhoto.set(photo);
-  const isAsked = Boolean(state.q || photo);
+  const isPhotoGone = photoKey && !photo; // filters alone would answer something else
+  const isAsked = Boolean(state.q || photo || (isFiltered(state) && !isPhotoGone));
   document.title = state.q ? `${state.q} – Marketplace` : "Marketplace";
   sections.search.classList.toggle("asked", isAsked);
   tell(byId("search-error"), "");
   if (isAsked) showResults(state, photo, photoKey);
-  else showFirstPage(state, photoKey);
+  else showFirstPage(isPhotoGone);
 }
 
-function showFirstPage(state, photoKey) {
-  let sentence = "";
-  if (photoKey) sentence = "This search had a photo, which is not kept when a page is reloaded: choose it again.";
-  else if (FILTERS.some((name) => state[name])) sentence = "Filters narrow a search: add words or a photo.";
-  byId("search-status").textContent = sentence;
+function showFirstPage(isPhotoGone) {
+  const sentence = "This search had a photo, which is not kept when a page is reloaded: choose it again.";
+  byId("search-status").textContent = isPhotoGone ? sentence : "";
   setBusy(byId("results"), false);
   byId("results").replaceChildren(welcome());
 }
@@ -100,13 +99,19 @@ function showResults(state, photo, photoKey) {
     setBusy(results, true);
     if (!results.querySelector(".card a")) results.replaceChildren(skeleton(8));
   };
-  const done = ({ listings, complete }) => {
+  const done = ({ listings, complete, answer }) => {
+    const { total = 0, total_is_at_least: totalIsAtLeast = false, nearest = [], corrections = {} } = answer;
     const best = listings.slice(0, k);
     const isAll = complete && listings.length <= k;
     setBusy(results, false);
-    status.textContent = summary(best.length, isAll, state.q, Boolean(photo));
+    // Words that nothing is close to are answered by no results; a photo always has some, the best first.
+    const isClose = photo ? best[0]?.close : best.length;
+    status.textContent = isClose
+      ? summary(best.length, { isAll, total, totalIsAtLeast }, state, Boolean(photo))
+      : nothingClose(state, Boolean(photo), Boolean(best.length || nearest.length));
     const cardsBefore = document.activeElement?.classList.contains("more") ? results.querySelectorAll(".card").length : -1;
-    results.replaceChildren(...(best.length ? cards(best, state) : [nothingFound(state)]));
+    const shownListings = best.length ? [correctionLine(corrections), cards(best, state)] : nothingFound(state, nearest);
+    results.replaceChildren(...shownListings.filter(Boolean));
     if (best.length && !isAll && k < MAX_RESULTS) results.append(moreButton(() => showMore(state, k)));
     results.querySelectorAll(".card a")[cardsBefore]?.focus({ preventScroll: true });
   };
@@ -135,7 +140,7 @@ function showChoices(choices) {
 
 function showListing(state) {
   const section = sections.listing;
-  const back = backLink({ ...state, listing: "" }, Boolean(state.q || currentPhotoKey()));
+  const back = backLink({ ...state, listing: "" }, Boolean(state.q || currentPhotoKey() || isFiltered(state)));
   document.title = "Marketplace";
   setBusy(section, true);
   section.replaceChildren(back, listingTitle("Fetching the listing…", { class: "fetching" }));
@@ -160,7 +165,7 @@ function showSimilar(state, section) {
   const showBelow = (...nodes) => section.replaceChildren(heading, ...nodes);
   showBelow(skeleton(4));
   askForSimilar(state.listing, {
-    done: ({ results }) => showBelow(...(results.length ? cards(results, state, "h3") : [nothingSimilar()])),
+    done: ({ results }) => showBelow(results.length ? cards(results, state, "h3") : nothingSimilar()),
     failed: (sentence) => showBelow(alertLine(sentence)),
   });
 }

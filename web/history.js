@@ -42,6 +42,10 @@ export function filtersOf(state) {
   return Object.fromEntries(FILTERS.map((name) => [name, state[name]]));
 }
 
+export function isFiltered(state) {
+  return FILTERS.some((name) => state[name]);
+}
+
 export function withoutFilters(state) {
   return { ...state, ...Object.fromEntries(FILTERS.map((name) => [name, ""])) };
 }

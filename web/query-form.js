@@ -104,7 +104,7 @@ export function welcome() {
   const top = children.get("") ?? [];
   if (!top.length) return "";
   const items = top.map(({ path, name, count }) =>
-    h("li", {}, link({ q: name, category: path }, {}, h("span", {}, name), h("span", { class: "count" }, formatCount(count)))));
+    h("li", {}, link({ category: path }, {}, h("span", {}, name), h("span", { class: "count" }, formatCount(count)))));
   return h(
     "section",
     { class: "browse", "aria-labelledby": "browse-title" },

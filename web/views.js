@@ -1,49 +1,47 @@
 // What the views show: cards and why they match, one listing, and an estimate.
 
 import { formatCount, h, icon, link, photo, place, price } from "./elements.js";
-import { FILTERS, withoutFilters } from "./history.js";
+import { isFiltered, withoutFilters } from "./history.js";
 import { SEPARATOR } from "./query-form.js";
 
 const LIKELY_CATEGORIES = 5;
-const EVIDENCE = {
-  photo: "looks alike",
-  text: "reads alike",
-  words: "has your words",
-  category: "is the same kind of thing",
-  price: "costs about the same",
-  place: "is nearby",
-};
+const MOST_REASONS = 4; // under a card; the best come first
 
 const day = new Intl.DateTimeFormat("en-GB", { dateStyle: "long", timeZone: "UTC" });
 
 
 // Listings that were found
 
-// The score and its parts in whole percent, rounded so that what is shown adds up (largest remainder).
-function percentages(score, parts) {
-  const total = Math.round(score * 100);
-  const exact = Object.entries(parts).map(([kind, value]) => (
-    { kind, rest: (value * 100) % 1, percent: Math.floor(value * 100) }));
-  let left = total - exact.reduce((sum, { percent }) => sum + percent, 0);
-  for (const part of exact.toSorted((a, b) => b.rest - a.rest)) if (left-- > 0) part.percent += 1;
-  return { total, parts: exact.filter(({ percent }) => percent) };
+// A name whose characters (code points) from `start` up to `end` of each mark are set off.
+function marked(name, marks) {
+  const characters = Array.from(name);
+  const text = (start, end) => characters.slice(start, end).join("");
+  const ends = [0, ...marks.map(([, end]) => end)];
+  const parts = marks.flatMap(([start, end], at) => [text(ends[at], start), h("mark", {}, text(start, end))]);
+  return [...parts, text(ends.at(-1))].filter((part) => part !== "");
 }
 
-function scoreLine(listing) {
-  const { total, parts } = percentages(listing.score, listing.parts);
-  const bar = h("span", { class: "score-bar", "aria-hidden": "true" });
-  for (const { kind } of parts) {
-    const segment = h("span", { "data-kind": kind });
-    segment.style.setProperty("width", `${listing.parts[kind] * 100}%`);
-    bar.append(segment);
-  }
-  const told = parts.map(({ kind, percent }) => h("span", { "data-kind": kind }, `${kind} ${percent}%`));
-  return h("p", { class: "score" }, h("strong", {}, `${total}% match`), bar, h("span", { class: "parts" }, told));
+function why({ score, reasons }) {
+  if (score === null) return null;
+  const told = reasons.slice(0, MOST_REASONS).map((reason) => h("li", {}, reason));
+  const percent = Math.round(score * 100);
+  const match = percent ? h("p", { class: "match" }, `${percent}% match`) : null;
+  return h("div", { class: "why" }, match, told.length ? h("ul", { class: "reasons", "aria-label": "Why" }, told) : null);
+}
+
+// How often the same offer is listed, and links to the other listings of it.
+function copies(listing, state) {
+  const others = listing.duplicate_ids.slice(0, 5).map((id, place) => [
+    " ",
+    link({ ...state, listing: id }, { "data-listing": id, "data-keep-photo": true }, `no. ${place + 2}`),
+  ]);
+  return h("p", { class: "copies" }, `Listed ${formatCount(listing.duplicates + 1)} times`, others.flat());
 }
 
 function card(listing, state, heading) {
   const id = listing.product_id;
-  const title = link({ ...state, listing: id }, { "data-listing": id, "data-keep-photo": true }, listing.name);
+  const name = marked(listing.name, listing.name_marks);
+  const title = link({ ...state, listing: id }, { "data-listing": id, "data-keep-photo": true }, name);
   return h(
     "li",
     { class: "card" },
@@ -55,21 +53,15 @@ function card(listing, state, heading) {
       price(listing),
       h("p", { class: "where" }, place(listing) || "Place unknown"),
       h("p", { class: "path" }, listing.category),
-      listing.duplicates ? h("p", { class: "copies" }, `Listed ${formatCount(listing.duplicates + 1)} times`) : null,
-      scoreLine(listing),
+      listing.duplicates ? copies(listing, state) : null,
+      why(listing),
     ),
   );
 }
 
-function legend(listings) {
-  const kinds = Object.keys(EVIDENCE).filter((kind) => listings.some(({ parts }) => kind in parts));
-  const told = kinds.map((kind) => h("span", { "data-kind": kind }, h("b", {}, kind), ` ${EVIDENCE[kind]}`));
-  return h("p", { class: "legend" }, "Why it matches:", told);
-}
-
-// Cards that keep the search of `state` in their links, below the legend of their colours.
+// Cards that keep the search of `state` in their links.
 export function cards(listings, state, heading = "h2") {
-  return [legend(listings), h("ul", { class: "grid" }, listings.map((listing) => card(listing, state, heading)))];
+  return h("ul", { class: "grid" }, listings.map((listing) => card(listing, state, heading)));
 }
 
 // In place of cards that are still asked for.
@@ -78,23 +70,53 @@ export function skeleton(n) {
   return h("div", { class: "grid skeleton", "aria-hidden": "true" }, blanks);
 }
 
-export function summary(n, isAll, words, hasPhoto) {
-  const like = [hasPhoto && "your photo", words && `“${words}”`].filter(Boolean).join(" and ");
-  if (!n) return `Nothing found for ${like}.`;
-  return `${isAll ? "" : "The best "}${n} ${n === 1 ? "listing" : "listings"} for ${like}, best first.`;
+function asked({ q }, hasPhoto) {
+  return [hasPhoto && "your photo", q && `“${q}”`].filter(Boolean).join(" and ");
+}
+
+// One sentence about n listings that are shown of those found. It tells how many there are in all, but for a photo: by that
+// every listing is found.
+export function summary(n, { isAll, total, totalIsAtLeast }, state, hasPhoto) {
+  const like = asked(state, hasPhoto);
+  const all = !isAll && total > n ? ` of ${formatCount(total)}${totalIsAtLeast ? "+" : ""}` : "";
+  const shown = `${n}${all} ${n === 1 && !all ? "listing" : "listings"}`;
+  if (!like) return `${shown}, the newest first.`;
+  return `${isAll ? "" : "The best "}${shown} for ${like}, best first.`;
+}
+
+export function nothingClose(state, hasPhoto, hasNearest) {
+  const like = asked(state, hasPhoto);
+  return like ? `Nothing close to ${like}${hasNearest ? ": these come nearest." : "."}` : "Nothing found.";
+}
+
+// What was read for misspelt words, or null.
+export function correctionLine(corrections) {
+  const read = Object.entries(corrections).flatMap(([typed, meant], at) =>
+    [at ? ", " : "", h("strong", {}, meant), ` (you typed “${typed}”)`]);
+  return read.length ? h("p", { class: "corrections" }, "Showing results for ", read, ".") : null;
+}
+
+// In place of results: what may be done, and the listings that come nearest.
+export function nothingFound(state, nearest) {
+  return [
+    advice(state),
+    nearest.length
+      ? h("section", { class: "nearest", "aria-labelledby": "nearest-title" },
+        h("h2", { id: "nearest-title" }, "These come nearest"), cards(nearest, state, "h3"))
+      : null,
+  ].filter(Boolean);
 }
 
 export function moreButton(onclick) {
   return h("button", { type: "button", class: "more", onclick }, "Show more");
 }
 
-export function nothingFound(state) {
-  const isFiltered = FILTERS.some((name) => state[name]);
-  const advice = isFiltered
+function advice(state) {
+  const sentence = isFiltered(state)
     ? "No listing matches within these filters: widen the price, the place, the category or the match."
     : "Try other or fewer words, or a photo.";
-  const way = isFiltered ? link(withoutFilters(state), { "data-keep-photo": true }, "Search without filters") : null;
-  return h("div", { class: "empty" }, h("p", {}, advice), way);
+  const way = isFiltered(state) ? link(withoutFilters(state), { "data-keep-photo": true }, "Search without filters") : null;
+  return h("div", { class: "empty" }, h("p", {}, sentence), way);
 }
 
 
@@ -112,7 +134,7 @@ export function listingTitle(text, attributes = {}) {
 export function listingDetails(listing) {
   const levels = listing.category.split(SEPARATOR);
   const crumbs = levels.map((name, depth) =>
-    h("li", {}, link({ q: name, category: levels.slice(0, depth + 1).join(SEPARATOR) }, {}, name)));
+    h("li", {}, link({ category: levels.slice(0, depth + 1).join(SEPARATOR) }, {}, name)));
   const posted = /^\d{4}-\d\d-\d\d/.test(listing.posted_on ?? "") ? day.format(new Date(listing.posted_on)) : null;
   return h(
     "div",

@@ -106,8 +106,9 @@ def _clean(data: bytes, settings: CleanSettings, max_decoded_pixels: int) -> tup
         cleaned = photos.clean(data, settings, max_decoded_pixels)
     except PhotoRejected as rejection:
         return {"reason": rejection.reason, "sentence": str(rejection)}, b""
-    facts = {"width": cleaned.width, "height": cleaned.height, "sha256": cleaned.sha256, "phash": cleaned.phash}
-    return {"facts": facts}, cleaned.jpeg
+    facts = asdict(cleaned)
+    jpeg = facts.pop("jpeg")
+    return {"facts": facts}, jpeg
 
 
 # Messages: a line of JSON and bytes. Never pickle, which could run what a hostile photo made of the process.

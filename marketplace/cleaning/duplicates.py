@@ -3,6 +3,8 @@
 import itertools
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,10 @@ NEAR_BITS = 6  # perceptual hashes (64 bits) at most this far apart show the sam
 BANDS = 9  # of 7 or 8 bits: two hashes that differ in 6 bits are equal in at least 3 bands
 LONG_RUN = 256  # hashes with one key; shorter runs are compared shift by shift, longer ones as a block
 BLOCK_PAIRS = 1 << 22  # hashes compared at a time in a long run: 32 MB
+NEAR_COLOURS = 16  # levels of 256, in any of 48 means: a photo saved again differs by up to 4, one of another ink by 33
+# One photo in more offers than this is a shop's logo or a stock picture. The longest series of one offer told in other words
+# that a real marketplace of 4,000 listings held shows its photo five times.
+MANY_OFFERS = 5
 
 WORD = re.compile(r"[^\W_]+")
 MIN_WORDS = 8  # shorter texts ("Sofa, good condition") are the same by chance
@@ -154,6 +160,76 @@ def _merge_long_run(words: np.ndarray, group: np.ndarray) -> np.ndarray:
         group = _merge(group, block[left], right)
 
 
+# Photos.
+
+
+@dataclass(frozen=True)
+class Photos:
+    """The photos of listings, N: rows (N,) of their listings; sha256 (N,) of their pixels; hashes (N,) uint64, perceptual;
+    colours (N, 48) int16, mean R G B of 4 x 4 parts."""
+
+    rows: np.ndarray
+    sha256: np.ndarray
+    hashes: np.ndarray
+    colours: np.ndarray
+
+    @classmethod
+    def of(cls, listings: pd.DataFrame, kept: pd.DataFrame) -> "Photos":
+        """listings: product_id; kept: product_id, sha256, phash, colours of the photos, as photos.csv has them."""
+        return cls(
+            pd.Index(listings["product_id"]).get_indexer(kept["product_id"]),
+            kept["sha256"].to_numpy(),
+            np.frombuffer(bytes.fromhex("".join(kept["phash"])), dtype=">u8").astype(np.uint64),
+            np.frombuffer(bytes.fromhex("".join(kept["colours"])), dtype=np.uint8).reshape(-1, 48).astype(np.int16),
+        )
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """(N,) near_duplicate_groups(): photos that look the same are in one; those in one may look unlike."""
+        return near_duplicate_groups(self.hashes)
+
+    def alike(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """(L, R) bool: whether two photos look the same, in outline and in every part's colour."""
+        near = np.bitwise_count(self.hashes[left][:, None] ^ self.hashes[right]) <= NEAR_BITS
+        ones, others = np.nonzero(near)
+        distances = np.abs(self.colours[left[ones]] - self.colours[right[others]])
+        near[ones, others] = distances.max(axis=1, initial=0) <= NEAR_COLOURS
+        return near
+
+
+def shown_by_many(photos: Photos, folds: np.ndarray) -> np.ndarray:
+    """(N,) bool: photos that more than MANY_OFFERS folds show, the same pixels or what looks the same.
+
+    folds: (P,) of the listings. Photos of one group are counted one by one: a group may be a chain of unlike photos.
+    """
+    offers = pd.factorize(folds)[0][photos.rows]
+    pixels = pd.factorize(photos.sha256)[0]
+    found = (_distinct(pixels, offers) > MANY_OFFERS)[pixels]
+    crowded = (_distinct(photos.groups, offers) > MANY_OFFERS)[photos.groups]
+    rows = np.flatnonzero(crowded)
+    for group in np.split(rows[np.argsort(photos.groups[rows], kind="stable")], _ends(np.sort(photos.groups[rows]))):
+        looks = np.column_stack([photos.hashes[group].astype(">u8").view(np.uint8).reshape(-1, 8), photos.colours[group]])
+        _, first, look = np.unique(looks, axis=0, return_index=True, return_inverse=True)
+        look, offer = look.reshape(-1), pd.factorize(offers[group])[0]
+        shows = csr_array((np.ones(len(group), np.int32), (look, offer)), shape=(len(first), offer.max(initial=-1) + 1))
+        size = max(1, BLOCK_PAIRS // 32 // max(len(first), 1))  # a photo of 48 colours is a lot more than a hash
+        for start in range(0, len(first), size):
+            alike = csr_array(photos.alike(group[first[start : start + size]], group[first]).astype(np.int32))
+            many = np.diff((alike @ shows).indptr) > MANY_OFFERS
+            found[group[np.isin(look, start + np.flatnonzero(many))]] = True
+    return found
+
+
+def _distinct(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(G,) how many distinct values each group has; both are whole numbers from 0 on."""
+    pairs = np.unique(groups * (values.max(initial=-1) + 1) + values)
+    return np.bincount(pairs // (values.max(initial=-1) + 1), minlength=groups.max(initial=-1) + 1) if len(pairs) else pairs
+
+
+def _ends(groups: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(groups[1:] != groups[:-1]) + 1
+
+
 # Clusters.
 
 
@@ -191,21 +267,23 @@ def cluster_ids(product_ids: pd.Series, links: list[tuple[np.ndarray, np.ndarray
     return by_id.drop_duplicates("component").set_index("component")["product_id"].reindex(component).to_numpy()
 
 
-def find_clusters(listings: pd.DataFrame, kept: pd.DataFrame, groups: pd.DataFrame) -> np.ndarray:
-    """The cluster of each listing: joined by equal pixels, near perceptual hashes, equal texts or an equal group.
+def find_clusters(listings: pd.DataFrame, photos: Photos, folds: np.ndarray, groups: pd.DataFrame) -> np.ndarray:
+    """The cluster of each listing: joined by equal pixels, near perceptual hashes, equal texts, one fold or an equal group.
 
-    listings: product_id, name, description; kept: the photos of listings, with product_id, sha256, phash (16 hex digits);
-    groups: product_id, value. Returns (P,) product ids.
+    listings: product_id, name, description; photos: theirs; folds: (P,) the listings' folds; groups: product_id, value.
+    A photo that is shown_by_many() joins nobody. Returns (P,) product ids.
     """
-    index = pd.Index(listings["product_id"])
-    photo_rows = index.get_indexer(kept["product_id"])
-    hashes = np.frombuffer(bytes.fromhex("".join(kept["phash"])), dtype=">u8").astype(np.uint64)
+    many = shown_by_many(photos, folds)
+    own, near = np.flatnonzero(~many), photos.groups.copy()
+    torn = np.flatnonzero(np.isin(near, near[many]) & ~many)  # their chains led over a photo that joins nobody
+    near[torn] = len(near) + near_duplicate_groups(photos.hashes[torn])
     return cluster_ids(
         listings["product_id"],
         [
-            (photo_rows, kept["sha256"].to_numpy()),
-            (photo_rows, near_duplicate_groups(hashes)),
+            (photos.rows[own], photos.sha256[own]),
+            (photos.rows[own], near[own]),
+            (np.arange(len(listings)), folds),
             equal_texts((listings["name"] + " " + listings["description"]).tolist()),
-            (index.get_indexer(groups["product_id"]), groups["value"].to_numpy()),
+            (pd.Index(listings["product_id"]).get_indexer(groups["product_id"]), groups["value"].to_numpy()),
         ],
     )

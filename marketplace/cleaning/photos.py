@@ -163,6 +163,7 @@ class CleanedPhoto:
 
     sha256: of the square's size and RGB pixels before the JPEG's loss, hexadecimal.
     phash: 64-bit perceptual hash of the picture before padding, 16 hexadecimal digits.
+    colours: of the same picture, the mean R G B of 4 x 4 parts, row by row, a byte each: 96 hexadecimal digits.
     """
 
     jpeg: bytes
@@ -170,6 +171,7 @@ class CleanedPhoto:
     height: int
     sha256: str
     phash: str
+    colours: str
 
 
 def clean(data: bytes, settings: CleanSettings = DEFAULTS, max_decoded_pixels: int | None = None) -> CleanedPhoto:
@@ -204,7 +206,7 @@ def clean(data: bytes, settings: CleanSettings = DEFAULTS, max_decoded_pixels: i
     square.save(jpeg, "JPEG", quality=settings.quality)
     sha256 = hashlib.sha256(b"%d " % settings.size)
     sha256.update(square.tobytes())
-    return CleanedPhoto(jpeg.getvalue(), width, height, sha256.hexdigest(), _perceptual_hash(content))
+    return CleanedPhoto(jpeg.getvalue(), width, height, sha256.hexdigest(), _perceptual_hash(content), _colours(content))
 
 
 def _decode(data: bytes, settings: CleanSettings, max_decoded_pixels: int | None) -> tuple[Image.Image, int, int]:
@@ -243,6 +245,11 @@ def _perceptual_hash(picture: Image.Image) -> str:
     thumbnail = picture.convert("L").resize((32, 32), Image.Resampling.LANCZOS, reducing_gap=2.0)
     low = LOW_FREQUENCIES @ np.asarray(thumbnail, np.float64) @ LOW_FREQUENCIES.T
     return np.packbits(low > np.sort(low, axis=None)[31:33].mean()).tobytes().hex()  # np.median() takes four times as long
+
+
+def _colours(picture: Image.Image) -> str:
+    """The mean colours of 4 x 4 parts of a picture, which its perceptual hash, of grey, cannot tell apart."""
+    return picture.resize((4, 4), Image.Resampling.BOX).tobytes().hex()
 
 
 def _check_size(width: int, height: int, settings: CleanSettings) -> None:

@@ -51,7 +51,8 @@ def clean_photo(task: Task, zip_path: str | None, settings: photos.CleanSettings
             cleaned = decoder.clean(data, settings)
     except photos.PhotoRejected as rejection:
         return Result(content, {"status": "rejected", "reason": rejection.reason})
-    facts = {"width": str(cleaned.width), "height": str(cleaned.height), "sha256": cleaned.sha256, "phash": cleaned.phash}
+    facts = {"width": str(cleaned.width), "height": str(cleaned.height)}
+    facts |= {"sha256": cleaned.sha256, "phash": cleaned.phash, "colours": cleaned.colours}
     return Result(content, {"status": "ok", "reason": ""} | facts, cleaned.jpeg)
 
 

@@ -79,7 +79,7 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
         {"--photos": "a folder, a zip or s3://"},
         (Reads("tabular", ("images.csv",)),),
         ("<image_id>.jpg", "photos.csv"),
-        schema=7,
+        schema=8,
     ),
     "dataset": Contract(
         "dataset.py",
@@ -87,7 +87,7 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
         {},
         (Reads("tabular", ("products.csv", "images.csv", "labels.json")), Reads("images", ("photos.csv",))),
         ("settings.json", "listings.csv", "training_data.csv", "preview.png", "report.json"),
-        schema=6,
+        schema=7,
     ),
     "features": Contract(
         "train.py",
@@ -134,7 +134,7 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
             Reads("embeddings", EMBEDDED, optional=ENCODED),
         ),
         ("current.json", "<generation>/"),
-        schema=9,
+        schema=10,
     ),
     "evaluation": Contract(
         "evaluate.py",

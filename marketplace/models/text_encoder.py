@@ -92,6 +92,10 @@ class TextEncoder:
                 list(pool.map(encode_row, rows))
         return vectors
 
+    def pieces(self, word: str) -> list[str]:
+        """The word pieces by which the encoder reads a word; one for a word that it learned whole."""
+        return self._tokenizer.encode(word, add_special_tokens=False).tokens
+
     def _encode_anew(self, text: str, most: int) -> np.ndarray:
         """(E,) unit vector."""
         token_ids = self._tokenizer.encode(text).ids

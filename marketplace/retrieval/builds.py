@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_array
 
+from marketplace.cleaning.listings import category_levels
 from marketplace.files import atomic, generations, reading, stages
 from marketplace.files.stages import StageError
-from marketplace.retrieval import catalogue, words
+from marketplace.models.text_encoder import TextEncoder
+from marketplace.retrieval import catalogue, forward, typed, typed_search, words
 from marketplace.retrieval import vectors as vector_search
 from marketplace.retrieval.entries import Entries
 from marketplace.retrieval.keys import RowsByKey
@@ -182,7 +185,9 @@ def write_engines(folder: Path, entries: Entries, settings: BuildSettings) -> No
         keys = reading.read_array(folder / files.keys)
         vector_search.write(vector_search.build(vectors, *limits, keys), folder / files.index)
         reading.release(vectors)
-    words.write(folder, *listing_blocks(folder, reading.read_array(folder / vector_search.FILES["listings"].keys)))
+    keys = reading.read_array(folder / vector_search.FILES["listings"].keys)
+    words.write(folder, *listing_blocks(folder, keys))
+    forward.write(folder, catalogue.read_listings(folder))
 
 
 def update_engines(published: Path, folder: Path, entries: Entries, changes: dict[str, Changes]) -> None:
@@ -194,6 +199,53 @@ def update_engines(published: Path, folder: Path, entries: Entries, changes: dic
     came = changes["listings"].came
     keys = reading.read_array(folder / vector_search.FILES["listings"].keys)[came]
     words.update(published, folder, changes["listings"].gone, *listing_blocks(folder, keys, came))
+    before, after = (reading.read_array(own / vector_search.FILES["listings"].keys) for own in (published, folder))
+    row_before = RowsByKey(np.asarray(before)).rows(np.asarray(after))
+    row_before[came] = -1
+    forward.update(published, folder, row_before, catalogue.read_listings(folder, came))
+
+
+def write_synonyms(folder: Path, own: Path) -> None:
+    """Those that come with the program and, where there are any, the marketplace's own. Raises as typed.Synonyms.read()."""
+    paths = [path for path in (typed.SYNONYMS, own) if path.is_file()]
+    typed.Synonyms.read(*paths)
+    texts = [path.read_text(encoding="utf-8-sig") for path in paths]
+    atomic.write_bytes(folder / typed_search.SYNONYMS, "\n".join(texts).encode())
+
+
+def write_category_vectors(folder: Path, encoder: TextEncoder, published: Path | None) -> None:
+    """What each category means: its name with its path, and the texts of its own listings.
+
+    published: a generation of the same encoder, whose categories are not encoded again.
+    """
+    paths = _paths(folder)
+    found: dict[str, np.ndarray] = {}
+    if published is not None:
+        found |= zip(_paths(published), reading.read_array(published / typed_search.CATEGORY_NAMES), strict=True)
+    more = [path for path in paths if path not in found]
+    last, whole = (encoder.encode(texts) for texts in ([category_levels(path)[-1] for path in more], more))
+    found |= zip(more, _unit_rows(last + whole), strict=True)
+    names = np.array([found[path] for path in paths], np.float32).reshape(len(paths), encoder.dimension)
+    atomic.write_array(folder / typed_search.CATEGORY_NAMES, names)
+    vectors = reading.read_array(folder / vector_search.FILES["meanings"].vectors)
+    path_of = typed_search.deepest(reading.read_array(folder / "category.npy"))
+    sums = np.zeros_like(names)
+    for start in range(0, len(vectors), vector_search.BLOCK_ROWS):
+        codes = path_of[start : start + vector_search.BLOCK_ROWS]
+        filed = np.flatnonzero(codes >= 0)
+        chosen = csr_array((np.ones(len(filed), np.float32), (codes[filed], filed)), shape=(len(paths), len(codes)))
+        sums += chosen @ np.asarray(vectors[start : start + len(codes)])
+    reading.release(vectors)
+    atomic.write_array(folder / typed_search.CATEGORY_VECTORS, _unit_rows(2 * names + _unit_rows(sums)))
+
+
+def _paths(folder: Path) -> list[str]:
+    """Of each code of a category."""
+    return reading.read_json(folder / catalogue.FILTERS)["category"]
+
+
+def _unit_rows(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
 
 def purge(folder: Path) -> None:

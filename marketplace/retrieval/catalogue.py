@@ -15,7 +15,7 @@ from marketplace.cleaning.listings import CATEGORY_SEPARATOR, category_levels
 from marketplace.files import atomic, reading
 from marketplace.files.stages import StageError
 from marketplace.retrieval import words
-from marketplace.retrieval.filters import Filters, Places, category_path, comparable_price, place_name
+from marketplace.retrieval.filters import Filters, Places, category_path, comparable_price, place_name, telling_names
 from marketplace.retrieval.keys import RowsByKey
 
 DATABASE, FILTERS, CONTENT = "catalogue.sqlite", "filters.json", "content.npy"
@@ -160,14 +160,15 @@ class Catalogue:
         self.columns = {name: np.asarray(reading.read_array(folder / f"{name}.npy")) for name in COLUMNS}
         self.names: dict[str, list[str]] = reading.read_json(folder / FILTERS)
         self._categories = _codes_by_name(self.names["category"])
+        self.telling_names = telling_names(self.names["category"])
         self._places = Places(*(self.columns[kind] for kind in PLACES), *(self.names[kind] for kind in PLACES))
         self.listing_of_photo = self.columns["product_of_photo"]
         self.n_products, self.n_photos = len(self.columns["price"]), len(self.listing_of_photo)
         self._photos = _Grouped(self.listing_of_photo, self.n_products)
         self._duplicates = _Grouped(self.columns["duplicates"], int(self.columns["duplicates"].max(initial=-1)) + 1)
-        self._keys = np.asarray(reading.read_array(folder / LISTING_KEYS))
-        self._rows, self._words = RowsByKey(self._keys), words.WordIndex(folder)
-        counted = [self._count("products"), self._count("photos"), len(self._keys), len(self._words)]
+        self.keys = np.asarray(reading.read_array(folder / LISTING_KEYS))
+        self.row_of_key, self.words = RowsByKey(self.keys), words.WordIndex(folder)
+        counted = [self._count("products"), self._count("photos"), len(self.keys), len(self.words)]
         if counted != [self.n_products, self.n_photos, self.n_products, self.n_products]:
             raise StageError(f"{self._path} and the files beside it do not belong together: run python build_index.py again")
 
@@ -222,7 +223,7 @@ class Catalogue:
         return self._photos.of_each(listing_rows)
 
     def duplicates_of(self, listing_row: int) -> np.ndarray:
-        """Rows of the listings of the same photo or text, this one among them, ascending."""
+        """Rows of the listings of the same offer, this one among them, ascending."""
         return self._duplicates[self.columns["duplicates"][listing_row]]
 
     def product_row(self, product_id: str) -> int | None:
@@ -244,7 +245,7 @@ class Catalogue:
         """Fields of each listing."""
         found = self._by_row("products", fields, listing_rows)
         products = [dict(zip(fields, values, strict=True)) for values in found]
-        for product in products:
+        for product in products if "price_plausible" in fields else ():
             product["price_plausible"] = bool(product["price_plausible"])
         return products
 
@@ -261,50 +262,24 @@ class Catalogue:
         return [found[row] for row in wanted]
 
     def match_words(
-        self, text: str, k: int, filters: Filters | None = None, allowed: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (n,) and BM25 scores (n,) of the k listings that match a text's words best; those with all the words come first.
+        self,
+        typed: Sequence[str],
+        meant: Sequence[Sequence[words.Alternative]],
+        depth: int,
+        filters: Filters | None = None,
+        allowed: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Rows of the listings that WordIndex.candidates() finds.
 
         filters: what a listing must pass; allowed: (P,) bool, which must hold as well and leave most of what passes.
         """
-        depth = k
+        deeper = depth
         while True:
-            keys, scores = self._words.match(text, depth, filters)
-            rows = self._rows.rows(keys)
-            if allowed is None:
-                return rows, scores
-            kept = np.flatnonzero(allowed[rows])
-            if len(kept) >= k or len(rows) < depth:
-                return rows[kept[:k]], scores[kept[:k]]
-            depth *= 4
-
-    def score_words(self, text: str, rows: np.ndarray, matched: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
-        """(N,) BM25 scores of the listings of `rows` for any of a text's words; 0 for one that holds none of them.
-
-        matched: what match_words() gave for the text, whose scores need not be asked for again.
-        """
-        by_key = None if matched is None else (self._keys[matched[0]], matched[1])
-        return self._words.score(text, self._keys[rows], by_key)
-
-    def search(
-        self,
-        text: str | None,
-        filters: Filters,
-        sort: words.Sort = "newest",
-        k: int = 10,
-        offset: int = 0,
-    ) -> tuple[np.ndarray, int]:
-        """Rows (n,) of the listings that WordIndex.search() finds, and the number of all."""
-        keys, total = self._words.search(text, filters, sort, k, offset)
-        return self._rows.rows(keys), total
-
-    def counts(self, text: str | None, filters: Filters) -> words.Counts:
-        """Of all listings that search() finds."""
-        return self._words.counts(text, filters)
-
-    def highlighter(self, text: str) -> words.Highlighter:
-        """Marks a text's words in listings."""
-        return self._words.highlighter(text)
+            rows = self.row_of_key.rows(self.words.candidates(typed, meant, deeper, filters))
+            kept = rows if allowed is None else rows[allowed[rows]]
+            if len(kept) >= depth or len(rows) < deeper:
+                return kept
+            deeper *= 4
 
     def choices(self) -> dict:
         """What the filters can be set to, with the number of listings of each, for a page's menus."""
@@ -359,8 +334,3 @@ def _codes_by_name(paths: list[str]) -> dict[str, list[int]]:
 def _immutable(path: Path) -> str:
     """The URI by which SQLite reads a file that nobody changes."""
     return f"{path.absolute().as_uri()}?mode=ro&immutable=1"
-
-
-def search_words(text: str) -> list[str]:
-    """The words of a text, as word search sees them."""
-    return words.split(text)

@@ -1,6 +1,7 @@
 """What a result must be, and the names by which categories and places are asked for; the same for every engine."""
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,19 @@ class Filters:
 def category_path(category: str) -> str:
     """A path as categories are compared: without case and stray spaces."""
     return _folded(CATEGORY_SEPARATOR.join(category_levels(category)))
+
+
+def said_by_category(category: str) -> str:
+    """The names that say what a listing of a category is: those below the main one, which is of too many kinds of things."""
+    levels = category_levels(category)
+    return CATEGORY_SEPARATOR.join(levels[1:] or levels)
+
+
+def telling_names(paths: Sequence[str]) -> dict[str, str]:
+    """Of each path its last level whose name is of one of the paths only, unlike "Other"; the whole path where none is."""
+    levels = {path: category_levels(path) for path in paths}
+    times = Counter(own[-1] for own in levels.values())
+    return {path: next((name for name in reversed(own) if times[name] == 1), path) for path, own in levels.items()}
 
 
 @functools.lru_cache(maxsize=10_000)

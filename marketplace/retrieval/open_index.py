@@ -1,27 +1,31 @@
-"""One generation of the index, opened without models: queries in, ranked and explained listings out."""
+"""One generation of the index, opened: queries in, ranked and explained listings out."""
 
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from marketplace.cleaning import listings
 from marketplace.files import reading
-from marketplace.models import photo_model, text_encoder, text_model
-from marketplace.retrieval.catalogue import PLACES, Catalogue, Filters, search_words
+from marketplace.models import photo_model, text_model
+from marketplace.models.text_encoder import TextEncoder
+from marketplace.retrieval import answers, several
+from marketplace.retrieval.answers import Hit
+from marketplace.retrieval.catalogue import PLACES, Catalogue, Filters
 from marketplace.retrieval.categories import CategoryTree
 from marketplace.retrieval.ranking import KINDS, Ranker
+from marketplace.retrieval.typed_search import Candidates, Typed, TypedSearch, is_sentence
 from marketplace.retrieval.vectors import FILES, VectorIndex
-from marketplace.retrieval.words import Counts, Sort
+from marketplace.retrieval.words import Counts, Sort, Wanted
 
 WINDOW = 100  # results are ranked this many at a time, then ten times as many: a later page never changes an earlier one
-Matched = tuple[np.ndarray, np.ndarray]  # of Catalogue.match_words()
 CANDIDATES = 2  # of each kind of evidence, for each result of the window
-EXACT_TOTAL = 1000  # a larger total is given as "at least"
-RESULT_FIELDS = ("product_id", "name", "category", "price", "price_plausible", "town", "county")
+DEEPER = 3  # times as many at most, for a query of several listings: their mean is near to few, and between many
+NEAREST = 3  # listings shown beside an answer of nothing
+LEAST_FILTERED = 0.5  # score that the best listing must have where filters leave out what is meant, or nothing is close
 Step = Callable[[str], AbstractContextManager]
 
 
@@ -29,51 +33,65 @@ Step = Callable[[str], AbstractContextManager]
 class Query:
     """Evidence to look for; any of it may be missing.
 
-    photos: (n, D) vectors; text: (T,) vector; words: as typed; category: (codes,) probabilities of CategoryTree;
-    price: pounds; place: codes of town and county; excluded_row: the listing that asks.
+    photos: (n, D) vectors; text: (T,) vector; typed: a person's words; category: (codes,) probabilities of CategoryTree;
+    price: pounds; place: codes of town and county. excluded_rows: listings that are no answer, such as the one that asks; viewed:
+    how many of the catalogue's listings ask; weights: by kind of evidence, what the ranker's own are multiplied by.
     """
 
     photos: np.ndarray | None = None
     text: np.ndarray | None = None
-    words: str | None = None
+    typed: Typed | None = None
     category: np.ndarray | None = None
     price: float | None = None
     place: tuple[int, int] | None = None
-    excluded_row: int | None = None
+    excluded_rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    viewed: int = 0
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of evidence that there is anything of, as evidence() names them."""
+        evidence = (self.photos, self.text, self.typed, self.category, self.price, self.place)
+        return [kind for kind, own in zip(KINDS, evidence, strict=True) if own is not None]
+
+    @property
+    def is_typed_alone(self) -> bool:
+        return self.photos is None and self.text is None
 
 
 @dataclass(frozen=True)
-class Hit:
-    """A listing found: its row, the row of its photo nearest to the query's, its score, the parts of that, and how many other
-    listings with the same photo or text are folded into it. One that is not ranked has no score."""
+class Ranked:
+    """Candidates, best first: rows (N,), those of each one's photo nearest to the query's, scores, and the parts of these."""
 
-    row: int
-    photo_row: int | None
-    score: float | None
-    parts: dict[str, float]
-    duplicates: int
+    rows: np.ndarray
+    photos: np.ndarray
+    scores: np.ndarray
+    parts: dict[str, np.ndarray]
+
+    def among(self, rows: np.ndarray) -> "Ranked":
+        """Those of some rows alone."""
+        kept = np.isin(self.rows, rows)
+        parts = {kind: values[kept] for kind, values in self.parts.items()}
+        return Ranked(self.rows[kept], self.photos[kept], self.scores[kept], parts)
 
 
 @dataclass(frozen=True)
 class Found:
-    """Listings for a client, and how many the whole result holds that they are a part of: `total`, or as many at least; counts:
-    of the whole result, None where they were not asked for."""
+    """Listings found, as answers.describe() tells them, and how many the whole result holds that they are a part of; counts: of
+    the whole result, None where they were not asked for; nearest: what comes nearest where nothing is close; corrections:
+    misspelt words, and what was read."""
 
     results: list[dict]
     total: int
-    total_is_at_least: bool
-    counts: Counts | None
-
-    @classmethod
-    def among(cls, total: int, results: list[dict], counts: Counts | None) -> "Found":
-        """total: however many."""
-        return cls(results, min(total, EXACT_TOTAL), total > EXACT_TOTAL, counts)
+    counts: Counts | None = None
+    nearest: list[dict] = field(default_factory=list)
+    corrections: dict[str, str] = field(default_factory=dict)
 
 
 class OpenIndex:
-    """The catalogue, vectors, category tree and ranker of one generation; safe to use from many threads.
+    """The catalogue, vectors, words, category tree and ranker of one generation; safe to use from many threads.
 
-    It answers queries whose vectors are there already, such as those of its own listings.
+    It answers queries whose vectors are there already, such as those of its own listings, and a person's words.
     """
 
     def __init__(self, folder: Path):
@@ -82,9 +100,8 @@ class OpenIndex:
         self.catalogue = Catalogue(folder)
         self.photo_index = VectorIndex.open(folder, FILES["photos"])
         self.text_index = VectorIndex.open(folder, FILES["listings"])
-        self.names_index = self.meanings_index = None  # of the text encoder's vectors, where there is one
-        if text_encoder.Description.load(folder).dimension:
-            self.names_index, self.meanings_index = (VectorIndex.open(folder, FILES[kind]) for kind in ("names", "meanings"))
+        self.text_encoder = TextEncoder.load(folder)  # None where the models were trained without one
+        self.typed_search = TypedSearch(folder, self.catalogue, self.text_encoder)
         self.dimension = self.photo_index.index.d
         self.ranker = Ranker.load(folder / "ranker.json")
         self.classes = photo_model.Description.load(folder).classes
@@ -92,31 +109,31 @@ class OpenIndex:
         columns, names = self.catalogue.columns, self.catalogue.names
         self.tree = CategoryTree(columns["category"], names["category"], self.classes, paths)
 
+    def typed(self, text: str) -> Query:
+        """A query of a person's words alone."""
+        return Query(typed=self.typed_search.read(text))
+
     def query_by(
         self,
         models: text_model.TableModels,
         vector: np.ndarray | None = None,
         text: str | None = None,
         probabilities: np.ndarray | None = None,
-        fuses_category: bool | None = None,
     ) -> Query:
         """A query from a photo's vector and its (C,) category probabilities, a person's words, or all of them.
 
-        models: those of the generation, which read the words; fuses_category: as ranking.Ranker's (default), or against it.
+        models: those of the generation, which read the words.
         """
-        query = Query(photos=None if vector is None else vector[None])
-        title, _, description = (text or "").partition("\n")
-        text = listings.text(title, description).strip()
+        query = Query(photos=None if vector is None else vector[None], typed=self.typed_search.read(text or ""))
         by_text = paths = None
-        if search_words(text):  # blanks and punctuation are no evidence
-            query.words = text
-            encoded, probable = models.read([text])
+        if query.typed is not None:  # blanks and punctuation are no evidence
+            title, _, description = text.partition("\n")
+            encoded, probable = models.read([listings.text(title, description).strip()])
             if encoded.any():
                 query.text, by_text = encoded[0], probable
                 paths = models.path_probabilities(encoded)[0]
         if by_text is not None or probabilities is not None:
-            fuses = self.ranker.fuses_category if fuses_category is None else fuses_category
-            by_photo = None if probabilities is None or (by_text is not None and not fuses) else probabilities[None]
+            by_photo = None if probabilities is None else probabilities[None]
             query.category = self.tree.predicted(models.fuse(by_photo, by_text)[0], paths)
         return query
 
@@ -132,7 +149,8 @@ class OpenIndex:
             category=levels if levels.any() else None,
             price=price if price > 0 else None,
             place=self.place_of(listing_row),
-            excluded_row=listing_row,
+            excluded_rows=np.array([listing_row]),
+            viewed=1,
         )
 
     def place_of(self, listing_row: int) -> tuple[int, int] | None:
@@ -150,11 +168,25 @@ class OpenIndex:
         filters: Filters = Filters(),  # noqa: B008
         offset: int = 0,
         min_score: float = 0.0,
+        diversity: float = 0.0,
         step: Step = contextlib.nullcontext,
     ) -> list[dict]:
-        """Listings that the evidence speaks for most, best first, from place `offset` on, at most k, none below min_score:
-        fields for a client, the score and its parts. step: entered around the "search" for candidates and their "rank"."""
-        return self._ranked_results(query, k, self.catalogue.allowed(filters), filters, offset, min_score, step)
+        """Listings that the evidence speaks for most, best first, from place `offset` on, at most k, none below min_score.
+
+        diversity: how much the first WINDOW are spread, as several.diversify() does. Raises ValueError where the query's weights
+        leave nothing to compare by. step: entered around the "search" for candidates and their "rank".
+        """
+        allowed = self.catalogue.allowed(filters)
+
+        def rank(window: int) -> Ranked:
+            return self._rank_by_evidence(query, window, allowed, filters, step=step)
+
+        if diversity:  # always of the same hits, whatever the page
+            hits = _reaching(min_score, self._hits(rank, 0, max(offset + k, WINDOW), allowed, query.excluded_rows))
+            hits = [*several.diversify(self, hits[:WINDOW], diversity), *hits[WINDOW:]][offset : offset + k]
+        else:
+            hits = _reaching(min_score, self._hits(rank, offset, offset + k, allowed, query.excluded_rows))
+        return answers.describe(self.catalogue, self.typed_search, hits, query)
 
     def search(
         self,
@@ -163,103 +195,145 @@ class OpenIndex:
         filters: Filters = Filters(),  # noqa: B008
         offset: int = 0,
         min_score: float = 0.0,
+        sort: Sort | None = None,
         with_counts: bool = False,
         step: Step = contextlib.nullcontext,
     ) -> Found:
-        """recommend() by a person's words, and the whole result, in which folded listings and those below min_score count too."""
+        """The listings of a page, by a person's words alone, or all that pass the filters where there are none.
+
+        sort: None for relevance, and without words for the newest first; listings that are sorted otherwise are not folded, and
+        have no score. total and counts are those of every page together, folded listings and those below min_score among them.
+        """
+        typed = query.typed
+        if typed is None:
+            return self._sorted(query, None, k, filters, offset, sort or "newest", with_counts)
         allowed = self.catalogue.allowed(filters)
-        results = self._ranked_results(query, k, allowed, filters, offset, min_score, step)
-        # Here is decided what belongs to a ranked result. By meaning every listing is more or less alike, so that all that pass
-        # the filters come after those that hold the words; where there is no meaning and none holds the words, none comes.
-        any_found = query.text is not None or bool(query.words and len(self.catalogue.match_words(query.words, 1, filters)[0]))
-        passing = self.catalogue.n_products if allowed is None else int(np.count_nonzero(allowed))
-        counts = self.catalogue.counts(None if any_found else "", filters) if with_counts else None
-        return Found.among(passing if any_found else 0, results, counts)
+        with step("search"):
+            candidates = self.typed_search.candidates(typed, WINDOW, filters, allowed)
+        with step("rank"):
+            ranked = self._rank_typed(typed, candidates)
+        corrections = typed.query.corrections
+        is_close = candidates.is_close() and (allowed is None or ranked.scores[0] >= LEAST_FILTERED)
+        if not is_close:
+            hits = self._hits(lambda window: ranked, 0, NEAREST, allowed)
+            nearest = answers.describe(self.catalogue, self.typed_search, hits, query)
+            return Found([], 0, None, [listing | {"close": False} for listing in nearest], corrections)
+        result = self.typed_search.result(typed, candidates, filters)
+        if sort is not None:
+            found = self._sorted(query, result.wanted, k, filters, offset, sort, with_counts)
+            return replace(found, corrections=corrections)
 
-    def browse(
-        self,
-        text: str | None,
-        k: int,
-        filters: Filters = Filters(),  # noqa: B008
-        offset: int = 0,
-        sort: Sort = "newest",
-        with_counts: bool = False,
+        def rank(window: int) -> Ranked:
+            more = candidates
+            if window != WINDOW:
+                with step("search"):
+                    more = self.typed_search.candidates(typed, window, filters, allowed)
+            more = self.typed_search.members(typed, result, more, window, filters, allowed)
+            kept = more.rows[self.typed_search.is_in(result, more)]
+            if more is candidates:
+                return ranked.among(kept)
+            with step("rank"):
+                return self._rank_typed(typed, more).among(kept)
+
+        hits = _reaching(min_score, self._hits(rank, offset, offset + k, allowed))
+        counts = self.catalogue.words.counts(result.wanted, filters) if with_counts else None
+        described = answers.describe(self.catalogue, self.typed_search, hits, query)
+        return Found(described, result.total, counts, corrections=corrections)
+
+    def _sorted(
+        self, query: Query, wanted: Wanted | None, k: int, filters: Filters, offset: int, sort: Sort, with_counts: bool
     ) -> Found:
-        """The listings that pass the filters and, where a text is given, hold any of its words, sorted, none folded."""
-        rows, total = self.catalogue.search(text, filters, sort, k, offset)
+        keys, total = self.catalogue.words.search(wanted, filters, sort, k, offset)
+        rows = self.catalogue.row_of_key.rows(keys)
         photos = [None if photo < 0 else photo for photo in self._best_photos(Query(), rows)[0].tolist()]
-        hits = [Hit(row, photo, None, {}, 0) for row, photo in zip(rows.tolist(), photos, strict=True)]
-        counts = self.catalogue.counts(text, filters) if with_counts else None
-        return Found.among(total, self._results(hits, text), counts)
-
-    def _ranked_results(
-        self, query: Query, k: int, allowed: np.ndarray | None, filters: Filters, offset: int, min_score: float, step: Step
-    ) -> list[dict]:
-        hits = self._hits(query, offset, offset + k, allowed, filters, step=step)
-        return self._results([hit for hit in hits if round(hit.score, 6) >= min_score], query.words)
+        hits = [Hit(row, photo, None, {}, []) for row, photo in zip(rows.tolist(), photos, strict=True)]
+        counts = self.catalogue.words.counts(wanted, filters) if with_counts else None
+        return Found(answers.describe(self.catalogue, self.typed_search, hits, query), total, counts)
 
     def ranked(self, query: Query, k: int, excluded: np.ndarray, kinds: Collection[str] = KINDS) -> np.ndarray:
-        """Rows of the k listings that recommend() would give were the `excluded` rows not there, by the given evidence only."""
+        """Rows of the k listings that an answer would give were the `excluded` rows not there, by the given evidence only."""
         allowed = np.ones(self.catalogue.n_products, bool)
         allowed[excluded] = False
-        return np.array([hit.row for hit in self._hits(query, 0, k, allowed, kinds=kinds)], int)
+
+        def rank(window: int) -> Ranked:
+            if query.is_typed_alone and query.typed is not None:
+                return self._rank_typed(
+                    query.typed, self.typed_search.candidates(query.typed, CANDIDATES * window, None, allowed)
+                )
+            return self._rank_by_evidence(query, window, allowed, kinds=kinds)
+
+        return np.array([hit.row for hit in self._hits(rank, 0, k, allowed, query.excluded_rows)], int)
 
     def _hits(
         self,
-        query: Query,
+        rank: Callable[[int], Ranked],
         start: int,
         stop: int,
         allowed: np.ndarray | None,
-        filters: Filters | None = None,
-        kinds: Collection[str] = KINDS,
-        step: Step = contextlib.nullcontext,
+        excluded_rows: Collection[int] = (),
     ) -> list[Hit]:
-        """The hits from place `start` on, before `stop`, duplicates folded; one has its place whatever the two are."""
+        """The hits from place `start` on, before `stop`, duplicates folded; one has its place whatever the two are.
+
+        rank: gives what the first `window` results are taken from, fewer only where no more are there.
+        """
         groups = self.catalogue.columns["duplicates"]
         hits: list[Hit] = []
         seen = np.empty(0, groups.dtype)
         window = WINDOW
         while True:
-            with step("search"):
-                rows, matched = self._window(query, window, allowed, filters)
-            if not len(rows):
-                return hits
-            with step("rank"):
-                evidence, best_photos = self.evidence(query, rows, matched)
-                order, scores, parts = self.ranker.rank({kind: values for kind, values in evidence.items() if kind in kinds})
-            ranked = groups[rows[order]]
-            first = np.sort(np.unique(ranked, return_index=True)[1])  # of each group, by score
-            fresh = first[~np.isin(ranked[first], seen)][: window - len(seen)]
-            for i in order[fresh][max(start - len(seen), 0) : max(stop - len(seen), 0)]:
-                own_parts = {kind: float(values[i]) for kind, values in parts.items()}
-                photo = None if best_photos[i] < 0 else int(best_photos[i])
-                folded = self._folded(query, rows[i], allowed)
-                hits.append(Hit(int(rows[i]), photo, float(scores[i]), own_parts, folded))
-            seen = np.concatenate([seen, ranked[fresh]])
-            if len(seen) >= stop or len(rows) < window:
+            ranked = rank(window)
+            group_of = groups[ranked.rows]
+            first = np.sort(np.unique(group_of, return_index=True)[1])  # of each group, by score
+            fresh = first[~np.isin(group_of[first], seen)][: window - len(seen)]
+            for i in fresh[max(start - len(seen), 0) : max(stop - len(seen), 0)]:
+                own_parts = {kind: float(values[i]) for kind, values in ranked.parts.items()}
+                row, photo = int(ranked.rows[i]), int(ranked.photos[i])
+                folded = self._folded(row, allowed, excluded_rows)
+                hits.append(Hit(row, None if photo < 0 else photo, float(ranked.scores[i]), own_parts, folded))
+            seen = np.concatenate([seen, group_of[fresh]])
+            if len(seen) >= stop or len(ranked.rows) < window:
                 return hits
             window *= 10
 
-    def _window(
-        self, query: Query, window: int, allowed: np.ndarray | None, filters: Filters | None
-    ) -> tuple[np.ndarray, Matched]:
+    def _rank_typed(self, typed: Typed, candidates: Candidates) -> Ranked:
+        order, scores, parts = self.ranker.rank_typed(self.typed_search.score(typed, candidates), is_sentence(typed, candidates))
+        rows = candidates.rows[order]
+        parts = {kind: values[order] for kind, values in parts.items()}
+        return Ranked(rows, self._best_photos(Query(), rows)[0], scores[order], parts)
+
+    def _rank_by_evidence(
+        self,
+        query: Query,
+        window: int,
+        allowed: np.ndarray | None,
+        filters: Filters | None = None,
+        kinds: Collection[str] = KINDS,
+        step: Step = contextlib.nullcontext,
+    ) -> Ranked:
+        with step("search"):
+            rows = self._window(query, window, allowed, filters)
+        with step("rank"):
+            evidence, photos = self.evidence(query, rows)
+            ranker = several.reweighted(self.ranker, query) if query.weights else self.ranker
+            order, scores, parts = ranker.rank({kind: values for kind, values in evidence.items() if kind in kinds})
+        return Ranked(rows[order], photos[order], scores[order], {kind: values[order] for kind, values in parts.items()})
+
+    def _window(self, query: Query, window: int, allowed: np.ndarray | None, filters: Filters | None) -> np.ndarray:
         """candidates() to rank for the first `window` results; fewer only where no more are there."""
-        rows, matched = self.candidates(query, allowed, CANDIDATES * window, filters)
+        rows = self.candidates(query, allowed, CANDIDATES * window, filters)
         if len(rows) >= window:
-            return rows, matched
-        if not len(rows) and query.photos is None and query.text is None:  # words that no listing holds
-            return rows, matched
+            return rows
         # What passes the filters without any evidence, such as listings without a photo, comes last.
         others = np.ones(self.catalogue.n_products, bool) if allowed is None else allowed.copy()
         others[rows] = False
-        if query.excluded_row is not None:
-            others[query.excluded_row] = False
-        return np.concatenate([rows, np.flatnonzero(others)[: window - len(rows)]]), matched
+        others[query.excluded_rows] = False
+        return np.concatenate([rows, np.flatnonzero(others)[: window - len(rows)]])
 
-    def _folded(self, query: Query, row: int, allowed: np.ndarray | None) -> int:
-        """How many other listings of the same photo or text are folded into a hit."""
-        copies = [copy for copy in self.catalogue.duplicates_of(row).tolist() if copy != query.excluded_row]
-        return (len(copies) if allowed is None else int(allowed[copies].sum())) - 1
+    def _folded(self, row: int, allowed: np.ndarray | None, excluded_rows: Collection[int]) -> list[int]:
+        """Rows of the other listings of the same offer, which are folded into a hit."""
+        copies = self.catalogue.duplicates_of(row)
+        copies = copies if allowed is None else copies[allowed[copies]]
+        return [copy for copy in copies.tolist() if copy != row and copy not in excluded_rows]
 
     def candidates(
         self,
@@ -267,16 +341,15 @@ class OpenIndex:
         allowed: np.ndarray | None,
         depth: int = CANDIDATES * WINDOW,
         filters: Filters | None = None,
-    ) -> tuple[np.ndarray, Matched]:
-        """Rows of the listings that any evidence finds, ascending, and those that the words found, with their scores; `depth` of
-        each kind, at first as many as an answer is ranked from.
+    ) -> np.ndarray:
+        """Rows of the listings that any evidence finds, ascending; `depth` of each kind, at first as many as an answer is ranked
+        from.
 
         allowed: (P,) bool, what may be found; filters: what it comes from, where it does, for the words' own index.
         """
-        matched: Matched = (np.empty(0, np.int64), np.empty(0, np.float32))
         if allowed is not None and not allowed.any():
-            return matched[0], matched
-        depth += query.excluded_row is not None
+            return np.empty(0, np.int64)
+        depth = depth * min(max(query.viewed, 1), DEEPER) + len(query.excluded_rows)
         found: list[np.ndarray] = []
         if query.photos is not None and self.catalogue.n_photos:
             listing_of_photo = self.catalogue.listing_of_photo
@@ -285,22 +358,19 @@ class OpenIndex:
                 found.append(self.photo_index.nearest_groups(vector, depth, listing_of_photo, allowed_photos))
         if query.text is not None:
             found.append(self.text_index.nearest(query.text, depth, allowed)[0])
-        if query.words:
-            matched = self.catalogue.match_words(query.words, depth, filters, allowed)
-            found.append(matched[0])
+        if query.typed is not None:
+            found.append(self.typed_search.find(query.typed, depth, filters, allowed))
         rows = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
         # Not by `allowed`: a search among all is faster than one with a filter.
-        return (rows if query.excluded_row is None else rows[rows != query.excluded_row]), matched
+        return rows[~np.isin(rows, query.excluded_rows)]
 
-    def evidence(
-        self, query: Query, rows: np.ndarray, matched: Matched | None = None
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def evidence(self, query: Query, rows: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """What speaks for each listing of `rows`: kind -> (N,) in [0, 1], and (N,) the row of its photo nearest to the query's,
         or of its first one; -1 where it has none.
 
-        photo: its most alike photo; text: dense text similarity; words: BM25 as a share of the best candidate's; category: how
-        probable the levels of its path are; price: the smaller price as a share of the larger; place: 1 the same town, 0.5 the
-        same county. NaN where a listing has no photo, path or price.
+        photo: its most alike photo; text: dense text similarity; words: as a search for them ranks, as a share of its highest
+        score; category: how probable the levels of its path are; price: the smaller price as a share of the larger; place: 1 the
+        same town, 0.5 the same county. NaN where a listing has no photo, path or price.
         """
         evidence: dict[str, np.ndarray] = {}
         best_photos, cosines = self._best_photos(query, rows)
@@ -308,9 +378,8 @@ class OpenIndex:
             evidence["photo"] = self.ranker.similarity("photo", cosines)
         if query.text is not None:
             evidence["text"] = self.ranker.similarity("text", self.text_index.vectors[rows] @ query.text)
-        if query.words:
-            scores = self.catalogue.score_words(query.words, rows, matched)
-            evidence["words"] = scores / max(scores.max(), 1e-9)
+        if query.typed is not None:
+            evidence["words"] = self.typed_search.share(query.typed, rows)
         if query.category is not None:
             evidence["category"] = self.tree.agreement(query.category, rows)
         if query.price is not None:
@@ -340,27 +409,6 @@ class OpenIndex:
         by_town, by_county = map(bool, self._place_names(place))  # no name in common is nothing in common
         return np.where(town & county & by_town, 1.0, np.where(county & by_county, 0.5, 0.0))
 
-    def _results(self, hits: list[Hit], text: str | None) -> list[dict]:
-        """The fields of each hit for a client; a text's words are marked in them."""
-        photo_rows = [hit.photo_row for hit in hits if hit.photo_row is not None]
-        image_id_of = dict(zip(photo_rows, self.catalogue.image_ids(photo_rows), strict=True)) | {None: None}
-        fields = RESULT_FIELDS if text is None else (*RESULT_FIELDS, "description")
-        products = self.catalogue.products([hit.row for hit in hits], fields)
-        highlighter = None if text is None else self.catalogue.highlighter(text)
-        results = []
-        for hit, product in zip(hits, products, strict=True):
-            image_id = image_id_of[hit.photo_row]
-            snippet = highlighter and asdict(highlighter.snippet(product.pop("description")))
-            results.append(
-                product
-                | {
-                    "name_marks": highlighter.marks(product["name"]) if highlighter else [],
-                    "snippet": snippet,
-                    "image_id": image_id,
-                    "photo_url": image_id and f"/images/{image_id}.jpg",
-                    "duplicates": hit.duplicates,
-                    "score": None if hit.score is None else round(hit.score, 6),
-                    "parts": {kind: round(value, 6) for kind, value in hit.parts.items()},
-                }
-            )
-        return results
+
+def _reaching(min_score: float, hits: list[Hit]) -> list[Hit]:
+    return [hit for hit in hits if round(hit.score, 6) >= min_score]

@@ -1,34 +1,23 @@
-"""Evidence -> one ranked, explained list; and the fit of how much each kind of evidence counts."""
+"""Evidence -> one ranked, explained list."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import expit
 
-from marketplace import metrics
-from marketplace.cleaning import listings
 from marketplace.files import atomic, reading
-from marketplace.files.progress import progress
-
-if TYPE_CHECKING:
-    from marketplace.models.text_model import TableModels
-    from marketplace.retrieval.open_index import OpenIndex, Query
+from marketplace.retrieval import typed_search
 
 KINDS = ("photo", "text", "words", "category", "price", "place")
 MIXES = ("photo", "words")  # a query without words, and one with: its photo, and the category that it tells, weigh differently
-BACKGROUND_PAIRS = 10_000  # random pairs whose mean cosine is what unrelated listings have
 BY_HAND = {"photo": 1.0, "text": 0.5, "words": 0.5, "category": 0.5, "price": 0.1, "place": 0.05}  # before there is a fit
-JUDGED_LISTINGS = 600  # of the validation split, asked about to fit the ranker
-SMALLEST_WEIGHT = 0.01  # of the largest: what is asked with one kind of evidence alone must still be ranked by it
-PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # on the squared weights; chosen by cross-validation
-PAIRS_A_QUERY = 200
-DROPPED = 0.25  # of the kinds of a query's evidence while fitting, so that any mix of them works
-FOLDS = 5
-SURELY = 2.0  # standard errors of a mean: chance alone gives more once in forty times
-K = 10  # of the nDCG that choices are made by
+SAME_PHOTO = 0.9  # a similarity, from which on a photo is more and more the very one that was given, saved again
+CURVES = (*MIXES, "typed", "sentence")  # whose raw scores have scales of their own
+UNCALIBRATED = {
+    **dict.fromkeys(MIXES, [[0.0, 1.0], [0.0, 1.0]]),
+    "typed": [[0.0, typed_search.HIGHEST], [0.0, 1.0]],
+    "sentence": [[0.0, typed_search.SENTENCE_HIGHEST], [0.0, 1.0]],
+}
 
 
 @dataclass(frozen=True)
@@ -37,14 +26,14 @@ class Ranker:
 
     weights: "words" for queries with words and "photo" for those without -> by kind, any positive scale. missing: likewise, in
     [0, 1], what is assumed where a candidate has no such evidence (no photo, no price). background: by kind, the mean cosine of
-    unrelated pairs, from which similarity counts at all. fuses_category: whether the category of a query with photo and words is
-    predicted from both, or from its words alone.
+    unrelated pairs, from which similarity counts at all. calibration: of each of CURVES raw scores, ascending, and the
+    probability that a shopper finds right what scores so, between them straight.
     """
 
     weights: dict[str, dict[str, float]]
     missing: dict[str, dict[str, float]]
     background: dict[str, float]
-    fuses_category: bool = True
+    calibration: dict[str, list[list[float]]] = field(default_factory=lambda: dict(UNCALIBRATED))
 
     @classmethod
     def by_hand(cls, background: dict[str, float]) -> "Ranker":
@@ -64,221 +53,36 @@ class Ranker:
         return np.clip((cosines - background) / (1 - background), 0, 1)
 
     def rank(self, evidence: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """Order candidates by the weighted mean of their evidence.
+        """Order candidates by the weighted mean of their evidence; one with the very photo that was given, and nothing but that,
+        comes before any other, whatever category the photo seems to be of.
 
         evidence: kind -> (N,) in [0, 1], for the kinds that the query has; NaN for a candidate without such evidence.
-        Returns the order (N,), best first, ties in the given order; the scores (N,) in [0, 1]; and each kind's
-        contributions (N,), which add up to the score. Kinds that count nothing are left out.
+        Returns the order (N,), best first, ties in the given order; the scores (N,), calibrated; and each kind's contributions
+        (N,), which add up to the score. Kinds that count nothing are left out.
         """
-        weights, missing = (values[_mix(evidence)] for values in (self.weights, self.missing))
+        weights, missing = (values[mix_of(evidence)] for values in (self.weights, self.missing))
         counted = {kind: values for kind, values in evidence.items() if weights[kind] > 0}
         total = sum(weights[kind] for kind in counted)
         parts = {
             kind: weights[kind] / total * np.where(np.isnan(values), missing[kind], values) for kind, values in counted.items()
         }
-        scores = np.sum(list(parts.values()), axis=0)
-        return np.argsort(-scores, kind="stable"), scores, parts
+        if mix_of(evidence) == "photo" and "photo" in parts:
+            alike = np.nan_to_num(evidence["photo"])
+            parts["photo"] = parts["photo"] + np.clip((alike - SAME_PHOTO) / (1 - SAME_PHOTO), 0, 1)
+        return self._calibrated(mix_of(evidence), parts)
+
+    def rank_typed(self, parts: dict[str, np.ndarray], is_sentence: bool) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """Likewise of what typed words add to each candidate's raw score."""
+        return self._calibrated("sentence" if is_sentence else "typed", parts)
+
+    def _calibrated(self, curve: str, parts: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        raw = np.sum(list(parts.values()), axis=0)
+        something = raw > 1e-9  # what nothing speaks for has no parts that could add up to a score
+        scores = np.where(something, np.interp(raw, *self.calibration[curve]), 0)
+        share = scores / np.where(something, raw, 1)
+        return np.argsort(-raw, kind="stable"), scores, {kind: share * values for kind, values in parts.items()}
 
 
-@dataclass(frozen=True)
-class JudgedQuery:
-    """One query with judged answers: evidence as for rank(), relevance (N,) grades of the candidates, and the row of its listing.
-
-    category_by_words: (N,) what the category's evidence is when a query with a photo takes it from its words alone.
-    """
-
-    evidence: dict[str, np.ndarray]
-    relevance: np.ndarray
-    listing_row: int
-    category_by_words: np.ndarray | None = None
-
-    def by_words(self) -> "JudgedQuery":
-        """The same query, its category taken from its words alone."""
-        if self.category_by_words is None:
-            return self
-        return replace(self, evidence=self.evidence | {"category": self.category_by_words})
-
-
-def judge(
-    index: "OpenIndex", models: "TableModels", splits: np.ndarray, probabilities: np.ndarray, seed: int = 0
-) -> list[JudgedQuery]:
-    """Questions about validation listings, their answers among the training listings, and how relevant those are.
-
-    models: the generation's, which read the words; splits: (rows,) of the catalogue's listings, by name; probabilities: (N, C) of
-    its photos.
-    """
-    allowed = splits == "train"
-    asked = np.flatnonzero(splits == "validation")
-    asked = np.random.default_rng(seed).permutation(asked)[:JUDGED_LISTINGS]
-    judged = []
-    for row in progress(asked.tolist(), "ask for the ranker", "listing"):
-        questions = _questions(index, models, row, probabilities)
-        category_by_words = {words: query.category for words, query in questions if query.photos is None}
-        for words, query in questions:
-            rows, matched = index.candidates(query, allowed)
-            if len(rows):
-                category = None if query.photos is None else category_by_words.get(words)
-                agreement = None if category is None else index.tree.agreement(category, rows)
-                judged.append(JudgedQuery(index.evidence(query, rows, matched)[0], _relevance(index, row, rows), row, agreement))
-    return judged
-
-
-def _questions(
-    index: "OpenIndex", models: "TableModels", row: int, probabilities: np.ndarray
-) -> list[tuple[str | None, "Query"]]:
-    """A listing is asked for by title, by title and description, by photo, by photo and title, and by all that it tells, never
-    by its own category: the words of each question, and the question."""
-    listing = index.catalogue.product(row)
-    text = listings.text(listing["name"], listing["description"])
-    title = text.partition("\n")[0]
-    questions: list[tuple[str | None, Query]] = [
-        (words, index.query_by(models, None, words, fuses_category=True)) for words in (title, text)
-    ]
-    for photo in index.catalogue.photos_of(row)[:1]:
-        vector, by_photo = index.photo_index.vectors[photo], probabilities[photo]
-        for words in (None, title, text):
-            questions.append((words, index.query_by(models, vector, words, by_photo, fuses_category=True)))
-    price = float(index.catalogue.columns["price"][row])
-    for words, query in questions:
-        if words == text:  # as one listing is compared with another
-            query.price = price if price > 0 else None
-            query.place = index.place_of(row)
-    return questions
-
-
-def _relevance(index: "OpenIndex", row: int, rows: np.ndarray) -> np.ndarray:
-    """(N,) grades of `rows` as answers for a listing: 2 for the same full category path, 1 for the same main category."""
-    codes = index.catalogue.columns["category"]
-    same_main, same = codes[rows, 0] == codes[row, 0], (codes[rows] == codes[row]).all(axis=1)
-    return np.where(same, 2, np.where(same_main, 1, 0))
-
-
-def fit(queries: list[JudgedQuery], background: dict[str, float], seed: int = 0) -> tuple[Ranker, dict]:
-    """The ranker that orders pairs of candidates best, and the nDCG@10 by which its penalty was chosen.
-
-    A logistic model of pairs of differently relevant candidates of one query (RankNet without hidden layers: Burges et al.
-    2005), weights not negative, pairs weighed by the difference of their gains. The penalty is chosen by 5-fold
-    cross-validation over listings; the weights set by hand are the baseline, and stay when they are better.
-    A query's photo has a say in its category, beside its words, only where that is better by more than chance (SURELY): poor
-    photos tell the category little, and less than they blur it. Where no query has a relevant candidate, the weights stay.
-    """
-    if not any(query.relevance.any() for query in queries):
-        return Ranker.by_hand(background), {"chosen": "by_hand"}
-    listing_rows = np.array([query.listing_row for query in queries])
-    folds = _folds(listing_rows, seed)
-    by_words = [query.by_words() for query in queries]
-    scores = {str(penalty): _validated(by_words, folds, background, penalty, seed) for penalty in PENALTIES}
-    means = {name: float(np.nanmean(values)) for name, values in scores.items()}
-    best = max(means, key=means.get)
-    fused = _validated(queries, folds, background, float(best), seed)
-    fuses = _is_surely_above_0(metrics.by_listing(fused - scores[best], listing_rows).dropna().to_numpy())
-    means[f"{best}, category from photo and words"] = float(np.nanmean(fused))
-    means["by_hand"] = float(np.nanmean([_ndcg(Ranker.by_hand(background), query) for query in queries]))
-    if means["by_hand"] >= (np.nanmean(fused) if fuses else means[best]):
-        best, ranker = "by_hand", Ranker.by_hand(background)
-    else:
-        ranker = replace(_fit(queries if fuses else by_words, background, float(best), seed), fuses_category=fuses)
-    figures = {name: round(mean, 4) for name, mean in means.items()}
-    return ranker, {"queries": len(queries), "chosen": best, "fuses_category": ranker.fuses_category, "ndcg_at_10": figures}
-
-
-def _folds(listing_rows: np.ndarray, seed: int) -> np.ndarray:
-    """The fold of each query: all of a listing's are in one."""
-    order = np.random.default_rng(seed).permutation(np.unique(listing_rows))
-    fold_of_row = {row: position % FOLDS for position, row in enumerate(order)}
-    return np.array([fold_of_row[row] for row in listing_rows])
-
-
-def _validated(
-    queries: list[JudgedQuery], folds: np.ndarray, background: dict[str, float], penalty: float, seed: int
-) -> np.ndarray:
-    """nDCG@10 of each query, by the fit on the other folds."""
-    values = np.full(len(queries), np.nan)
-    for fold in np.unique(folds):
-        others = [query for query, own_fold in zip(queries, folds, strict=True) if own_fold != fold]
-        ranker = _fit(others, background, penalty, seed)
-        for position in np.flatnonzero(folds == fold):
-            values[position] = _ndcg(ranker, queries[position])
-    return values
-
-
-def _is_surely_above_0(gains: np.ndarray) -> bool:
-    """Whether the mean is more than SURELY of its standard errors above 0."""
-    return len(gains) > 1 and bool(gains.sum() > SURELY * gains.std(ddof=1) * len(gains) ** 0.5)
-
-
-def _mix(evidence: dict[str, np.ndarray]) -> str:
+def mix_of(evidence: dict[str, np.ndarray]) -> str:
+    """The one of MIXES by which a query with some kinds of evidence is ranked."""
     return "words" if "words" in evidence or "text" in evidence else "photo"
-
-
-def _ndcg(ranker: Ranker, query: JudgedQuery) -> float:
-    return metrics.ndcg(query.relevance[ranker.rank(query.evidence)[0]], query.relevance, K)
-
-
-def _fit(queries: list[JudgedQuery], background: dict[str, float], penalty: float, seed: int) -> Ranker:
-    generator = np.random.default_rng(seed)
-    fitted = [_fit_mix([query for query in queries if _mix(query.evidence) == mix], penalty, generator) for mix in MIXES]
-    return Ranker(*(dict(zip(MIXES, values, strict=True)) for values in zip(*fitted, strict=True)), background)
-
-
-def _fit_mix(queries: list[JudgedQuery], penalty: float, generator: np.random.Generator) -> tuple[dict, dict]:
-    """weights and missing of one of MIXES; those set by hand where nothing can be learned."""
-    matrix, weight = _pairs(queries, generator)
-    if not len(matrix):
-        return BY_HAND, dict.fromkeys(KINDS, 0.0)
-    weight = weight / weight.sum()
-
-    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        margins = matrix @ parameters
-        value = weight @ np.logaddexp(0, -margins) + penalty * parameters @ parameters
-        return value, -matrix.T @ (weight * expit(-margins)) + 2 * penalty * parameters
-
-    start = np.array([BY_HAND[kind] for kind in KINDS] + [0.0] * len(KINDS))
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(start)).x
-    learned = matrix[:, : len(KINDS)].any(axis=0)
-    largest = found[: len(KINDS)][learned].max(initial=0)
-    if not largest:
-        return BY_HAND, dict.fromkeys(KINDS, 0.0)
-    weights = np.maximum(found[: len(KINDS)], SMALLEST_WEIGHT * largest)
-    weights[~learned] = largest * np.array(list(BY_HAND.values()))[~learned]
-    missing = np.clip(found[len(KINDS) :] / np.maximum(weights, 1e-12), 0, 1)
-    return _by_kind(weights), _by_kind(missing)
-
-
-def _by_kind(values: np.ndarray) -> dict[str, float]:
-    return dict(zip(KINDS, (round(float(value), 6) for value in values), strict=True))
-
-
-def _pairs(queries: list[JudgedQuery], generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(pairs, 2 kinds) differences between the features of a better candidate and of a worse one, and (pairs,) of their gains.
-
-    Features are the values of each kind of evidence, and a flag for each kind that a candidate lacks; both are 0 where the query
-    has no such evidence.
-    """
-    differences, importance = [np.empty((0, 2 * len(KINDS)))], [np.empty(0)]
-    for query in queries:
-        gains = 2.0**query.relevance - 1
-        pairs = generator.integers(len(gains), size=(2, PAIRS_A_QUERY))
-        better, worse = pairs[:, gains[pairs[0]] > gains[pairs[1]]]
-        features = np.zeros((len(gains), 2 * len(KINDS)))
-        kinds = [kind for kind in query.evidence if generator.random() >= DROPPED] or list(query.evidence)
-        for kind in kinds:
-            column, values = KINDS.index(kind), query.evidence[kind]
-            features[:, column] = np.nan_to_num(values)
-            features[:, len(KINDS) + column] = np.isnan(values)
-        differences.append(features[better] - features[worse])
-        importance.append(gains[better] - gains[worse])
-    return np.concatenate(differences), np.concatenate(importance)
-
-
-def background_cosine(vectors: np.ndarray, seed: int = 0) -> float:
-    """The mean cosine of random pairs of (N, D) unit rows; rows of zeros (texts of no word that the model learned) left out."""
-    generator = np.random.default_rng(seed)
-    pairs = generator.integers(len(vectors), size=(BACKGROUND_PAIRS, 2))
-    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-    left, right = vectors[pairs[:, 0]], vectors[pairs[:, 1]]
-    filled = left.any(axis=1) & right.any(axis=1)
-    if not filled.any():
-        return 0.0
-    # A background of 1 would leave no room for similarity: identical vectors only.
-    return float(np.clip(np.einsum("nd,nd->n", left[filled], right[filled]).mean(), 0, 0.99))

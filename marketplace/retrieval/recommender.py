@@ -7,7 +7,7 @@ import numpy as np
 from marketplace.cleaning import listings
 from marketplace.files import reading, stages
 from marketplace.files.stages import StageError
-from marketplace.models import photo_model, price_model, text_encoder, text_model
+from marketplace.models import photo_model, price_model, text_model
 from marketplace.retrieval.open_index import OpenIndex, Query
 
 
@@ -25,7 +25,6 @@ class Recommender(OpenIndex):
                 f"the files in {generation_dir} are not those it was published with: run python build_index.py --full"
             )
         super().__init__(generation_dir)
-        self.text_encoder = text_encoder.TextEncoder.load(generation_dir)  # None where the models were trained without one
         self.table_models = text_model.TableModels.load(generation_dir, self.text_encoder)
         self.price_model = price_model.PriceModel.load(generation_dir, self.table_models)
         self.photo_model = photo_model.PhotoModel(generation_dir, runtime, device)
@@ -38,7 +37,7 @@ class Recommender(OpenIndex):
         pairs = [
             ("photos", self.photo_index.rows, self.catalogue.n_photos),
             ("listings", self.text_index.rows, self.catalogue.n_products),
-            *(("listings", own.rows, self.catalogue.n_products) for own in (self.names_index, self.meanings_index) if own),
+            *(("listings", own.rows, self.catalogue.n_products) for own in self.typed_search.vector_indexes),
             ("classes", len(self.photo_model.description.classes), self.table_models.n_classes),
         ]
         if self.takes_photos:
@@ -59,10 +58,9 @@ class Recommender(OpenIndex):
         vector: np.ndarray | None = None,
         text: str | None = None,
         probabilities: np.ndarray | None = None,
-        fuses_category: bool | None = None,
     ) -> Query:
         """query_by() this generation's own models."""
-        return self.query_by(self.table_models, vector, text, probabilities, fuses_category)
+        return self.query_by(self.table_models, vector, text, probabilities)
 
     def predict(self, vector: np.ndarray | None, probabilities: np.ndarray | None, text: str | None) -> dict:
         """Category probabilities, best first, and a price range, from a photo's vector and (C,) probabilities, words, or both.

@@ -245,7 +245,7 @@ class VectorIndex:
             rows = self._allowed_near(query, wanted, allowed)
         elif len(rows := self._coded_near(query, wanted)) < wanted:  # the lists probed hold too few rows
             rows = self._allowed_near(query, wanted, np.ones(self.rows, bool))
-        cosines = self._cosines(query, rows)
+        cosines = self.cosines(query, rows)
         if len(rows) > k:
             least = np.partition(cosines, len(rows) - k)[len(rows) - k]
             near = np.flatnonzero(cosines >= least)
@@ -261,7 +261,7 @@ class VectorIndex:
         found = self.index.search(query[None], depth)[1][0]
         return self._rows_by_key.rows(found[found >= 0])
 
-    def _cosines(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def cosines(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """(n,) inner products of a (D,) query and rows, read in place: a copy of them would take longer than the arithmetic."""
         cosines = np.empty(len(rows), np.float32)
         pointers = map(faiss.swig_ptr, (cosines, query, self.vectors, rows))

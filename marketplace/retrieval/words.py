@@ -1,4 +1,4 @@
-"""Word search over tantivy: stemmed words and their exact forms, filters and counts, sorting, snippets, misspelt words."""
+"""Word search over tantivy: stems of words and their exact forms, filters and counts, sorting, snippets."""
 
 import contextlib
 import datetime
@@ -6,12 +6,10 @@ import functools
 import itertools
 import json
 import math
-import re
 import shutil
 import tempfile
-import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,26 +17,19 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import tantivy
-from rapidfuzz import process
-from rapidfuzz.distance import OSA
 from tantivy import Occur, Order, Query
 
-from marketplace.cleaning.folding import ENTITY, INVISIBLE, limit_marks, unescape
 from marketplace.cleaning.listings import CATEGORY_SEPARATOR, category_levels
 from marketplace.files import generations
 from marketplace.files.stages import StageError
 from marketplace.retrieval import filters as names
+from marketplace.retrieval.analysis import ANALYZERS, aligned, clean, fold, stem
 from marketplace.retrieval.filters import MAX_NAME, Filters
+from marketplace.retrieval.forward import MAX_WORDS
 
 FOLDER = "words"  # in a generation
 WEIGHTS = {"name": 5.0, "description": 1.0, "category": 2.0}  # in BM25: a title says what a thing is
 HEAP_BYTES = 256_000_000  # that writing may fill before a segment goes to disk: 100,000 listings are one segment
-MAX_BYTES = 64  # of a word; longer ones, such as encoded pictures, are nobody's query
-MAX_WORDS = 32  # of a query; the rest is noise
-PREFIX_LETTERS, PREFIX_STEMS = 3, 8  # shorter beginnings mean anything; the commonest words that begin so
-TYPO_LETTERS, TYPO_WORDS = 4, 3  # shorter words have too many neighbours; the nearest words, the commonest first
-MAX_TYPO_LETTERS = 24  # longer ones are not typed from memory
-UNSURE = 0.5  # what a guessed word counts, against one that is there
 PRICE_STEPS = (10, 25, 50, 100, 250, 500, 1000)  # pounds; where the price ranges that are counted begin
 MAX_NAMES = 10_000  # of categories or places that are counted
 KEYS_AT_ONCE = 200  # asked for in one query: the time of a union of more terms grows faster than their number
@@ -46,56 +37,25 @@ SNIPPET_CHARACTERS = 160
 
 Sort = Literal["price_up", "price_down", "newest"]
 _ORDERS = {"price_up": ("cheapest", Order.Asc), "price_down": ("dearest", Order.Desc), "newest": ("newest", Order.Desc)}
-_PIECE = re.compile(rf"(?:{ENTITY.pattern}|.)[\u0300-\u036f]{{0,100}}", re.DOTALL)  # an entity or a character, with its accents
 
 
-def _analyzer(*more: tantivy.Filter) -> tantivy.TextAnalyzer:
-    """Splits at what is neither letter nor digit. Accents that fold() leaves, such as that of "ø", are folded here."""
-    builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
-    folded = tantivy.Filter.lowercase(), tantivy.Filter.ascii_fold(), tantivy.Filter.remove_long(MAX_BYTES)
-    for one in (*folded, *more):
-        builder = builder.filter(one)
-    return builder.build()
+@dataclass(frozen=True)
+class Alternative:
+    """Stems that together stand for a typed word, what they count against it, and how they come: "" (its own), "synonym",
+    "corrected", "begun", "joined" or "split"; text: as a person would read it."""
+
+    stems: tuple[str, ...]
+    credit: float
+    how: str
+    text: str
 
 
-_ANALYZERS = {"exact": _analyzer(), "stem": _analyzer(tantivy.Filter.stemmer("english"))}
+@dataclass(frozen=True)
+class Wanted:
+    """The listings that hold every one of some words, each by any of its alternatives; and those of `others`, (n,) int64 keys."""
 
-
-def clean(text: str) -> str:
-    """A text as a person sees it: HTML entities as their characters; no soft hyphens, zero-width characters or surrogates."""
-    text = unescape(text)
-    if text.isascii():
-        return text
-    return unicodedata.normalize("NFC", limit_marks(INVISIBLE.sub("", text.encode("utf-8", "ignore").decode())))
-
-
-def _aligned(text: str) -> tuple[str, Sequence[int]]:
-    """A clean text, and where each of its characters begins in the text as it was; last of all, where that ends."""
-    if clean(text) == text:
-        return text, range(len(text) + 1)
-    parts, starts = [], []
-    for piece in _PIECE.finditer(text):
-        parts.append(clean(piece[0]))
-        starts += [piece.start()] * len(parts[-1])
-    return "".join(parts), [*starts, len(text)]
-
-
-def fold(text: str) -> str:
-    """A clean text without accents, and where it is not ASCII without case."""
-    text = clean(text)
-    if text.isascii():
-        return text
-    letters = unicodedata.normalize("NFKD", text.casefold())
-    return unicodedata.normalize("NFKC", "".join(itertools.filterfalse(unicodedata.combining, letters)))
-
-
-def split(text: str) -> list[str]:
-    """The words of a text in their exact form: no case, no accents, no punctuation."""
-    return _ANALYZERS["exact"].analyze(fold(text))
-
-
-def _stem(word: str) -> str:
-    return _ANALYZERS["stem"].analyze(word)[0]
+    words: tuple[tuple[Alternative, ...], ...]
+    others: np.ndarray
 
 
 # Writing.
@@ -175,8 +135,8 @@ def _document(
 ) -> tantivy.Document:
     document = tantivy.Document()  # field by field: given by keyword, fields have ended the writer
     document.add_unsigned("key", key)
-    for field, text in (("name", name), ("description", description), ("category", category)):
-        folded = fold(text)
+    for field, text in (("name", name), ("description", description), ("category", names.said_by_category(category))):
+        folded = _cut(fold(text))
         document.add_text(field, folded)
         document.add_text(f"{field}_exact", folded)
     for field, values in (("categories", names.category_names(category)), ("places", names.place_names(town, county))):
@@ -197,6 +157,13 @@ def _document(
     return document
 
 
+def _cut(folded: str) -> str:
+    """A folded text without the words that ranking does not see: a total counts no listing for these."""
+    if len(folded) < 2 * MAX_WORDS:  # a word and a blank are two characters
+        return folded
+    return " ".join(ANALYZERS["exact"].analyze(folded)[:MAX_WORDS])
+
+
 @functools.cache
 def _schema() -> tantivy.Schema:
     builder = tantivy.SchemaBuilder()
@@ -215,7 +182,7 @@ def _schema() -> tantivy.Schema:
 
 
 def _registered(index: tantivy.Index) -> tantivy.Index:
-    for name, analyzer in _ANALYZERS.items():
+    for name, analyzer in ANALYZERS.items():
         index.register_tokenizer(name, analyzer)
     index.config_reader("manual")
     return index
@@ -283,61 +250,34 @@ class WordIndex:
         self._searcher = index.searcher()
         self._schema = index.schema
         self._deleted = sum(segment["deletes"]["num_deleted_docs"] for segment in segments if segment["deletes"])
-        self._spelt = functools.lru_cache(maxsize=64)(self._words_by_length)
 
     def __len__(self) -> int:
         return self._searcher.num_docs
 
-    def match(
-        self, text: str, k: int, filters: Filters | None = None, excluded: Collection[int] = ()
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Keys (n,) int64 and BM25 scores (n,) float32 of the k listings that match a text's words best: those with all the words
-        first, each kind by score. excluded: keys of listings that are not to be found.
-
-        For a word that no listing holds, those that begin so count, else those spelt much alike, at half their score.
-        """
-        wanted = self._words(text)
-        hits = self._best(wanted, self._conditions(filters), k + len(excluded)) if wanted else []
-        keys, scores = self._keys(hits), np.array([score for score, _ in hits], np.float32)
-        if len(excluded):
-            kept = ~np.isin(keys, np.fromiter(excluded, np.int64))
-            keys, scores = keys[kept][:k], scores[kept][:k]
-        return keys, scores
-
-    def score(self, text: str, keys: np.ndarray, matched: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
-        """(N,) float32 BM25 scores of the listings of `keys` for a text's words; 0 for one that holds none of them.
-
-        matched: what match() gave for the same text, so that only the other listings are asked for: each costs 5 to 10
-        microseconds, the more the more segments there are.
-        """
-        score_of = {} if matched is None else dict(zip(matched[0].tolist(), matched[1].tolist(), strict=True))
-        wanted, others = self._words(text), [key for key in keys.tolist() if key not in score_of]
-        for start in range(0, len(others) if wanted else 0, KEYS_AT_ONCE):
-            asked = Query.const_score_query(_holding_keys(self._schema, others[start : start + KEYS_AT_ONCE]), 0.0)
-            hits = self._searcher.search(_every(_any_of(wanted), asked), KEYS_AT_ONCE, count=False).hits
-            score_of.update(zip(self._keys(hits).tolist(), (score for score, _ in hits), strict=True))
-        return np.array([score_of.get(key, 0.0) for key in keys.tolist()], np.float32)
-
     def search(
         self,
-        text: str | None,
+        wanted: Wanted | None,
         filters: Filters | None = None,
         sort: Sort = "newest",
         k: int = 10,
         offset: int = 0,
     ) -> tuple[np.ndarray, int]:
-        """Keys (n,) int64 of the listings that pass the filters and, where a text is given, hold any of its words, k of them from
-        place `offset` on, and the number of all; those without a price or date come last where that is sorted by."""
+        """Keys (n,) int64 of the listings that pass the filters and are wanted, k of them from place `offset` on, and the number
+        of all; those without a price or date come last where that is sorted by. wanted: None for all."""
         field, order = _ORDERS[sort]
-        found = self._searcher.search(self._asked(text, filters), k, offset=offset, order_by_field=field, order=order)
+        found = self._searcher.search(self._asked(wanted, filters), k, offset=offset, order_by_field=field, order=order)
         return self._keys(found.hits), found.count
 
-    def counts(self, text: str | None, filters: Filters | None = None) -> Counts:
+    def count(self, wanted: Wanted, filters: Filters | None = None) -> int:
+        """How many listings search() finds."""
+        return self._searcher.search(self._asked(wanted, filters), 1).count
+
+    def counts(self, wanted: Wanted | None, filters: Filters | None = None) -> Counts:
         """Of all listings that search() finds."""
         asked = {field: {"terms": {"field": field, "size": MAX_NAMES}} for field in ("category_path", "town", "county")}
         ranges = _price_ranges()
         asked["price"] = {"range": {"field": "price", "ranges": list(ranges.values())}}
-        found = self._searcher.aggregate(self._asked(text, filters), asked)
+        found = self._searcher.aggregate(self._asked(wanted, filters), asked)
         towns, counties, paths = (_counted(found, field) for field in ("town", "county", "category_path"))
         categories = Counter()
         for path, count in paths.items():
@@ -347,111 +287,115 @@ class WordIndex:
         in_ranges = [bucket["doc_count"] for bucket in found["price"]["buckets"]] or [0] * len(ranges)  # none without listings
         return Counts(dict(categories), towns, counties, dict(zip(ranges, in_ranges, strict=True)))
 
-    def highlighter(self, text: str) -> "Highlighter":
-        """Marks a text's words, or those that they were taken for, in listings."""
-        return Highlighter(self._searcher, self._schema, _any_of(self._words(text)))
+    def highlighter(self, meant: Sequence[Sequence[Alternative]]) -> "Highlighter":
+        """Marks words, by any of their alternatives, in listings."""
+        words = [[self._meaning(one) for one in alternatives] for alternatives in meant]
+        return Highlighter(self._searcher, self._schema, _any_of(words))
 
     def _keys(self, hits: Sequence[tuple]) -> np.ndarray:
         return np.array(self._searcher.fast_field_values("key", [address for _, address in hits]), np.int64)
 
-    def _best(self, wanted: list[list[Query]], conditions: list[Query], limit: int) -> list[tuple]:
+    def _all_first(self, wanted: list[list[Query]], conditions: list[Query], limit: int) -> list[tuple]:
         """Scores and addresses of listings with all the words, then of those with some, each kind by score."""
-
-        def search(query: Query) -> list[tuple]:
-            return self._searcher.search(_every(query, *conditions), limit, count=False).hits
-
-        hits = search(_every(*(_any_of([word]) for word in wanted)))
+        hits = self._with_all(wanted, conditions, limit)
         if len(hits) < limit and len(wanted) > 1:
             with_all = {(address.segment_ord, address.doc) for _, address in hits}
-            others = (hit for hit in search(_any_of(wanted)) if (hit[1].segment_ord, hit[1].doc) not in with_all)
-            hits = [*hits, *others][:limit]
+            with_any = self._searcher.search(_every(_any_of(wanted), *conditions), limit, count=False).hits
+            hits = [*hits, *(hit for hit in with_any if (hit[1].segment_ord, hit[1].doc) not in with_all)][:limit]
         return hits
 
-    # What is asked for.
+    def _with_all(self, wanted: list[list[Query]], conditions: list[Query], limit: int) -> list[tuple]:
+        return self._searcher.search(_every(*(_any_of([word]) for word in wanted), *conditions), limit, count=False).hits
 
-    def _asked(self, text: str | None, filters: Filters | None) -> Query:
-        """The listings that pass the filters and, where a text is given, hold any of its words."""
-        return _every(*([] if text is None else [_any_of(self._words(text))]), *self._conditions(filters))
+    # What a typed query is read by, and what it finds.
 
-    def _words(self, text: str) -> list[list[Query]]:
-        """For each different word of a text that anything holds, the queries whose scores are summed up."""
-        found: dict[tuple[str, ...], list[Query]] = {}
-        for word in list(dict.fromkeys(split(text)))[:MAX_WORDS]:
-            stems, certainty = self._expand(word)
-            if stems and stems not in found:
-                found[stems] = self._fields(stems, certainty)
-        return list(found.values())
+    def frequency(self, word: str) -> int:
+        """In how many listings a word is, in its exact form: those whose name has it or, where more, those whose description."""
+        return self._frequency(("name_exact", "description_exact"), word)
 
-    def _fields(self, stems: tuple[str, ...], certainty: float) -> list[Query]:
-        """Where one of some stems may be; of several that one listing holds, the best counts."""
+    def stem_frequency(self, stem: str) -> int:
+        """Likewise in any form, in names, descriptions or categories."""
+        return self._frequency(tuple(WEIGHTS), stem)
+
+    def holds(self, stems: Sequence[str]) -> bool:
+        return all(map(self.stem_frequency, stems))
+
+    def names_with(self, stems: Sequence[str]) -> int:
+        """How many names hold all of some stems."""
+        if not all(self._searcher.doc_freq("name", stem) for stem in stems):
+            return 0
+        return self._searcher.search(_every(*(self._term("name", stem) for stem in stems)), 1).count
+
+    def name_words(self) -> list[tuple[str, int]]:
+        """Every word of a name, in its exact form, and how many names hold it, those of deleted listings among them."""
+        return self._searcher.terms_with_prefix("name_exact", "")
+
+    def words_beginning(self, beginning: str, most: int) -> tuple[str, ...]:
+        """Stems of the commonest words that begin so."""
+        begun = Counter()
+        for field in WEIGHTS:
+            begun.update(dict(self._searcher.terms_with_prefix(f"{field}_exact", beginning)))
+        return self._commonest(begun, most)
+
+    def candidates(
+        self, typed: Sequence[str], meant: Sequence[Sequence[Alternative]], k: int, filters: Filters | None = None
+    ) -> np.ndarray:
+        """Keys, ascending, of the k listings that match words best as they were typed, and of the k that match best what they may
+        mean; each time those with all the words first.
+
+        typed: words in their exact form; meant: of each word, what may stand for it.
+        """
+        conditions = self._conditions(filters)
+        exactly = [self._exactly(word) for word in typed if self.frequency(word)]
+        held = [[one for one in alternatives if self.holds(one.stems)] for alternatives in meant]
+        freely = [[self._meaning(one) for one in alternatives] for alternatives in held if alternatives]
+        hits = self._all_first(exactly, conditions, k) if exactly else []
+        if freely:
+            # Other forms of some of the words, of a query without synonyms, add little to as many listings with the very words.
+            some_too = len(hits) < k or any(len(alternatives) > 1 for alternatives in held)
+            hits = hits + (self._all_first(freely, conditions, k) if some_too else self._with_all(freely, conditions, k))
+        return np.unique(self._keys(hits))
+
+    def _exactly(self, word: str) -> list[Query]:
+        return [self._term(f"{field}_exact", word, weight) for field, weight in WEIGHTS.items()]
+
+    def _meaning(self, alternative: Alternative) -> Query:
+        """All its stems, wherever they are."""
+        stems = alternative.stems
         each = [
-            [
-                Query.boost_query(Query.term_query(self._schema, field, stem, index_option="freq"), certainty * weight)
-                for field, weight in WEIGHTS.items()
-            ]
+            _any_of([[self._term(field, stem, alternative.credit * weight) for field, weight in WEIGHTS.items()]])
             for stem in stems
         ]
-        return each[0] if len(each) == 1 else [Query.disjunction_max_query([_any_of([fields]) for fields in each])]
+        return _every(*each)
 
-    def _expand(self, word: str) -> tuple[tuple[str, ...], float]:
-        """The stems that a query's word means, and how much they count: itself, else what begins so, else what is spelt alike."""
-        own = _stem(word)
-        if self._holding(own):
-            return (own,), 1.0
-        if len(word) >= PREFIX_LETTERS:
-            begun = Counter()
-            for field in WEIGHTS:
-                begun.update(dict(self._searcher.terms_with_prefix(f"{field}_exact", word)))
-            if stems := self._commonest(begun, PREFIX_STEMS):
-                return stems, UNSURE
-        if TYPO_LETTERS <= len(word) <= MAX_TYPO_LETTERS and word.isalpha():
-            return self._nearest_spelt(word), UNSURE
-        return (), 0.0
+    def _term(self, field: str, word: str, boost: float | None = None) -> Query:
+        query = Query.term_query(self._schema, field, word, index_option="basic" if boost is None else "freq")
+        return query if boost is None else Query.boost_query(query, boost)
 
-    def _holding(self, stem: str) -> int:
-        """In how many fields a stem is, 0 when none but deleted listings hold it."""
-        count = sum(self._searcher.doc_freq(field, stem) for field in WEIGHTS)
-        if 0 < count <= self._deleted * len(WEIGHTS):
-            query = _any_of([[Query.term_query(self._schema, field, stem, index_option="basic") for field in WEIGHTS]])
-            return count if self._searcher.search(query, 1).count else 0
-        return count
+    def _frequency(self, fields: tuple[str, ...], word: str) -> int:
+        counts = [self._searcher.doc_freq(field, word) for field in fields]
+        if 0 < max(counts) <= self._deleted:  # maybe only listings that are gone hold it
+            return max(self._searcher.search(self._term(field, word), 1).count for field in fields)
+        return min(max(counts), len(self))  # counts are of deleted listings too
+
+    def _asked(self, wanted: Wanted | None, filters: Filters | None) -> Query:
+        """The listings that pass the filters and are wanted."""
+        conditions = self._conditions(filters)
+        if wanted is None:
+            return _every(*conditions)
+        words = [_any_of([[self._meaning(one) for one in alternatives]]) for alternatives in wanted.words]
+        holding = _every(*words) if words else Query.empty_query()
+        if len(wanted.others):
+            holding = _any_of([[holding, _holding_keys(self._schema, wanted.others.tolist())]])
+        return _every(holding, *conditions)
 
     def _commonest(self, words: dict[str, int], most: int) -> tuple[str, ...]:
         """The stems of some words, given with the number of fields that each is in: the commonest first."""
         counts = Counter()
         for word, count in words.items():
-            counts[_stem(word)] += count
+            counts[stem(word)] += count
         ordered = sorted(counts, key=lambda stem: (-counts[stem], stem))
-        return tuple(itertools.islice(filter(self._holding, ordered), most))
-
-    def _nearest_spelt(self, word: str) -> tuple[str, ...]:
-        """Words of 4 or 5 letters may differ by one edit, longer ones by two; a neighbouring pair of letters turned round is one,
-        and the first letter is right.
-
-        Source: Elasticsearch, "fuzziness AUTO" and "prefix_length".
-        """
-        edits = 1 if len(word) < 6 else 2
-        near: dict[int, dict[str, int]] = {}
-        spelt = self._spelt(word[0])
-        for letters in range(len(word) - edits, len(word) + edits + 1):
-            counts = spelt.get(letters, {})
-            for other, distance, _ in process.extract(word, counts.keys(), scorer=OSA.distance, score_cutoff=edits, limit=None):
-                near.setdefault(distance, {})[other] = counts[other]
-        for distance in sorted(near):
-            if stems := self._commonest(near[distance], TYPO_WORDS):
-                return stems
-        return ()
-
-    def _words_by_length(self, letter: str) -> dict[int, dict[str, int]]:
-        """Number of letters -> the words of so many that begin with a letter, and the number of fields that each is in; a number
-        is not a misspelt number."""
-        grouped: dict[int, dict[str, int]] = {}
-        for field in WEIGHTS:
-            for word, count in self._searcher.terms_with_prefix(f"{field}_exact", letter):
-                if word.isalpha():
-                    words = grouped.setdefault(len(word), {})
-                    words[word] = words.get(word, 0) + count
-        return grouped
+        return tuple(itertools.islice(filter(self.stem_frequency, ordered), most))
 
     # What must be.
 
@@ -494,7 +438,7 @@ class Highlighter:
 
     def marks(self, name: str) -> list[tuple[int, int]]:
         """Which characters of a name are the words: (start, end) each, ascending."""
-        cleaned, starts = _aligned(name)
+        cleaned, starts = aligned(name)
         found = self._marked("name", cleaned, len(cleaned.encode()))
         return [(starts[start], starts[end]) for start, end in found.marks] if found else []
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import anyio
 import numpy as np
-from fastapi import Depends, File, Form, HTTPException, Query, Request, Security, UploadFile
+from fastapi import Body, Depends, File, Form, HTTPException, Query, Request, Security, UploadFile
 from fastapi import Path as PathParameter
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BeforeValidator, Field
@@ -50,7 +50,7 @@ class Page:
 
 
 def filters_from(source: Callable) -> Callable:
-    """A dependency that reads the filters from `source`: Query or Form."""
+    """A dependency that reads the filters from `source`: Query, Form or Body."""
 
     async def read(  # async, or each would be run in a thread of its own
         category: Annotated[str | None, source(description=CATEGORY, max_length=MAX_NAME)] = None,
@@ -66,7 +66,7 @@ def filters_from(source: Callable) -> Callable:
 
 
 def page_from(source: Callable) -> Callable:
-    """A dependency that reads the page from `source`: Query or Form."""
+    """A dependency that reads the page from `source`: Query, Form or Body."""
 
     async def read(
         k: Annotated[int, source(ge=1, le=MAX_K, description=K, examples=[10])] = 10,
@@ -181,8 +181,10 @@ ServiceGenerations = Annotated[Generations, Depends(_state("generations"))]
 Photos = Annotated[PhotoQueue, Depends(_state("photo_queue"))]
 QueryFilters = Annotated[Filters, Depends(filters_from(Query))]
 FormFilters = Annotated[Filters, Depends(filters_from(Form))]
+BodyFilters = Annotated[Filters, Depends(filters_from(Body))]
 QueryPage = Annotated[Page, Depends(page_from(Query))]
 FormPage = Annotated[Page, Depends(page_from(Form))]
+BodyPage = Annotated[Page, Depends(page_from(Body))]
 Upload = Annotated[UploadFile, File(description="A photo: JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF.")]
 Words = Annotated[str | None, Form(max_length=2000, description="Words about the listing.", examples=["guitar with case"])]
 ProductId = Annotated[str, PathParameter(description="A listing's id, in either case.")]

@@ -36,7 +36,7 @@ def open_generation(folder: Path, runtime: str, device: str | None) -> Recommend
     photo = io.BytesIO()
     Image.effect_noise((64, 64), 50).save(photo, "JPEG")
     recommender.embed(photo.getvalue())
-    recommender.recommend(recommender.query(text=recommender.catalogue.product(0)["name"]), 1)
+    recommender.search(recommender.typed(recommender.catalogue.product(0)["name"]), 1)
     recommender.recommend(recommender.query_of(0), 1)
     return recommender
 

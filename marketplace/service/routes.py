@@ -1,25 +1,31 @@
 """The routes of the API, its page, and its description."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import anyio
-from fastapi import APIRouter, Depends, FastAPI, File, HTTPException, Query, Request, UploadFile
+from fastapi import APIRouter, Body, Depends, FastAPI, File, HTTPException, Query, Request, UploadFile
 from fastapi import Path as PathParameter
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
+from pydantic import Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from marketplace.cleaning.listings import canonical_id
 from marketplace.files.stages import StageError
+from marketplace.retrieval import several
 from marketplace.retrieval.catalogue import UnknownName
+from marketplace.retrieval.filters import MAX_NAME
 from marketplace.retrieval.recommender import Query as Evidence
 from marketplace.retrieval.recommender import Recommender
 from marketplace.retrieval.words import Counts
 from marketplace.service import schemas
 from marketplace.service.dependencies import (
+    BodyFilters,
+    BodyPage,
     CurrentGeneration,
     CurrentSettings,
     Filters,
@@ -41,6 +47,9 @@ from marketplace.service.schemas import ErrorMessage
 
 WEB_DIR = Path(__file__).parents[2] / "web"
 PHOTO_CACHE_S = 3600
+MAX_IDS = 100  # of all lists of one question together: each is a listing to read
+MAX_WEIGHT = 1000
+EXACT_TOTAL = 1000  # a larger total is given as "at least"
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'; require-trusted-types-for 'script'"
@@ -51,12 +60,19 @@ DOCS_POLICY = (
 )
 
 SORT = "The order of the listings. By default relevance with words, and newest without, as relevance is then too."
+IDS = "Listings that were viewed or liked: the answers are like what these have in common."
+NOT_IDS = "Counter-examples: the answers are less like these."
+EXCLUDE_IDS = "Listings that are only left out."
+WEIGHTS = "By kind of evidence, how much it counts against what it does by default; 0 leaves it out."
+DIVERSITY = "How unlike each other the first 100 answers are to be: from 0, the best first, to 1, the most unlike first."
 NOT_AN_IMAGE = {400: {"model": ErrorMessage, "description": "Not a usable image, or not a multipart form"}}
 TOO_LARGE = {413: {"model": ErrorMessage, "description": "Too large"}}
 UNKNOWN = {404: {"model": ErrorMessage, "description": "Unknown id"}}
 BAD_VALUE = {422: {"model": ErrorMessage, "description": "A bad value"}}
 BUSY = {503: {"model": ErrorMessage, "description": "Busy, or not ready: try again after the seconds in Retry-After"}}
 NO_KEY = {401: {"model": ErrorMessage, "description": "The key is missing or wrong"}}
+Id = Annotated[str, Field(max_length=MAX_NAME)]  # no limit would let halves of surrogate pairs through
+Weight = Annotated[float, Field(ge=0, le=MAX_WEIGHT, allow_inf_nan=False)]
 UPLOAD_ERRORS = NOT_AN_IMAGE | TOO_LARGE | BAD_VALUE
 PHOTO_ANSWERS = {
     200: {"content": {"image/jpeg": {}}},
@@ -151,22 +167,28 @@ def search(
     sort: Annotated[schemas.Sort | None, Query(description=SORT)] = None,
     counts: Annotated[bool, Query(description="Whether to count the whole result by category, place and price.")] = False,
 ):
-    """The listings that words describe, or without words all that pass the filters. A word that no listing holds finds those that
-    begin so, or are spelt much alike."""
-    if q is not None and not q.strip():
-        raise HTTPException(422, "q: give at least one word")
+    """The listings that words describe, or without words all that pass the filters; none where nothing is close."""
     check_names(recommender, filters)
-    asked = {"k": page.k, "filters": filters, "offset": page.offset, "with_counts": counts}
-    if q is not None and sort in (None, "relevance"):
-        found = recommender.search(recommender.query(text=q), min_score=page.min_score, step=meters.step, **asked)
-    else:
-        with meters.step("search"):
-            found = recommender.browse(q, sort="newest" if sort in (None, "relevance") else sort, **asked)
+    query = recommender.typed(q) if q is not None else Evidence()
+    if q is not None and query.typed is None:
+        raise HTTPException(422, "q: give at least one word")
+    found = recommender.search(
+        query,
+        k=page.k,
+        filters=filters,
+        offset=page.offset,
+        min_score=page.min_score,
+        sort=None if sort == "relevance" else sort,
+        with_counts=counts,
+        step=meters.step,
+    )
     return {
         "results": found.results,
-        "total": found.total,
-        "total_is_at_least": found.total_is_at_least,
+        "total": min(found.total, EXACT_TOTAL),
+        "total_is_at_least": found.total > EXACT_TOTAL,
         "counts": found.counts and counts_for_client(found.counts),
+        "nearest": found.nearest,
+        "corrections": found.corrections,
     }
 
 
@@ -186,6 +208,36 @@ def similar_products(
     """The listings most like one of the catalogue's, itself left out."""
     query = recommender.query_of(row_of(recommender, product_id))
     return {"results": recommend(recommender, query, page, filters, meters)}
+
+
+@router.post("/recommend", response_model=schemas.Recommendations, responses=UNKNOWN | BAD_VALUE)
+def recommend_by_several(
+    recommender: CurrentGeneration,
+    meters: ServiceMeters,
+    filters: BodyFilters,
+    page: BodyPage,
+    ids: Annotated[list[Id], Body(max_length=MAX_IDS, description=IDS)] = [],  # noqa: B006
+    not_ids: Annotated[list[Id], Body(max_length=MAX_IDS, description=NOT_IDS)] = [],  # noqa: B006
+    exclude_ids: Annotated[list[Id], Body(max_length=MAX_IDS, description=EXCLUDE_IDS)] = [],  # noqa: B006
+    text: Annotated[str | None, Body(max_length=2000, description="Words that the answers are to fit too.")] = None,
+    weights: Annotated[dict[schemas.Kind, Weight], Body(description=WEIGHTS, examples=[{"photo": 2, "price": 0}])] = {},  # noqa: B006
+    diversity: Annotated[float, Body(ge=0, le=1, allow_inf_nan=False, description=DIVERSITY)] = 0.0,
+):
+    """The listings most like several of the catalogue's, words, or both; all listings that are named are left out."""
+    if len(ids) + len(not_ids) + len(exclude_ids) > MAX_IDS:
+        raise HTTPException(422, f"ids, not_ids and exclude_ids: give at most {MAX_IDS} together")
+    rows, not_rows, left_out = ([row_of(recommender, one) for one in dict.fromkeys(some)] for some in (ids, not_ids, exclude_ids))
+    if both := set(rows) & set(not_rows):
+        raise HTTPException(422, f"not_ids: {recommender.catalogue.product(min(both))['product_id']} is in ids too")
+    by_words = recommender.query(None, text)
+    if not rows and by_words.typed is None:
+        raise HTTPException(422, "give listings as `ids`, words as `text`, or both")
+    query = several.query_of_several(recommender, by_words, rows, not_rows, left_out)
+    try:
+        results = recommend(recommender, replace(query, weights=weights), page, filters, meters, diversity)
+    except ValueError:
+        raise HTTPException(422, "weights: let at least one kind of what is asked with count") from None
+    return {"results": results}
 
 
 @router.get("/filters", response_model=schemas.Choices)
@@ -252,9 +304,19 @@ def counts_for_client(counts: Counts) -> dict:
     return {"categories": counts.categories, "towns": counts.towns, "counties": counts.counties, "prices": prices}
 
 
-def recommend(recommender: Recommender, query: Evidence, page: Page, filters: Filters, meters: Meters) -> list[dict]:
+def recommend(
+    recommender: Recommender, query: Evidence, page: Page, filters: Filters, meters: Meters, diversity: float = 0.0
+) -> list[dict]:
     check_names(recommender, filters)
-    return recommender.recommend(query, k=page.k, offset=page.offset, min_score=page.min_score, filters=filters, step=meters.step)
+    return recommender.recommend(
+        query,
+        k=page.k,
+        offset=page.offset,
+        min_score=page.min_score,
+        filters=filters,
+        diversity=diversity,
+        step=meters.step,
+    )
 
 
 def row_of(recommender: Recommender, product_id: str) -> int:

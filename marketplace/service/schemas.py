@@ -60,15 +60,28 @@ class Recommendation(BaseModel):
     )
     snippet: Snippet | None = Field(description="The part of the description with most of the words; null without words.")
     score: float | None = Field(
-        description="From 0 to 1; the sum of the parts. Null where listings are not ranked.", examples=[0.77]
+        description="The probability that it is right, from 0 to 1; the sum of the parts. Null where listings are not ranked.",
+        examples=[0.77],
+    )
+    close: bool | None = Field(
+        description="Whether it is more likely right than not: its score reaches 0.5. Null where listings are not ranked.",
+        examples=[True],
     )
     parts: dict[Kind, float] = Field(
         description="What each kind of evidence contributed; only the kinds that the query has.",
         examples=[{"photo": 0.5, "text": 0.11, "words": 0.16}],
     )
+    reasons: list[str] = Field(
+        description="Why it was found, as a shopper would say it; empty where listings are not ranked.",
+        examples=[["has “guitar”", "same kind: Guitars"]],
+    )
     duplicates: int = Field(
-        description="Near-duplicate listings that this one stands for, itself not counted; 0 where listings are not ranked.",
-        examples=[0],
+        description="Listings of the same offer that this one stands for, itself not counted; 0 where listings are not ranked.",
+        examples=[1],
+    )
+    duplicate_ids: list[ProductId] = Field(
+        description="Which these are, at most 100; GET /products/{product_id} gives each of them.",
+        examples=[["3f6d2a3c-6a0f-4b6c-9a43-0a5b8f6d9f10"]],
     )
 
 
@@ -102,6 +115,8 @@ class SearchResults(BaseModel):
     total: int = Field(description="Listings of the whole result, those folded into others too.", examples=[184])
     total_is_at_least: bool = Field(description="Whether there are more: they are counted up to 1,000.", examples=[False])
     counts: Counts | None = Field(description="Null unless asked for with counts=true.")
+    nearest: list[Recommendation] = Field(description="Where nothing is close, at most three listings that come nearest.")
+    corrections: dict[str, str] = Field(description="Misspelt words, and what was read instead.", examples=[{"soffa": "sofa"}])
 
 
 class SimilarImages(Recommendations):

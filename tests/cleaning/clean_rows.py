@@ -14,6 +14,6 @@ def product(number: int, label: int | None = None, **columns) -> dict:
 
 def photo(number: int, product_id: str | None = None, **columns) -> dict:
     """A row of photos.csv with the listing it belongs to (by default the one of the same number; "" for none) beside it."""
-    hashes = {"sha256": f"{number:064x}", "phash": f"{UNLIKE[number]:016x}"}
+    hashes = {"sha256": f"{number:064x}", "phash": f"{UNLIKE[number]:016x}", "colours": f"{number % 256:02x}" * 48}
     base = {"image_id": f"i{number:04d}", "product_id": f"p{number:04d}" if product_id is None else product_id}
     return base | {"status": "ok", "reason": "", "width": 32, "height": 32} | hashes | columns

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marketplace.cleaning import duplicates
+from marketplace.cleaning.folds import fold_ids
 from tests.cleaning.clean_rows import UNLIKE, photo, product
 
 
@@ -108,7 +109,9 @@ def test_no_hashes_make_no_groups():
 
 def clusters_of(products: list[dict], pictures: list[dict], groups: list[tuple[str, str]] = ()) -> list[str]:
     values = pd.DataFrame(list(groups), columns=["product_id", "value"])
-    return duplicates.find_clusters(pd.DataFrame(products), pd.DataFrame(pictures), values).tolist()
+    listings = pd.DataFrame(products)
+    photos = duplicates.Photos.of(listings, pd.DataFrame(pictures))
+    return duplicates.find_clusters(listings, photos, fold_ids(listings, photos), values).tolist()
 
 
 def test_listings_are_joined_by_equal_pixels_near_hashes_equal_texts_and_groups_and_by_nothing_else():
@@ -133,3 +136,61 @@ def test_texts_that_only_start_alike_do_not_join():
     text = "one two three four five six seven eight nine "
     products = [product(0, name=text, description="ten"), product(1, name=text, description="eleven")]
     assert clusters_of(products, [photo(0)]) == ["p0000", "p0001"]
+
+
+# A photo that many show.
+
+LOGO = {key: photo(100)[key] for key in ("sha256", "phash", "colours")}
+
+
+@pytest.mark.parametrize(("offers", "joined"), [(5, True), (6, False)])
+def test_a_photo_joins_up_to_5_different_offers_and_nobody_where_more_show_it(offers, joined):
+    found = clusters_of([product(number) for number in range(offers)], [photo(number) | LOGO for number in range(offers)])
+    assert found == (["p0000"] * offers if joined else [f"p{number:04d}" for number in range(offers)])
+
+
+def test_one_offer_listed_many_times_is_one_of_those_that_show_a_photo():
+    text = {key: product(0)[key] for key in ("name", "description")}
+    products = [product(number, **text) for number in range(10)] + [product(10)]
+    found = clusters_of(products, [photo(number) | LOGO for number in range(11)])
+    assert found == ["p0000"] * 11
+
+
+def test_a_logo_saved_anew_for_each_listing_joins_nobody():
+    pictures = [
+        photo(number) | {"phash": f"{int(LOGO['phash'], 16) ^ 1 << number:016x}", "colours": LOGO["colours"]}
+        for number in range(8)
+    ]
+    assert len(set(clusters_of([product(number) for number in range(8)], pictures))) == 8
+
+
+def test_listings_that_share_another_photo_beside_a_logo_are_joined_by_that():
+    pictures = [photo(number) for number in range(8)]
+    pictures[5]["phash"] = pictures[4]["phash"]
+    pictures += [photo(20 + number, f"p{number:04d}") | LOGO for number in range(8)]
+    found = clusters_of([product(number) for number in range(8)], pictures)
+    assert found == ["p0000", "p0001", "p0002", "p0003", "p0004", "p0004", "p0006", "p0007"]
+
+
+def test_unlike_photos_in_a_chain_of_near_hashes_are_no_photo_that_many_show():
+    bits = np.cumsum([0, *(0b111111 << 6 * step for step in range(8))]).tolist()
+    pictures = [photo(number) | {"phash": f"{bits[number]:016x}"} for number in range(9)]
+    assert set(clusters_of([product(number) for number in range(9)], pictures)) == {"p0000"}
+
+
+looks = st.tuples(st.sampled_from([0, 0b1, 0b111111, 0b1111111, 2**63]), st.sampled_from([0, 16, 17, 33]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 12), looks), min_size=1, max_size=40))
+def test_photos_shown_by_many_are_those_found_by_comparing_all_pairs(shown):
+    folds = np.array([f"p{number // 2:04d}" for number in range(13)])
+    rows, hashes, levels = (np.array(column) for column in zip(*((row, *look) for row, look in shown), strict=True))
+    pixels = np.array([f"{look}" for _, look in shown])
+    colours = np.repeat(levels[:, None], 48, axis=1).astype(np.int16)
+    photos = duplicates.Photos(rows, pixels, hashes.astype(np.uint64), colours)
+    expected = []
+    for _, (one, level) in shown:
+        near = {row // 2 for row, (other, its) in shown if (one ^ other).bit_count() <= 6 and abs(level - its) <= 16}
+        expected.append(len(near) > 5)
+    assert duplicates.shown_by_many(photos, folds).tolist() == expected

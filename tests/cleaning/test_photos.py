@@ -738,3 +738,22 @@ def test_a_contact_sheet_of_nothing_is_a_blank_page():
 def test_a_tile_without_a_photo_is_a_grey_square():
     sheet = np.asarray(Image.open(io.BytesIO(pictures.contact_sheet([(None, "", None)], tile=64))))
     assert (sheet == (238, 238, 238)).all(axis=2).sum() == 64 * 64
+
+
+def test_colours_are_the_mean_colours_of_16_parts_which_the_perceptual_hash_cannot_see():
+    red, grey = (Image.new("RGB", (400, 400), colour) for colour in ((200, 0, 0), (60, 60, 60)))
+    red.paste((0, 40, 255), (100, 0, 200, 100))
+    grey.paste((53, 53, 53), (100, 0, 200, 100))  # the same greys, within a level
+    cleaned = [photos.clean(encoded(picture, "PNG")) for picture in (red, grey)]
+    parts = [tuple(bytes.fromhex(photo.colours)[at : at + 3]) for photo in cleaned[:1] for at in range(0, 48, 3)]
+    assert parts == [(200, 0, 0), (0, 40, 255), *[(200, 0, 0)] * 14]
+    assert hamming(cleaned[0].phash, cleaned[1].phash) <= 6
+    assert cleaned[0].colours != cleaned[1].colours
+
+
+@pytest.mark.parametrize("fmt", ["JPEG", "WEBP"])
+def test_colours_of_a_photo_saved_again_and_smaller_differ_by_a_few_levels(fmt):
+    picture = quarters(640, 480)
+    first, again = photos.clean(encoded(picture, "PNG")), photos.clean(encoded(picture.resize((320, 240)), fmt, quality=60))
+    levels = [np.frombuffer(bytes.fromhex(photo.colours), np.uint8).astype(int) for photo in (first, again)]
+    assert len(first.colours) == 96 and np.abs(levels[0] - levels[1]).max() <= 8

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marketplace.files.stages import StageError
-from marketplace.retrieval import catalogue, words
+from marketplace.retrieval import analysis, catalogue, words
 from marketplace.retrieval.catalogue import Catalogue, Filters
 from marketplace.retrieval.keys import keys
 
@@ -118,42 +118,65 @@ def test_a_product_reads_back_as_it_was_written(opened):
     assert opened.has_photo("i3") and not opened.has_photo("i3' OR '1'='1")
 
 
+def meant(text: str) -> list[tuple[words.Alternative, ...]]:
+    """Every word of a text by nothing but its stem."""
+    return [(words.Alternative((analysis.stem(word),), 1.0, "", word),) for word in dict.fromkeys(analysis.split(text))]
+
+
+def matched(opened: Catalogue, text: str, depth: int, filters: Filters | None = None, allowed: np.ndarray | None = None) -> list:
+    """Rows, ascending, for a text's words as they are typed and by nothing but their stems."""
+    rows = opened.match_words(list(dict.fromkeys(analysis.split(text))), meant(text), depth, filters, allowed)
+    return sorted(rows.tolist())
+
+
 def test_listings_with_all_the_words_come_before_those_with_some(opened):
-    rows = opened.match_words("double pine bed", 60)[0].tolist()
     typed = ("double", "pine", "bed")
-    all_words = [row for row in range(60) if all(word in f"{NAMES[row % 7]} {PATHS[row % 5]}".casefold() for word in typed)]
-    some = [row for row in range(60) if any(word in f"{NAMES[row % 7]} {PATHS[row % 5]}".casefold() for word in typed)]
-    assert set(rows[: len(all_words)]) == set(all_words) and set(rows) == set(some) and len(set(rows)) == len(rows)
+    # Words of the main category are no words of a listing.
+    texts = [f"{NAMES[row % 7]} {PATHS[row % 5].split(' / ', 1)[-1]}".casefold() for row in range(60)]
+    with_all = [row for row in range(60) if all(word in texts[row] for word in typed)]
+    some = [row for row in range(60) if any(word in texts[row] for word in typed)]
+    found = [sorted(opened.match_words([], meant("double pine bed"), depth).tolist()) for depth in range(1, 61)]
+    assert found[-1] == some and found[len(with_all) - 1] == with_all
+    for depth, rows in enumerate(found, 1):
+        assert len(rows) == min(depth, len(some)) and len(set(rows) & set(with_all)) == min(depth, len(with_all))
 
 
 def test_where_no_listing_holds_all_words_the_best_of_the_others_are_found(opened):
-    rows, _ = opened.match_words("lovely bicycle zeppelin", 5)
-    assert [PRODUCTS["name"][row] for row in rows] == ["Racing bicycle"] * 5
+    rows = matched(opened, "lovely bicycle zeppelin", 5)
+    assert 5 <= len(rows) <= 10  # as many as typed, and by what it means
+    assert {PRODUCTS["name"][row] for row in rows} == {"Racing bicycle"}
 
 
 def test_words_match_whatever_their_ending_case_and_accents(opened):
-    assert len(opened.match_words("CAFE lamps", 60)[0]) >= 16
+    lamps = [row for row in range(60) if "lamp" in NAMES[row % 7].casefold()]
+    assert matched(opened, "LAMPS", 60) == matched(opened, "lámp", 60) == lamps
+    assert matched(opened, "CAFE lamps", 60) == list(range(60))  # which all are of the same style
 
 
 def test_filtered_words_give_k_results_whenever_k_match(opened):
     allowed = np.zeros(60, bool)
     allowed[[3, 17, 44]] = True
-    assert sorted(opened.match_words("lovely", 3, allowed=allowed)[0]) == [3, 17, 44]
+    assert matched(opened, "lovely", 3, allowed=allowed) == [3, 17, 44]
     filters = Filters(category="Lighting", max_price=100)
     expected = np.flatnonzero(opened.allowed(filters))
-    assert sorted(opened.match_words("lovely", 60, filters)[0]) == expected.tolist()
+    assert matched(opened, "lovely", 60, filters) == expected.tolist()
     without_first = opened.allowed(filters)
     without_first[expected[0]] = False
-    assert sorted(opened.match_words("lovely", len(expected) - 1, filters, without_first)[0]) == expected[1:].tolist()
+    assert matched(opened, "lovely", len(expected) - 1, filters, without_first) == expected[1:].tolist()
 
 
-def test_equal_listings_score_equally_however_they_were_found_and_others_nothing(opened):
-    rows = np.arange(60)
-    scores = opened.score_words("racing", rows)
-    assert ((scores > 0) == [NAMES[row % 7] == "Racing bicycle" for row in rows]).all()
-    twins = rows[rows % 35 == 2]  # the same name and category
-    assert len(twins) > 1 and len({round(float(score), 5) for score in scores[twins]}) == 1
-    np.testing.assert_array_equal(opened.score_words("racing", rows[::-1]), scores[::-1])
+@settings(max_examples=50, deadline=None)
+@given(st.sets(st.integers(0, 59)), st.integers(1, 60), st.sampled_from(["lovely", "pine bed", "lamp"]))
+def test_listings_that_are_not_allowed_leave_their_places_to_others(opened, excluded, depth, text):
+    allowed = np.ones(60, bool)
+    allowed[list(excluded)] = False
+    rows, every = matched(opened, text, depth, allowed=allowed), matched(opened, text, 60)
+    assert set(rows) <= set(every) - excluded and len(rows) >= min(depth, len(set(every) - excluded))
+
+
+def test_equal_listings_are_found_together_and_others_not_at_all(opened):
+    expected = [row for row in range(60) if NAMES[row % 7] == "Racing bicycle"]
+    assert matched(opened, "racing", 60) == expected and matched(opened, "racing", len(expected)) == expected
 
 
 @settings(max_examples=200, deadline=None)
@@ -162,20 +185,21 @@ def test_equal_listings_score_equally_however_they_were_found_and_others_nothing
     | st.sampled_from(['"', "a OR", "NEAR(", "name:", "*", "-pine", "^", "'; DROP TABLE products; --", "AND"])
 )
 def test_whatever_is_typed_is_words_never_syntax(opened, query):
-    rows, scores = opened.match_words(query, 5)
-    np.testing.assert_allclose(opened.score_words(query, rows), scores, rtol=1e-5)
-    np.testing.assert_array_equal(opened.score_words(query, rows, (rows, scores)), scores)
-    assert len(rows) <= 5 and np.isfinite(opened.score_words(query, np.arange(60))).all()
+    rows = matched(opened, query, 5)
+    assert rows == sorted(set(rows)) and len(rows) <= 10 and all(0 <= row < 60 for row in rows)
+    for row in rows:
+        held = analysis.split(f"{PRODUCTS['name'][row]} {PRODUCTS['description'][row]} {PRODUCTS['category'][row]}")
+        assert set(map(analysis.stem, analysis.split(query))) & set(map(analysis.stem, held))
 
 
 def test_many_threads_may_read_at_once(opened):
-    answers = []
-    threads = [threading.Thread(target=lambda: answers.append(opened.match_words("pine", 5)[0].tolist())) for _ in range(8)]
+    expected, answers = matched(opened, "pine", 5), []
+    threads = [threading.Thread(target=lambda: answers.append(matched(opened, "pine", 5))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(answers) == 8 and all(answer == answers[0] for answer in answers)
+    assert len(expected) == 5 and answers == [expected] * 8
 
 
 def test_choices_count_the_listings_of_every_level_and_place(opened):

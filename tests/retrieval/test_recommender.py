@@ -1,4 +1,3 @@
-import dataclasses
 import re
 import shutil
 
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 from marketplace.cleaning import listings
 from marketplace.files import atomic, generations, reading
 from marketplace.files.stages import StageError
-from marketplace.retrieval import open_index, ranking
+from marketplace.retrieval import answers, catalogue, open_index, ranker_fit
 from marketplace.retrieval.catalogue import Filters
 from marketplace.retrieval.recommender import Recommender
 
@@ -26,13 +25,12 @@ def queries(recommender, demo_dir):
     vector = np.array(recommender.photo_index.vectors[7])
     return {
         "photo": recommender.query(vector, None, probabilities[7]),
-        "words": recommender.query(text="blue bicycle for sale"),
         "photo and words": recommender.query(vector, "good condition", probabilities[7]),
         "listing": recommender.query_of(3),
     }
 
 
-@given(st.sampled_from(["photo", "words", "photo and words", "listing"]), st.integers(0, 70), st.integers(1, 70))
+@given(st.sampled_from(["photo", "photo and words", "listing"]), st.integers(0, 70), st.integers(1, 70))
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_page_is_a_part_of_the_whole_list_wherever_it_begins(recommender, queries, name, offset, k):
     whole = recommender.recommend(queries[name], 200)
@@ -45,7 +43,7 @@ def test_a_cut_off_leaves_what_is_above_it(recommender, queries):
     assert recommender.recommend(queries["photo"], 50, min_score=middle) == [hit for hit in whole if hit["score"] >= middle]
 
 
-@pytest.mark.parametrize("name", ["photo", "words", "photo and words", "listing"])
+@pytest.mark.parametrize("name", ["photo", "photo and words", "listing"])
 def test_every_listing_is_found_or_folded_once_and_parts_add_up(recommender, queries, name):
     hits = recommender.recommend(queries[name], 10_000)
     assert all(sum(hit["parts"].values()) == pytest.approx(hit["score"], abs=1e-5) for hit in hits)
@@ -57,41 +55,49 @@ def test_every_listing_is_found_or_folded_once_and_parts_add_up(recommender, que
     assert len({int(groups[row]) for row in rows}) == len(rows)
 
 
-def test_folded_listings_are_counted_among_those_that_pass_the_filters(recommender):
-    sizes = np.bincount(recommender.catalogue.columns["duplicates"])
-    row = int(np.flatnonzero(recommender.catalogue.columns["duplicates"] == sizes.argmax())[0])
-    name = recommender.catalogue.product(row)["name"]
-    copies = recommender.catalogue.duplicates_of(row)
-    found = [hit for hit in recommender.recommend(recommender.query(text=name), 100) if hit["duplicates"]]
-    assert sizes.max() - 1 in [hit["duplicates"] for hit in found]
-    price = recommender.catalogue.product(row)["price"]
-    within = [copy for copy in copies if recommender.catalogue.product(copy)["price"] == price]
-    filtered = recommender.recommend(recommender.query(text=name), 100, Filters(min_price=price, max_price=price))
-    by_group = {
-        recommender.catalogue.columns["duplicates"][recommender.catalogue.product_row(hit["product_id"])]: hit for hit in filtered
-    }
-    assert by_group[sizes.argmax()]["duplicates"] == len(within) - 1
+@pytest.fixture(scope="module")
+def folded(demo_dir):
+    """The same index, opened with folds of 1 to 20 listings."""
+    recommender = Recommender(generations.current_generation(demo_dir / "index"))
+    rows = np.arange(recommender.catalogue.n_products)
+    groups = np.where(rows < 20, 0, rows // 3).astype(np.int32)
+    recommender.catalogue.columns["duplicates"] = groups
+    recommender.catalogue._duplicates = catalogue._Grouped(groups, int(groups.max()) + 1)
+    return recommender
 
 
-@pytest.mark.parametrize("fuses", [True, False])
-def test_the_words_alone_tell_the_category_where_the_ranker_says_so(recommender, demo_dir, monkeypatch, fuses):
-    monkeypatch.setattr(recommender, "ranker", dataclasses.replace(recommender.ranker, fuses_category=fuses))
-    probabilities = reading.read_array(demo_dir / "embeddings" / "probabilities.npy")[7]
-    vector, words = np.array(recommender.photo_index.vectors[7]), "good condition"
-    by_words = recommender.query(text=words).category
-    assert np.array_equal(recommender.query(vector, words, probabilities).category, by_words) != fuses
-    assert np.array_equal(recommender.query(vector, words, probabilities, fuses_category=False).category, by_words)
-    assert recommender.query(vector, None, probabilities).category is not None  # without words there is the photo only
+def test_folded_listings_are_named_and_counted_among_those_that_pass_the_filters(folded, monkeypatch):
+    monkeypatch.setattr(answers, "MOST_DUPLICATE_IDS", 5)
+    columns = folded.catalogue.columns
+    product_ids = [row["product_id"] for row in folded.catalogue.products(range(folded.catalogue.n_products), ["product_id"])]
+    groups, prices, price = columns["duplicates"], columns["price"], float(np.median(columns["price"]))
+    for filters, passing in ((Filters(), prices == prices), (Filters(max_price=price), prices <= price)):
+        found = folded.recommend(folded.query(text=folded.catalogue.product(30)["name"]), 10_000, filters)
+        assert {groups[product_ids.index(hit["product_id"])] for hit in found} == set(groups[passing])
+        for hit in found:
+            row = product_ids.index(hit["product_id"])
+            others = [product_ids[other] for other in np.flatnonzero((groups == groups[row]) & passing) if other != row]
+            assert hit["duplicates"] == len(others)
+            assert hit["duplicate_ids"] == others[:5]
+        assert max(hit["duplicates"] for hit in found) > (5 if filters == Filters() else 1)
+
+
+def test_a_listing_that_asks_is_no_duplicate_of_what_is_found(folded):
+    asked = folded.catalogue.product(31)["product_id"]
+    copies = {folded.catalogue.product(row)["product_id"] for row in (30, 32)}
+    found = folded.recommend(folded.query_of(31), 10_000)
+    hit = next(hit for hit in found if hit["product_id"] in copies)
+    assert {hit["product_id"], *hit["duplicate_ids"]} == copies and hit["duplicates"] == 1
+    assert not any(asked in (hit["product_id"], *hit["duplicate_ids"]) for hit in found)
 
 
 def plain_hits(recommender: Recommender, query, count: int, allowed: np.ndarray) -> list[tuple]:
     """Row, photo, score and folded listings of the first `count` hits, one candidate after the other."""
-    rows, _ = recommender.candidates(query, allowed, 200)
+    rows = recommender.candidates(query, allowed, 200)
     if len(rows) < 100:
-        others = [row for row in np.flatnonzero(allowed) if row not in rows and row != query.excluded_row]
+        others = [row for row in np.flatnonzero(allowed) if row not in rows and row not in query.excluded_rows]
         rows = np.concatenate([rows, others[: 100 - len(rows)]]).astype(int)
-    evidence, _ = recommender.evidence(query, rows)
-    order, scores, _ = recommender.ranker.rank(evidence)
+    order, scores, _ = recommender.ranker.rank(recommender.evidence(query, rows)[0])
     groups, hits, seen = recommender.catalogue.columns["duplicates"], [], set()
     for place in order:
         if groups[rows[place]] in seen:
@@ -102,21 +108,23 @@ def plain_hits(recommender: Recommender, query, count: int, allowed: np.ndarray)
         if query.photos is not None and len(photos):
             photo = photos[(recommender.photo_index.vectors[photos] @ query.photos.T).max(axis=1).argmax()]
         copies = np.flatnonzero((groups == groups[rows[place]]) & allowed)
-        hits.append((rows[place], photo, scores[place], sum(copy != query.excluded_row for copy in copies) - 1))
+        hits.append((rows[place], photo, scores[place], sum(copy not in query.excluded_rows for copy in copies) - 1))
     return hits[:count]
 
 
-@pytest.mark.parametrize("name", ["photo", "words", "photo and words", "listing"])
+@pytest.mark.parametrize("name", ["photo", "photo and words", "listing"])
 @pytest.mark.parametrize("share", [1, 0.5, 0.1])
 def test_hits_are_those_found_one_candidate_after_the_other(recommender, queries, name, share):
-    allowed = np.random.default_rng(3).random(recommender.catalogue.n_products) < share
-    found = recommender._hits(queries[name], 0, 90, allowed)
-    expected = plain_hits(recommender, queries[name], 90, allowed)
-    assert [(hit.row, hit.photo_row, hit.score, hit.duplicates) for hit in found] == expected
+    query, allowed = queries[name], np.random.default_rng(3).random(recommender.catalogue.n_products) < share
+    found = recommender._hits(
+        lambda window: recommender._rank_by_evidence(query, window, allowed), 0, 90, allowed, query.excluded_rows
+    )
+    expected = plain_hits(recommender, query, 90, allowed)
+    assert [(hit.row, hit.photo_row, hit.score, len(hit.folded)) for hit in found] == expected
     assert len(expected) >= 5
 
 
-@pytest.mark.parametrize("name", ["photo", "words", "photo and words", "listing"])
+@pytest.mark.parametrize("name", ["photo", "photo and words", "listing"])
 def test_pages_in_further_windows_are_parts_of_the_whole_list(recommender, queries, name, monkeypatch):
     monkeypatch.setattr(open_index, "WINDOW", 3)
     whole = recommender.recommend(queries[name], 200)
@@ -134,8 +142,8 @@ def test_an_index_opened_without_models_answers_for_listings_as_the_recommender_
     assert (opened.generation, opened.dimension) == (recommender.generation, recommender.dimension)
     for row in range(0, opened.catalogue.n_products, 7):
         assert opened.recommend(opened.query_of(row), 10) == recommender.recommend(recommender.query_of(row), 10)
-    by_words = opened.query_by(recommender.table_models, text="blue bicycle for sale")
-    assert opened.recommend(by_words, 10) == recommender.recommend(recommender.query(text="blue bicycle for sale"), 10)
+    typed = "blue bicycle for sale"
+    assert opened.search(opened.typed(typed), 10) == recommender.search(recommender.typed(typed), 10)
 
 
 def test_a_generation_of_another_version_is_one_sentence(demo_dir, tmp_path):
@@ -209,7 +217,6 @@ def test_listings_without_photos_answer_a_photo_when_no_other_passes_the_filters
         assert [hit["product_id"] for hit in recommender.recommend(query, 10, filters)] == [
             catalogue.product(alone)["product_id"]
         ]
-    assert recommender.recommend(recommender.query(text="♞♞♞"), 10, filters) == []
     assert recommender.recommend(queries["photo"], 10, Filters(location="Nowhere")) == []
 
 
@@ -221,13 +228,13 @@ def test_the_ranker_is_fitted_on_validation_listings_against_training_ones_only(
     candidates, seen = recommender.candidates, set()
 
     def watched(*arguments):
-        rows, matched = candidates(*arguments)
+        rows = candidates(*arguments)
         seen.update(rows.tolist())
-        return rows, matched
+        return rows
 
     monkeypatch.setattr(recommender, "candidates", watched)
     probabilities = reading.read_array(demo_dir / "embeddings" / "probabilities.npy")
-    judged = ranking.judge(recommender, recommender.table_models, split, probabilities)
+    judged = ranker_fit.judge(recommender, recommender.table_models, split, probabilities)
     assert {split[query.listing_row] for query in judged} == {"validation"}
     assert {split[row] for row in seen} == {"train"}
     for query in judged:

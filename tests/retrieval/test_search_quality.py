@@ -164,7 +164,7 @@ def test_the_search_that_is_measured_is_the_one_that_is_served(demo_dir):
     listings = listings_with_splits(demo_dir)
     search = search_quality.search_by(recommender, listings["product_id"])
     for name in listings["name"][:5]:
-        served = recommender.recommend(recommender.query(text=name), 10)
+        served = recommender.search(recommender.typed(name), 10).results
         found = search(name)
         assert listings["product_id"].iloc[found.rows].tolist() == [result["product_id"] for result in served]
         assert found.scores.tolist() == [result["score"] for result in served]

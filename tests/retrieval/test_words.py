@@ -1,10 +1,13 @@
 import datetime
+import functools
+import itertools
 import math
 import random
 import shutil
 import tempfile
 import threading
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marketplace.files.stages import StageError
-from marketplace.retrieval import catalogue, words
+from marketplace.retrieval import analysis, catalogue, forward, words
 from marketplace.retrieval.filters import Filters
+from marketplace.retrieval.typed import Reader, Synonyms
+from marketplace.retrieval.words import Alternative, Wanted
 
 NAMES = [
     "Acoustic guitar", "Pine double bed", "Brass lamp", "Racing bicycle", "Guitar stand", "Lamps, a pair", "Café chairs",
@@ -69,92 +74,157 @@ def index(tmp_path_factory) -> words.WordIndex:
     return written(tmp_path_factory.mktemp("words"), TABLE)
 
 
-def bm25(table: pd.DataFrame, stem: str) -> np.ndarray:
-    """(listings,) Okapi BM25 of a stem, fields weighted. Source: Robertson and Zaragoza 2009, with Lucene's idf above 0."""
-    total = np.zeros(len(table))
+def meant(text: str) -> list[tuple[Alternative, ...]]:
+    """Every word of a text by nothing but its stem."""
+    return [(Alternative((analysis.stem(word),), 1.0, "", word),) for word in dict.fromkeys(analysis.split(text))]
+
+
+def with_all(text: str) -> Wanted:
+    return Wanted(tuple(meant(text)), np.empty(0, np.int64))
+
+
+def found(index: words.WordIndex, text: str, k: int = 20, filters: Filters | None = None) -> list[int]:
+    """Rows of the candidates for a text's words, ascending."""
+    return sorted(rows_of(index.candidates(list(dict.fromkeys(analysis.split(text))), meant(text), k, filters)))
+
+
+def searchable(field: str) -> list[str]:
+    """A field's texts as they are searched: the main category is of too many kinds of things."""
+    if field != "category":
+        return TABLE[field].tolist()
+    return [path.split(" / ", 1)[-1] for path in TABLE["category"]]
+
+
+@functools.cache
+def bm25(word: str, form: Callable[[str], str]) -> np.ndarray:
+    """(listings,) Okapi BM25 of a word in some form, fields weighted.
+
+    Source: Robertson and Zaragoza 2009, with Lucene's idf above 0.
+    """
+    total = np.zeros(len(TABLE))
     for field, weight in words.WEIGHTS.items():
-        tokens = [[words._stem(word) for word in words.split(text)] for text in table[field]]
+        tokens = [[form(one) for one in analysis.split(text)] for text in searchable(field)]
         lengths = np.array([len(one) for one in tokens])
-        counts = np.array([one.count(stem) for one in tokens])
+        counts = np.array([one.count(word) for one in tokens])
         holding = int((counts > 0).sum())
-        idf = math.log(1 + (len(table) - holding + 0.5) / (holding + 0.5))
+        idf = math.log(1 + (len(TABLE) - holding + 0.5) / (holding + 0.5))
         with np.errstate(invalid="ignore"):
             total += weight * idf * counts * 2.2 / (counts + 1.2 * (0.25 + 0.75 * lengths / max(lengths.mean(), 1e-9)))
     return total
 
 
-VOCABULARY = sorted({word for field in words.WEIGHTS for text in TABLE[field] for word in words.split(text)})
+def bm25_meant(alternatives: Sequence[Alternative]) -> np.ndarray:
+    """(listings,) what each scores for a word: for every alternative whose stems it holds all, that one's credit of theirs."""
+    total = np.zeros(len(TABLE))
+    for one in alternatives:
+        scores = np.array([bm25(stem, analysis.stem) for stem in one.stems])
+        total += one.credit * scores.sum(axis=0) * (scores > 0).all(axis=0)
+    return total
 
 
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.sampled_from(VOCABULARY), min_size=1, max_size=5, unique=True))
-def test_words_that_are_there_score_as_bm25_is_written(index, query):
-    per_stem = [bm25(TABLE, stem) for stem in {words._stem(word) for word in query}]
-    expected = np.sum(per_stem, axis=0)
-    np.testing.assert_allclose(index.score(" ".join(query), KEYS), expected, rtol=1e-4, atol=1e-5)
-    keys, scores = index.match(" ".join(query), len(NAMES))
-    found = rows_of(keys)
-    np.testing.assert_allclose(scores, expected[found], rtol=1e-4)
-    every = set(np.flatnonzero(np.all([scores > 0 for scores in per_stem], axis=0)).tolist())
-    assert set(found[: len(every)]) == every and set(found) == set(np.flatnonzero(expected).tolist())
-    for part in (scores[: len(every)], scores[len(every) :]):
-        assert (np.diff(part) <= 1e-5).all()
+def assert_best(rows: list[int], per_word: list[np.ndarray], k: int) -> set[int]:
+    """The rows are the k best by the words' scores, those with all the words first; returns those with all."""
+    scores = np.array([one for one in per_word if one.any()] or [np.zeros(len(TABLE))])
+    total, every = scores.sum(axis=0), (scores > 0).all(axis=0)
+    assert len(rows) == len(set(rows)) == min(k, (total > 0).sum())
+    assert every[rows].sum() == min(k, every.sum())
+    for tier in (every, ~every & (total > 0)):
+        kept = [row for row in rows if tier[row]]
+        left = [row for row in np.flatnonzero(tier) if row not in rows]
+        if kept and left:
+            assert total[kept].min() >= total[left].max() - 1e-4
+    return {row for row in rows if every[row]}
 
 
-def test_the_best_k_are_the_first_k_of_all(index):
-    everything = index.match("guitar bed good lamp", 100)[0].tolist()
-    for k in range(1, len(everything)):
-        assert index.match("guitar bed good lamp", k)[0].tolist() == everything[:k]
-
-
-def test_scores_of_given_listings_are_those_of_the_match_in_any_order(index):
-    keys, scores = index.match("lovely guitar", 100)
-    np.testing.assert_allclose(index.score("lovely guitar", keys[::-1]), scores[::-1], rtol=1e-5)
-    some = keys[:3], scores[:3]  # the others are asked for
-    np.testing.assert_allclose(index.score("lovely guitar", keys[::-1], some), scores[::-1], rtol=1e-5)
-    assert not index.score("lovely guitar", np.array([5, 7])).any()  # keys of nobody
-    assert index.score("lovely", np.empty(0, np.int64)).shape == (0,)
-
-
-def test_excluded_listings_leave_their_places_to_others(index):
-    everything = index.match("lovely guitar bed", 100)[0].tolist()
-    excluded = everything[1:4]
-    keys, scores = index.match("lovely guitar bed", 4, excluded=excluded)
-    assert keys.tolist() == [key for key in everything if key not in excluded][:4] and len(scores) == 4
-
-
-@pytest.mark.parametrize("typed", ["guitra", "giutar", "guittar", "gitar", "Guitär", "guitars", "acoustc guitar", "guit", "gui"])
-def test_a_misspelt_or_unfinished_word_finds_what_was_meant(index, typed):
-    assert {0, 4} & set(rows_of(index.match(typed, 3)[0]))
-
-
-@pytest.mark.parametrize(
-    ("typed", "meant"), [("bicylce", "bicycle"), ("wahsing mashine", "washing machine"), ("bicyc", "bicycle")]
+VOCABULARY = sorted({word for field in words.WEIGHTS for text in searchable(field) for word in analysis.split(text)})
+STEMS = sorted(set(map(analysis.stem, VOCABULARY))) + ["zeppelin"]
+ALTERNATIVES = st.lists(
+    st.builds(
+        Alternative,
+        st.lists(st.sampled_from(STEMS), min_size=1, max_size=2, unique=True).map(tuple),
+        st.sampled_from([1.0, 0.8, 0.5]),
+        st.just("synonym"),
+        st.just(""),
+    ),
+    min_size=1,
+    max_size=3,
+    unique_by=lambda one: one.stems,
 )
-def test_a_guess_counts_half_of_what_the_right_word_counts(index, typed, meant):
-    right, guessed = index.score(meant, KEYS), index.score(typed, KEYS)
-    assert right.any() and (guessed[right > 0] > 0).all()
-    np.testing.assert_allclose(guessed[right > 0], right[right > 0] / 2, rtol=1e-5)
 
 
-def test_a_word_that_is_there_is_not_taken_for_another(index):
-    assert set(rows_of(index.match("lamp", 20)[0])) == {2, 5}  # and not "camp"
-    assert rows_of(index.match("bed camp", 20)[0])[0] == 8
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.sampled_from([*VOCABULARY, "zeppelin"]), min_size=1, max_size=4, unique=True), st.integers(1, 16))
+def test_candidates_as_typed_are_the_best_by_bm25_of_the_exact_words(index, typed, k):
+    # A word that only categories hold is no exact word: a listing of the category is found by what it means.
+    texts = [analysis.split(f"{name} {text}") for name, text in zip(TABLE["name"], TABLE["description"], strict=True)]
+    told = [word for word in typed if any(word in text for text in texts)]
+    assert_best(rows_of(index.candidates(typed, [], k)), [bm25(word, str) for word in told], k)
 
 
-def test_a_misspelt_word_begins_as_it_was_meant(index):
-    assert not len(index.match("xuitar", 20)[0]) and not len(index.match("huitar", 20)[0])
+@settings(deadline=None, max_examples=100)
+@given(st.lists(ALTERNATIVES, min_size=1, max_size=3), st.integers(1, 16))
+def test_candidates_by_meaning_are_the_best_by_bm25_of_all_alternatives(index, alternatives, k):
+    assert_best(rows_of(index.candidates([], alternatives, k)), [bm25_meant(one) for one in alternatives], k)
 
 
-def test_a_number_is_not_a_misspelt_number_and_a_short_word_no_other(index):
-    for typed in ("9s", "648GB", "bxd"):
-        assert not len(index.match(typed, 20)[0]), typed
-    assert set(rows_of(index.match("iphone 8", 20)[0])) - {8} == {13, 14}
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.sampled_from(VOCABULARY), min_size=1, max_size=4, unique=True),
+    st.none() | st.lists(ALTERNATIVES, min_size=1, max_size=3),
+    st.integers(1, 16),
+)
+def test_candidates_are_the_best_as_typed_and_the_best_by_meaning(index, typed, alternatives, k):
+    asked = alternatives or meant(" ".join(typed))
+    exactly, freely = set(index.candidates(typed, [], k).tolist()), set(index.candidates([], asked, k).tolist())
+    keys = index.candidates(typed, asked, k).tolist()
+    assert keys == sorted(set(keys)) and exactly <= set(keys) <= exactly | freely
+    every = assert_best([ROW[key] for key in freely], [bm25_meant(one) for one in asked], k)
+    assert every <= set(rows_of(np.array(keys)))
+    if len(exactly) < k:
+        assert set(keys) == exactly | freely
+
+
+def test_the_best_k_are_among_the_best_of_more(index):
+    for typed, asked in ((["guitar", "bed", "good", "lamp"], []), ([], meant("guitar bed good lamp"))):
+        best = [set(index.candidates(typed, asked, k).tolist()) for k in range(1, len(NAMES))]
+        assert [len(keys) for keys in best] == [*range(1, len(NAMES))]
+        assert all(fewer < more for fewer, more in itertools.pairwise(best))
+
+
+def test_keys_of_nobody_are_found_by_no_word(index):
+    wanted = Wanted(tuple(meant("guitar")), np.array([5, 7]))
+    assert index.count(wanted) == index.count(with_all("guitar")) == 2
+
+
+def test_listings_are_wanted_by_all_of_their_words_or_by_their_keys(index):
+    either = (Alternative(("bed",), 1.0, "", "bed"), Alternative(("wash", "machin"), 0.8, "synonym", "washing machine"))
+    wanted = Wanted((either, *meant("lovely")), KEYS[[2]])
+    keys, total = index.search(wanted, k=50)
+    assert sorted(rows_of(keys)) == [1, 2, 6, 7, 8, 9, 11] and total == index.count(wanted) == 7
+    assert sorted(rows_of(index.search(wanted, Filters(max_price=9.99), k=50)[0])) == [1, 8, 9]
+    assert index.search(Wanted((), np.empty(0, np.int64)))[1] == 0  # no word at all
+    assert rows_of(index.search(Wanted((), KEYS[[3]]))[0]) == [3]
+
+
+def test_words_are_counted_in_names_descriptions_and_categories(index):
+    assert index.frequency("guitar") == 2 and index.frequency("guitars") == 0 and index.frequency("lamps") == 1
+    assert index.frequency("lovely") == len(NAMES) and index.frequency("lighting") == 0  # that only categories hold
+    assert index.stem_frequency("lamp") == 2 and index.stem_frequency("light") == 3
+    assert index.holds(("lamp", "light")) and not index.holds(("lamp", "zeppelin"))
+    assert index.names_with(("guitar",)) == 2 and index.names_with(("camp", "bed")) == 1
+    assert index.names_with(("guitar", "bed")) == index.names_with(("love",)) == index.names_with(("zeppelin",)) == 0
+    counted = Counter(word for name in NAMES for word in set(analysis.split(name)))
+    assert dict(index.name_words()) == counted
+
+
+def test_the_commonest_words_that_begin_so_come_first(index):
+    assert index.words_beginning("gui", 8) == ("guitar", "guid") and index.words_beginning("gui", 1) == ("guitar",)
+    assert index.words_beginning("xyz", 8) == ()
 
 
 def test_case_accents_and_endings_do_not_matter(index):
     for typed in ("CAFE", "cafés", "ｃａｆé", "cafe\u0301", "Chair"):
-        assert rows_of(index.match(typed, 20)[0]) == [6], typed
+        assert found(index, typed) == [6], typed
 
 
 @pytest.mark.parametrize(
@@ -168,11 +238,11 @@ def test_case_accents_and_endings_do_not_matter(index):
 def test_what_nobody_sees_or_types_does_not_split_a_word(tmp_path, typed, sold):
     index = written(tmp_path, named(f"one {sold} two", "other"))
     for query in (typed, sold):
-        assert rows_of(index.match(query, 5)[0]) == [0]
+        assert found(index, query) == [0]
 
 
 def test_an_ampersand_without_a_semicolon_is_no_entity(tmp_path):
-    assert rows_of(written(tmp_path, named("black &notebook")).match("notebook", 5)[0]) == [0]
+    assert found(written(tmp_path, named("black &notebook")), "notebook") == [0]
 
 
 ODD = [
@@ -187,36 +257,41 @@ def test_odd_characters_are_plain_text_in_listings_and_queries(tmp_path, odd):
     text = odd.encode("utf-8", "ignore").decode()  # as a file holds it
     row = listing(0, odd, odd) | {"category": text, "town": text, "county": text}
     index = written(tmp_path, pd.DataFrame([row, listing(1, "Pine bed")]))
-    for keys, total in (index.search(odd), index.search(None, Filters(odd, None, None, odd)), index.search("bed")):
+    for wanted, filters in ((with_all(odd), None), (None, Filters(odd, None, None, odd)), (with_all("bed"), None)):
+        keys, total = index.search(wanted, filters)
         assert total == len(keys)
-    assert max(index.counts(odd).towns.values(), default=0) <= 2
-    assert np.isfinite(index.score(odd, KEYS[:2])).all()
-    highlighter = index.highlighter(odd)
-    assert 1 in rows_of(index.match("pine", 5)[0]) and len(highlighter.snippet(odd).text) <= 200
+    assert max(index.counts(with_all(odd)).towns.values(), default=0) <= 2
+    highlighter = index.highlighter(meant(odd))
+    assert found(index, "pine") == [1] and len(highlighter.snippet(odd).text) <= 200
     assert all(0 <= start < end <= len(odd) for start, end in highlighter.marks(odd))
-    if "bed" in odd and words.split(odd)[:1] != ["x"]:
-        assert 1 in rows_of(index.match(odd, 5)[0])
+    if "bed" in odd and analysis.split(odd)[:1] != ["x"]:
+        assert 1 in found(index, odd)
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.text(max_size=80), st.integers(1, 20))
-def test_whatever_is_typed_is_words(index, query, k):
-    keys, scores = index.match(query, k)
-    assert len(keys) <= k and len(set(keys.tolist())) == len(keys) and (scores > 0).all()
-    np.testing.assert_allclose(index.score(query, keys), scores, rtol=1e-4)
-    sold = f"A {query} guitar"
-    snippet, marks = index.highlighter(query).snippet(sold), index.highlighter(query).marks(sold)
-    for text, marked in ((snippet.text, snippet.marks), (sold, marks)):
+def test_any_text_is_words(index, text, k):
+    typed = analysis.split(text)
+    keys = index.candidates(typed, meant(text), k)
+    assert len(set(keys.tolist())) == len(keys) <= 2 * k and index.count(with_all(text)) <= len(TABLE)
+    sold = f"A {text} guitar"
+    snippet, marks = index.highlighter(meant(text)).snippet(sold), index.highlighter(meant(text)).marks(sold)
+    for shown, marked in ((snippet.text, snippet.marks), (sold, marks)):
         assert [place for mark in marked for place in mark] == sorted({place for mark in marked for place in mark})
-        assert all(0 <= start < end <= len(text) for start, end in marked)
+        assert all(0 <= start < end <= len(shown) for start, end in marked)
+
+
+def test_of_a_very_long_text_the_words_are_found_that_ranking_sees(tmp_path):
+    long = "&amp; x" * (forward.MAX_WORDS - 1)
+    index = written(tmp_path, pd.DataFrame([listing(0, "Tent", f"{long} guitar lamp"), listing(1, f"{long} Lamp sofa", "")]))
+    assert [found(index, word) for word in ("tent", "guitars", "lamp", "sofa")] == [[0], [0], [1], []]
 
 
 def test_listings_without_any_word_can_be_written(tmp_path):
     empty = {"name": "", "description": "!", "category": "", "price": np.nan, "town": "", "county": "", "posted_on": ""}
     index = written(tmp_path, pd.DataFrame([empty, empty]))
     for typed in ("guitar nothing", "guitra", "", "?"):
-        assert not len(index.match(typed, 5)[0]) and not index.score(typed, KEYS[:2]).any()
-        assert index.search(typed)[1] == 0
+        assert found(index, typed) == [] and index.search(with_all(typed))[1] == 0
     counts = index.counts(None)
     assert not counts.categories and not counts.towns and not sum(counts.prices.values())
     assert index.search(None, sort="price_up")[1] == 2 and index.search(None, Filters(location="", category=""))[1] == 0
@@ -225,7 +300,8 @@ def test_listings_without_any_word_can_be_written(tmp_path):
 def test_no_listing_at_all_can_be_written(tmp_path):
     words.write(tmp_path, [], [])
     index = words.WordIndex(tmp_path)
-    assert len(index) == 0 and index.search(None)[1] == 0 and not len(index.match("bed", 5)[0])
+    assert len(index) == 0 and index.search(None)[1] == 0 and found(index, "bed") == []
+    assert index.count(with_all("bed")) == index.frequency("bed") == 0 and index.name_words() == []
     assert not index.counts(None).categories and set(index.counts(None).prices.values()) == {0}
 
 
@@ -287,11 +363,15 @@ def test_filters_select_the_listings_that_pandas_selects(index, filters):
     for (low, high), count in counts.prices.items():
         assert count == passing(selected, Filters(min_price=low, max_price=high)).sum()
     assert sum(counts.prices.values()) == selected["price"].notna().sum()
-    by_words = [row for row in rows_of(index.match("lovely guitar bed", 100)[0]) if mask[row]]
-    assert set(rows_of(index.match("lovely guitar bed", 100, filters)[0])) == set(by_words)
-    assert index.search("lovely guitar bed", filters)[1] == len(by_words)
-    top = index.match("lovely guitar bed", 3, filters)
-    np.testing.assert_array_equal(top[1], index.match("lovely guitar bed", 100, filters)[1][:3])
+    assert found(index, "lovely guitar bed", 100, filters) == np.flatnonzero(mask).tolist()  # all hold the first
+    guitars = mask & TABLE["name"].str.contains("uitar")
+    assert found(index, "guitar", 100, filters) == np.flatnonzero(guitars).tolist()
+    assert index.search(with_all("guitar lovely"), filters)[1] == index.count(with_all("guitar"), filters) == guitars.sum()
+    assert index.counts(with_all("guitar"), filters).towns == TABLE[guitars]["town"].value_counts().to_dict()
+    top = index.candidates(["lovely", "bed"], [], 3, filters)
+    assert len(top) == min(3, mask.sum()) and (mask & TABLE["name"].str.contains("(?i)bed")).sum() >= sum(
+        "bed" in NAMES[row].lower() for row in rows_of(top)
+    ) == min(3, (mask & TABLE["name"].str.contains("(?i)bed")).sum())
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +403,8 @@ def test_results_are_sorted_by_price_and_date_those_without_either_last(index):
     assert day[newest].tolist() == sorted(day, reverse=True)  # "" is the least
     pages = [row for offset in range(0, 15, 4) for row in rows_of(index.search(None, sort="price_up", k=4, offset=offset)[0])]
     assert pages == cheapest
-    lamps = rows_of(index.search("lamp guitar", sort="price_down")[0])
+    either = (Alternative(("lamp",), 1.0, "", "lamp"), Alternative(("guitar",), 0.8, "synonym", "guitar"))
+    lamps = rows_of(index.search(Wanted((either,), np.empty(0, np.int64)), sort="price_down")[0])
     assert lamps == [row for row in dearest if row in {0, 2, 4, 5}]
 
 
@@ -332,8 +413,8 @@ def test_all_of_more_than_a_thousand_are_counted_and_those_alike_come_in_the_ord
     keys = np.arange(1, 1002)
     words.write(tmp_path, [table[:500], table[500:]], [keys[:500], keys[500:]])
     index = words.WordIndex(tmp_path)
-    assert index.search("bed", k=3)[1] == 1001 and index.match("bed", 3)[0].tolist() == [1, 2, 3]
-    assert index.search("bed", Filters(min_price=0.0))[1] == sum(table["price"].notna())
+    assert index.search(with_all("bed"), k=3)[1] == 1001 and index.candidates(["bed"], meant("bed"), 3).tolist() == [1, 2, 3]
+    assert index.search(with_all("bed"), Filters(min_price=0.0))[1] == sum(table["price"].notna())
 
 
 def test_the_beginning_of_a_place_finds_all_of_many_places(tmp_path):
@@ -349,14 +430,14 @@ def test_the_beginning_of_a_place_finds_all_of_many_places(tmp_path):
 
 def test_a_snippet_marks_the_words_that_were_looked_for(index):
     long = "Nothing here. " * 30 + "A café guitár &amp; two lam\u00adps, good <b>guitars</b>. " + "Nothing more. " * 30
-    snippet = index.highlighter("guitar lamp").snippet(long)
+    snippet = index.highlighter(meant("guitar lamp")).snippet(long)
     assert len(snippet.text) <= words.SNIPPET_CHARACTERS
     assert [snippet.text[start:end] for start, end in snippet.marks] == ["guitár", "lamps", "guitars"]
     assert "&" in snippet.text and "&amp;" not in snippet.text
 
 
 def test_a_snippet_without_any_word_is_the_beginning(index):
-    highlighter = index.highlighter("guitar")
+    highlighter = index.highlighter(meant("guitar"))
     assert highlighter.snippet("Something else " * 50) == words.Snippet(("Something else " * 50)[:160], [])
     assert highlighter.snippet("") == words.Snippet("", [])
 
@@ -367,13 +448,19 @@ def test_a_snippet_without_any_word_is_the_beginning(index):
         ("guitar lamp", "Two GUITARS, one lamp-stand", ["GUITARS", "lamp"]),
         ("guitar", "Lamp &amp; gui\u00adtar &#163;5 &mdash; guitars", ["gui\u00adtar", "guitars"]),
         ("cafe chair", "Cafe\u0301 ch&aacute;irs", ["Cafe\u0301", "ch&aacute;irs"]),
-        ("guitra bicyc", "Bicycle or guitar", ["Bicycle", "guitar"]),
         ("bed", "b&eacute;d", ["b&eacute;d"]),
         ("guitar", "Grand piano", []), ("guitar", "", []), ("", "Guitar", []), ("?", "Guitar", []),
     ],
 )  # fmt: skip
 def test_words_are_marked_in_a_name_as_it_is_written(index, typed, name, marked):
-    assert [name[start:end] for start, end in index.highlighter(typed).marks(name)] == marked
+    assert [name[start:end] for start, end in index.highlighter(meant(typed)).marks(name)] == marked
+
+
+def test_every_alternative_of_a_word_is_marked_where_all_its_stems_are(index):
+    either = (Alternative(("lamp",), 1.0, "", "lamp"), Alternative(("wash", "machin"), 0.8, "synonym", "washing machine"))
+    name = "Lamps, a washing machine"
+    marked = [name[start:end] for start, end in index.highlighter([either]).marks(name)]
+    assert marked == ["Lamps", "washing", "machine"]
 
 
 SOLD = ["guitar", "Guitars", "g&uuml;itar", "lamp", "LAMPS", "sofa", "&amp;", "ta\u00adble", "a,b", "é"]
@@ -383,11 +470,11 @@ SOLD = ["guitar", "Guitars", "g&uuml;itar", "lamp", "LAMPS", "sofa", "&amp;", "t
 @given(st.lists(st.sampled_from(SOLD)), st.sampled_from(["guitar", "lamp", "guitar lamp", "sofa"]))
 def test_marks_lie_on_the_words_typed_and_on_all_of_them(index, sold, typed):
     text = " ".join(sold)
-    expected = [word for word in sold if set(map(words._stem, words.split(word))) & set(typed.split()) and word != "sofa"]
-    highlighter = index.highlighter(typed)
+    expected = [word for word in sold if set(map(analysis.stem, analysis.split(word))) & set(typed.split()) and word != "sofa"]
+    highlighter = index.highlighter(meant(typed))
     assert [text[start:end] for start, end in highlighter.marks(text)] == expected
     snippet = highlighter.snippet(text, 10_000)
-    assert [snippet.text[start:end] for start, end in snippet.marks] == [words.clean(word) for word in expected]
+    assert [snippet.text[start:end] for start, end in snippet.marks] == [analysis.clean(word) for word in expected]
 
 
 # Updates.
@@ -397,12 +484,19 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / words.FOLDER).iterdir()}
 
 
-QUERIES = ("guitar bed good lamp", "lovely number", "guitra", "bicyc", "camp 64GB", "gui", "iphone 8 washing", "frsh")
+QUERIES = ("guitar bed good lamp", "lovely number", "guitra", "bicyc", "camp 64GB", "gui", "iphone 8 washing", "fresh")
 
 
 def answers(index: words.WordIndex) -> list:
     """What does not depend on when the listings came: which are found, counted and in what order where that is sorted by."""
-    found = [(query, sorted(index.match(query, 100)[0].tolist()), index.counts(query)) for query in QUERIES]
+    found = []
+    for query in QUERIES:
+        candidates = index.candidates(analysis.split(query), meant(query), 100).tolist()
+        found.append((query, candidates, index.count(with_all(query)), index.counts(with_all(query))))
+        for word in analysis.split(query):
+            stem = analysis.stem(word)
+            found.append((word, index.frequency(word) > 0, index.stem_frequency(stem) > 0, index.names_with((stem,))))
+            found.append(sorted(index.words_beginning(word[:3], 1000)))
     for sort in ("price_up", "price_down", "newest"):
         found.append(index.search(None, sort=sort, k=100)[0].tolist())
     for location in ("lond", "Stafford", "Hanley"):
@@ -446,7 +540,7 @@ def test_many_updates_leave_few_segments(tmp_path):
         assert contents(published) == before
     index = words.WordIndex(tmp_path / "12")
     assert len(index) == len(TABLE) + 12 and index._searcher.num_segments < 9
-    assert sorted(index.match("fresh", 50)[0].tolist()) == list(range(1, 13))
+    assert index.candidates(["fresh"], meant("fresh"), 50).tolist() == list(range(1, 13))
     assert len(contents(tmp_path / "12")) < 9 * 8  # nothing of segments that were merged
 
 
@@ -458,7 +552,7 @@ def test_a_generation_is_served_while_the_next_is_written_from_its_files(tmp_pat
 
     def ask():
         while not stop.is_set():
-            seen.append(rows_of(old.match("guitar", 5)[0]))
+            seen.append(found(old, "guitar"))
 
     asker = threading.Thread(target=ask)
     asker.start()
@@ -477,7 +571,7 @@ def test_an_open_index_needs_its_files_no_more_and_leaves_nothing_in_its_folder(
     assert not list((tmp_path / words.FOLDER).glob("*.lock")) and len(list((tmp_path / words.FOLDER).iterdir())) >= 6
     expected = answers(index)
     shutil.rmtree(tmp_path / words.FOLDER)
-    assert answers(index) == expected and index.highlighter("guitar").snippet("A guitar").marks == [(2, 8)]
+    assert answers(index) == expected and index.highlighter(meant("guitar")).snippet("A guitar").marks == [(2, 8)]
 
 
 def test_nothing_of_a_deleted_listing_is_in_an_index_written_anew(tmp_path):
@@ -493,16 +587,45 @@ def test_nothing_of_a_deleted_listing_is_in_an_index_written_anew(tmp_path):
         for field in ("name", "name_exact", "description", "description_exact"):
             terms = [term for letter in "hz" for term, _ in index._searcher.terms_with_prefix(field, letter)]
             assert any(term.startswith(("zyx", "zeph")) for term in terms) == is_there, name
-    assert not len(words.WordIndex(tmp_path / "new").match("zyxomma", 5)[0])
+    updated = words.WordIndex(tmp_path / "new")
+    assert found(updated, "zyxomma zephyrine") == [] and updated.count(with_all("zyxomma")) == 0
 
 
-@pytest.mark.parametrize("query", ["gutiar", "gutiars", "guti"])
-def test_a_word_that_only_listings_hold_which_are_gone_stands_for_others(query, tmp_path):
-    old = written(tmp_path / "old", named("Acoustic guitar", "Gutiar", "Gutierrez bag"))
-    assert 1 in rows_of(old.match(query, 5)[0])
+def read_as(index: words.WordIndex, text: str) -> tuple[list[int], dict[str, str]]:
+    """Rows of the candidates for a text's words as they are read, corrected or as the beginnings of others; the corrections."""
+    read = Reader(index, Synonyms([])).read(text)
+    required = [word.alternatives for word in read.required]
+    return sorted(rows_of(index.candidates([word.exact for word in read.words], required, 20))), read.corrections
+
+
+@pytest.mark.parametrize(
+    ("query", "before", "after"),
+    [
+        ("gutiar", ([1], {}), ([0], {"gutiar": "guitar"})),
+        ("gutiarr", ([1], {"gutiarr": "gutiar"}), ([2], {"gutiarr": "gutiary"})),  # as near, but the other came first
+        ("sutiar", ([1], {"sutiar": "gutiar"}), ([], {})),
+        ("guti", ([1, 2, 3], {}), ([2, 3], {})),
+    ],
+)
+def test_a_word_that_only_listings_hold_which_are_gone_stands_for_others(query, before, after, tmp_path):
+    old = written(tmp_path / "old", named("Acoustic guitar", "Gutiar", "Gutiary", "Gutierrez bag"))
+    assert read_as(old, query) == before
     (tmp_path / "new").mkdir()
     words.update(tmp_path / "old", tmp_path / "new", KEYS[1:2], [], [])
-    assert rows_of(words.WordIndex(tmp_path / "new").match(query, 5)[0]) == ([2] if query == "guti" else [0])
+    new = words.WordIndex(tmp_path / "new")
+    assert read_as(new, query) == after
+    assert "gutiar" in dict(new.name_words())  # its files hold it still: whoever reads them asks for the frequency
+    assert new.frequency("gutiar") == new.stem_frequency("gutiar") == new.names_with(("gutiar",)) == 0
+    assert not new.holds(("gutiar",)) and set(new.words_beginning("guti", 8)) == {"gutiari", "gutierrez"}
+
+
+def test_a_word_is_never_in_more_listings_than_there_are(tmp_path):
+    written(tmp_path / "old", named(*["Pine bed"] * 10))
+    (tmp_path / "new").mkdir()
+    words.update(tmp_path / "old", tmp_path / "new", KEYS[:6], [], [])
+    index = words.WordIndex(tmp_path / "new")
+    assert index.frequency("bed") == index.stem_frequency("bed") == index.names_with(("bed",)) == len(index) == 4
+    assert Reader(index, Synonyms([])).read("bed").words[0].rarity > 0
 
 
 def test_a_place_that_only_listings_hold_which_are_gone_is_the_beginning_of_others(tmp_path):
@@ -539,13 +662,13 @@ def test_a_missing_or_damaged_index_is_one_sentence(tmp_path):
 
 
 def test_the_same_answers_come_to_all_threads(index):
-    found: list[list[int]] = []
-    threads = [threading.Thread(target=lambda: found.append(rows_of(index.match("lovely guitra", 9)[0]))) for _ in range(8)]
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(read_as(index, "lovely guitra"))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 8 and all(rows == found[0] for rows in found)
+    assert answers == [(list(range(15)), {"guitra": "guitar"})] * 8
 
 
 def test_days_before_1970_and_times_of_day_are_dates(tmp_path):

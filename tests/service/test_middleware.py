@@ -113,7 +113,7 @@ def test_the_access_log_names_routes_and_nothing_personal(client, caplog, demo_d
 
 def test_a_bug_is_500_with_one_sentence_and_is_logged(demo_dir, caplog, monkeypatch):
     with TestClient(api.create_app(Settings(demo_dir)), raise_server_exceptions=False) as client:
-        monkeypatch.setattr(Recommender, "query", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr(Recommender, "typed", lambda *_, **__: 1 / 0)
         with caplog.at_level(logging.INFO):
             answer = client.get("/search", params={"q": "bed"})
     assert (answer.status_code, answer.json()) == (500, {"detail": "the service failed: try again, or tell who runs it"})

@@ -146,29 +146,32 @@ def test_without_words_all_that_pass_the_filters_are_listed_the_newest_first(cli
     assert (nothing["results"], nothing["total"], nothing["counts"]["towns"]) == ([], 0, {})
 
 
-@pytest.mark.parametrize("q", [None, "good guitar"])
+@pytest.mark.parametrize("q", [None, "good condition"])
 def test_listings_are_sorted_by_price_when_asked(client, products, q):
     words = {} if q is None else {"q": q}
     up, down = (client.get("/search", params=words | {"sort": sort, "k": 100}).json() for sort in ("price_up", "price_down"))
     prices = [result["price"] for result in up["results"] if result["price"] is not None]
     assert prices == sorted(prices) and len(prices) > 5 and up["total"] == down["total"] == len(up["results"])
     assert [result["price"] for result in down["results"]][: len(prices)] == prices[::-1]
-    assert all(result["score"] is None and result["parts"] == {} for result in up["results"])
+    assert all((result["score"], result["close"], result["parts"]) == (None, None, {}) for result in up["results"])
     if q is None:
         assert sorted(products["price"].dropna()) == prices
 
 
-def test_a_result_is_counted_by_category_place_and_price_when_asked(client, products):
-    lowest = products["price"].median()
-    dear = products[products["price"] >= lowest]
-    for q in (None, "good"):  # words lead to all that pass the filters in the end
-        params = {"min_price": lowest, "counts": "true"} | ({} if q is None else {"q": q})
-        answer = client.get("/search", params=params).json()
-        assert answer["total"] == len(dear)
-        assert answer["counts"]["towns"] == dear["town"].value_counts().to_dict()
-        assert answer["counts"]["categories"].items() >= dear["category"].value_counts().to_dict().items()
-        for step in answer["counts"]["prices"]:
-            assert step["listings"] == dear["price"].between(step["min"], step["max"] or 1e9).sum()
+@pytest.mark.parametrize("q", [None, "good condition"])
+def test_a_result_is_counted_by_category_place_and_price_when_asked(client, products, q):
+    lowest = products["price"].quantile(0.3)
+    params = {"counts": "true"} | ({"min_price": lowest} if q is None else {"q": q})
+    answer = client.get("/search", params=params).json()
+    listed = client.get("/search", params=params | {"sort": "newest", "k": 100}).json()
+    expected = products.loc[[result["product_id"] for result in listed["results"]]]
+    assert answer["total"] == listed["total"] == len(expected) > 3 and answer["counts"] == listed["counts"]
+    if q is None:
+        assert set(expected.index) == set(products.index[products["price"] >= lowest])
+    assert answer["counts"]["towns"] == expected["town"].value_counts().to_dict()
+    assert answer["counts"]["categories"].items() >= expected["category"].value_counts().to_dict().items()
+    for step in answer["counts"]["prices"]:
+        assert step["listings"] == expected["price"].between(step["min"], step["max"] or 1e9).sum()
 
 
 def test_the_words_looked_for_are_marked_in_name_and_snippet(client, products):
@@ -233,15 +236,141 @@ def test_blanks_and_punctuation_beside_a_photo_are_no_evidence(client, demo_dir,
         assert client.post("/predict/similar_images", files={"image": image}, data={"text": text}).json() == plain
 
 
-@pytest.mark.parametrize("q", ['"', "a* OR NEAR(b)", "name:x AND", "'; DROP TABLE products; --", "é" * 500, "zzzzqqqq", "!!!"])
+@pytest.mark.parametrize("q", ["a* OR NEAR(b)", "name:x AND", "'; DROP TABLE products; --", "zzzzqqqq"])
 def test_hostile_search_words_are_words(client, q):
     assert client.get("/search", params={"q": q}).status_code == 200
 
 
-def test_words_that_nothing_knows_find_nothing(client):
+@pytest.mark.parametrize("q", ['"', "!!!", "♞♞♞", "é" * 500])
+def test_what_holds_no_word_that_can_be_looked_for_is_422_in_any_order(client, q):
     for sort in ("relevance", "price_up"):
-        answer = client.get("/search", params={"q": "♞♞♞", "sort": sort}).json()
-        assert answer == {"results": [], "total": 0, "total_is_at_least": False, "counts": None}
+        response = client.get("/search", params={"q": q, "sort": sort})
+        assert (response.status_code, response.json()) == (422, {"detail": "q: give at least one word"})
+
+
+def test_where_nothing_is_close_the_result_is_empty_and_the_nearest_are_beside_it(client):
+    answer = client.get("/search", params={"q": "zzzzqqqq", "counts": True}).json()
+    nearest = answer.pop("nearest")
+    assert answer == {"results": [], "total": 0, "total_is_at_least": False, "counts": None, "corrections": {}}
+    assert len(nearest) <= 3 and not any(listing["close"] for listing in nearest)
+
+
+def test_a_misspelt_word_is_told_with_what_was_read_instead(client):
+    answer = client.get("/search", params={"q": "guitarr"}).json()
+    assert answer["corrections"] == {"guitarr": "guitar"} and answer["nearest"] == []
+    assert "spelt: guitar" in answer["results"][0]["reasons"]
+
+
+def test_a_result_is_close_from_a_score_of_a_half(client, demo_dir, photos_table, products):
+    image = raw_photo(demo_dir, photos_table["image_id"][0])
+    by_photo = client.post("/predict/similar_images", files={"image": image}, data={"k": 50}).json()["results"]
+    by_words = client.get("/search", params={"q": products["name"].iloc[0]}).json()["results"]
+    like_one = client.get(f"/products/{products.index[0]}/similar", params={"k": 50}).json()["results"]
+    told = {result["close"] for result in by_photo}
+    for result in by_photo + by_words + like_one:
+        assert result["close"] is (result["score"] >= 0.5)
+    assert told == {True, False}
+
+
+@pytest.fixture(scope="module")
+def viewed(products) -> list[str]:
+    """Three listings of one category."""
+    return list(products.index[products["category"] == products["category"].mode()[0]][:3])
+
+
+def test_listings_like_several_are_ranked_and_explained_as_everywhere(client, products, viewed):
+    answer = client.post("/recommend", json={"ids": viewed, "k": 20})
+    results = answer.json()["results"]
+    scores = [result["score"] for result in results]
+    assert len(results) == 20 and scores == sorted(scores, reverse=True)
+    assert not set(viewed) & {result["product_id"] for result in results}
+    for result in results:
+        assert math.isclose(sum(result["parts"].values()), result["score"], abs_tol=1e-5)
+        assert result["close"] is (result["score"] >= 0.5)
+    others = (products["category"] == products["category"][viewed[0]]).sum() - len(viewed)
+    assert all(result["category"] == products["category"][viewed[0]] for result in results[: min(others, 2)])
+    assert any("the ones you viewed" in reason for reason in results[0]["reasons"])
+
+
+def test_named_listings_are_left_out_whatever_they_are_named_for(client, products, viewed):
+    not_ids, exclude_ids = list(products.index[10:12]), [products.index[20].upper()]
+    form = {"ids": viewed[:1] * 2, "not_ids": not_ids, "exclude_ids": exclude_ids, "text": "guitar", "k": 100}
+    found = {result["product_id"] for result in client.post("/recommend", json=form).json()["results"]}
+    assert found and not found & {viewed[0], *not_ids, products.index[20]}
+
+
+def test_words_beside_listings_and_alone_are_evidence(client, viewed):
+    for form in ({"text": "guitar"}, {"text": "guitar", "ids": viewed}):
+        results = client.post("/recommend", json=form).json()["results"]
+        assert "words" in results[0]["parts"] and any(result["name_marks"] for result in results)
+
+
+def test_filters_pages_weights_and_diversity_hold_for_several_listings_too(client, products, viewed):
+    def ask(**more):
+        return client.post("/recommend", json={"ids": viewed, "k": 30} | more).json()["results"]
+
+    within = ask(min_price=5, max_price=100, location="")
+    assert within and all(5 <= result["price"] <= 100 for result in within)
+    assert ask(k=5, offset=4, diversity=0.4) == ask(diversity=0.4)[4:9]
+    assert ask(min_score=0.5) == [result for result in ask() if result["close"]]
+    assert "category" not in set().union(*(result["parts"] for result in ask(weights={"category": 0})))
+    assert [r["product_id"] for r in ask(diversity=0.9)] != [r["product_id"] for r in ask()]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "detail"),
+    [
+        ({}, 422, "give listings as `ids`, words as `text`, or both"),
+        ({"text": " !", "not_ids": [0], "exclude_ids": [1]}, 422, "give listings as `ids`, words as `text`, or both"),
+        ({"ids": [0, "nobody"]}, 404, "no listing has the id nobody"),
+        ({"ids": [0], "not_ids": ["nobody"]}, 404, "no listing has the id nobody"),
+        ({"ids": [0], "exclude_ids": ["nobody"]}, 404, "no listing has the id nobody"),
+        ({"ids": [0], "not_ids": [1, 0]}, 422, "not_ids: {} is in ids too"),
+        ({"ids": ["x"] * 60, "not_ids": ["y"] * 41}, 422, "ids, not_ids and exclude_ids: give at most 100 together"),
+        ({"ids": ["x"] * 101}, 422, "ids: List should have at most 100 items after validation, not 101"),
+        ({"ids": [0], "weights": {"photo": -1}}, 422, "weights.photo: Input should be greater than or equal to 0"),
+        ({"ids": [0], "weights": {"colour": 1}}, 422, None),
+        (
+            {"ids": [0], "weights": dict.fromkeys(get_args(schemas.Kind), 0)},
+            422,
+            "weights: let at least one kind of what is asked with count",
+        ),
+        ({"ids": [0], "diversity": 1.1}, 422, "diversity: Input should be less than or equal to 1"),
+        ({"ids": [0], "k": 101}, 422, "k: Input should be less than or equal to 100"),
+        ({"ids": [0], "min_price": 9, "max_price": 3}, 422, "min_price 9 is above max_price 3: swap them"),
+        ({"ids": [0], "location": "Bxq"}, 422, 'no listing has the place "Bxq": GET /filters lists them'),
+    ],
+)
+def test_what_cannot_be_asked_of_several_listings_is_told_in_one_sentence(client, products, body, status, detail):
+    """Numbers stand for listings of the catalogue."""
+    ids = {name: [products.index[one] if isinstance(one, int) else one for one in some] for name, some in body.items()
+           if name.endswith("ids")}  # fmt: skip
+    response = client.post("/recommend", json=body | ids)
+    assert response.status_code == status and isinstance(response.json()["detail"], str)
+    assert detail is None or response.json() == {"detail": detail.format(products.index[0])}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"ids": ["\\ud800"]}',
+        b'{"text": "\\ud800"}',
+        b'{"text": "bed", "category": "\\ud800"}',
+        b'{"text": "bed", "weights": {"\\ud800": 1}}',
+        b'{"text": "bed", "weights": {"photo": NaN}}',
+        b'{"ids": ["\x00"]}',
+        b'{"ids": [',
+        b"[]",
+    ],
+)
+def test_a_body_that_is_no_question_is_422(client, content):
+    response = client.post("/recommend", content=content, headers={"content-type": "application/json"})
+    assert response.status_code == 422 and isinstance(response.json()["detail"], str)
+
+
+def test_the_most_listings_at_once_are_answered(client, products):
+    body = {"ids": list(products.index[:20]), "not_ids": list(products.index[20:40]), "exclude_ids": [products.index[50]] * 60}
+    assert client.post("/recommend", json=body).status_code == 200
 
 
 def test_listings_like_one_leave_it_out(client, products):
