@@ -178,6 +178,18 @@ def test_the_memory_allowed_is_enough_for_the_thirstiest_photos(kind, mode, opti
         assert one.clean(encoded(Image.new(mode, (4000, 4000)), kind, **options), CleanSettings(size=8)).width == 4000
 
 
+def test_the_memory_of_large_photos_is_given_back(decoder):
+    def resident_mb() -> float:
+        return int(Path(f"/proc/{decoder._worker}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    decoder.clean(encoded(Image.new("RGB", (300, 300)), "JPEG"), CleanSettings())
+    before = resident_mb()
+    for size in ((2000, 1500), (3000, 2500)):
+        for kind in ("PNG", "JPEG", "WEBP"):
+            decoder.clean(encoded(Image.effect_noise(size, 60).convert("RGB"), kind), CleanSettings())
+    assert resident_mb() - before < 16  # the largest takes 180 MB
+
+
 def test_a_process_that_cannot_start_says_so_and_the_next_try_may_pass(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(decoders, "COMMAND", "raise SystemExit(3)")

@@ -201,13 +201,14 @@ class Held:
     """A run that does not end before it is let; failing for batches of more than `most`."""
 
     def __init__(self, most: int = 100):
-        self.most, self.sizes = most, []
+        self.most, self.sizes, self.threads = most, [], set()
         self.entered, self.release = threading.Event(), threading.Event()
 
     def __call__(self, batch):
         self.entered.set()
         assert self.release.wait(60)
         self.sizes.append(len(batch))
+        self.threads.add(threading.get_ident())
         if len(batch) > self.most:
             raise ValueError("out of memory")
         return batch[:, 0] * 2, batch[:, 0] + 1
@@ -234,11 +235,20 @@ def test_what_arrives_while_a_batch_runs_goes_together_into_the_next():
 
 
 def test_no_batch_is_larger_than_it_may_be(monkeypatch):
-    monkeypatch.setattr(photo_model, "GATHERED", 3)
+    monkeypatch.setattr(photo_model, "GATHERED", 4)
     held = Held()
     _, asked = ask_together(held, 8)
     assert [future.result() for future in asked] == [(2 * item, item + 1) for item in range(8)]
-    assert held.sizes == [1, 3, 3, 1]
+    assert held.sizes == [1, 4, 4]
+
+
+@pytest.mark.parametrize("waiting", [3, 5, 6, 11])
+def test_a_batch_is_filled_up_to_a_power_of_two_and_all_run_in_one_thread(waiting):
+    held = Held()
+    _, asked = ask_together(held, waiting + 1)
+    assert [future.result() for future in asked] == [(2 * item, item + 1) for item in range(waiting + 1)]
+    assert held.sizes == [1, 16 if waiting > 8 else 8 if waiting > 4 else 4]
+    assert len(held.threads) == 1
 
 
 def test_each_of_a_batch_that_fails_is_told_why_and_the_next_one_runs():
