@@ -267,6 +267,7 @@ SPEED = (
         "{before_half_photos_mb:,} MB; {now_half_photos_mb:,} MB",
     ),
     ("slow_clients", "until the service stops beside them: before; now", "{before_stop}; {now_stop}"),
+    ("kills", "{kills:,} random kills in all stages and while publishing: half states, or other bytes at the end", "{wrong}"),
 )
 
 

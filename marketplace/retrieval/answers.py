@@ -1,6 +1,6 @@
 """Hits -> what a client gets: the fields of each listing, the words marked in them, and why it was found."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from marketplace.cleaning.listings import CATEGORY_SEPARATOR, category_levels
@@ -48,7 +48,7 @@ def describe(catalogue: Catalogue, typed_search: "TypedSearch", hits: list[Hit],
     described = []
     for hit, listing, words in zip(hits, listings, held, strict=True):
         image_id = image_id_of[hit.photo_row]
-        snippet = highlighter and asdict(highlighter.snippet(listing.pop("description")))
+        snippet = highlighter and vars(highlighter.snippet(listing.pop("description")))
         described.append(
             listing
             | {

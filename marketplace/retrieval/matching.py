@@ -93,14 +93,19 @@ def match(
 def explain(query: TypedQuery, listing: ListingWords) -> list[dict[str, Alternative]]:
     """For each listing the content words that its name or description holds, and by which alternative: the best."""
     held: list[set[int]] = [set() for _ in listing.lengths]
-    for row, stem in zip(listing.listing.tolist(), listing.stems.tolist(), strict=True):
+    options_of = {
+        word.text: [(set(forward.codes_of(one.stems).tolist()), one) for one in sorted(word.alternatives, key=_by_credit)]
+        for word in query.required
+    }
+    wanted = np.array(sorted({code for options in options_of.values() for codes, _ in options for code in codes}), np.uint32)
+    near = np.flatnonzero(np.isin(listing.stems, wanted))
+    for row, stem in zip(listing.listing[near].tolist(), listing.stems[near].tolist(), strict=True):
         held[row].add(stem)
     explained: list[dict[str, Alternative]] = [{} for _ in held]
-    for word in query.required:
-        options = [(set(forward.codes_of(one.stems).tolist()), one) for one in sorted(word.alternatives, key=_by_credit)]
+    for text, options in options_of.items():
         for found, stems in zip(explained, held, strict=True):
             if (best := next((one for codes, one in options if codes <= stems), None)) is not None:
-                found[word.text] = best
+                found[text] = best
     return explained
 
 
@@ -151,8 +156,8 @@ def _coverage(listing: ListingWords, stem_codes: np.ndarray, n: int) -> np.ndarr
 def _same_title(query: TypedQuery, listing: ListingWords, n: int) -> np.ndarray:
     sequence = forward.codes_of(query.sequence)
     same = np.zeros(n)
-    alike = np.flatnonzero(listing.lengths[:, 0] == len(sequence))
     starts = np.concatenate([[0], listing.lengths.sum(axis=1).cumsum()])
-    for row in alike:
+    alike = np.flatnonzero(listing.lengths[:, 0] == len(sequence))
+    for row in alike[listing.exact[starts[alike]] == sequence[0]]:
         same[row] = (listing.exact[starts[row] : starts[row] + len(sequence)] == sequence).all()
     return same
