@@ -198,3 +198,4 @@ def _blank(text: str, spans: list[tuple[int, int]]) -> str:
 
 
 _MARKS = (("[name]", sellers.find), ("[email]", _find_emails), ("[phone]", _find_phones), ("[postcode]", postcodes.find))
+MARK = re.compile("|".join(re.escape(mark) for mark, _ in _MARKS))

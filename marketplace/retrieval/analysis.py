@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import tantivy
 
 from marketplace.cleaning.folding import ENTITY, INVISIBLE, limit_marks, unescape
+from marketplace.cleaning.redaction import MARK
 
 MAX_BYTES = 64  # of a word; longer ones, such as encoded pictures, are nobody's query
 _PIECE = re.compile(rf"(?:{ENTITY.pattern}|.)[\u0300-\u036f]{{0,100}}", re.DOTALL)  # an entity or a character, with its accents
@@ -46,8 +47,8 @@ def aligned(text: str) -> tuple[str, Sequence[int]]:
 
 
 def fold(text: str) -> str:
-    """A clean text without accents, and where it is not ASCII without case."""
-    text = clean(text)
+    """A clean text without accents and marks of redaction, and where it is not ASCII without case."""
+    text = MARK.sub(" ", clean(text))
     if text.isascii():
         return text
     letters = unicodedata.normalize("NFKD", text.casefold())

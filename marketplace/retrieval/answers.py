@@ -1,7 +1,10 @@
 """Hits -> what a client gets: the fields of each listing, the words marked in them, and why it was found."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from marketplace.cleaning.listings import CATEGORY_SEPARATOR, category_levels
 from marketplace.retrieval.catalogue import PLACES, Catalogue
@@ -33,8 +36,13 @@ class Hit:
     folded: list[int]
 
 
-def describe(catalogue: Catalogue, typed_search: "TypedSearch", hits: list[Hit], query: "Query") -> list[dict]:
-    """The fields of each hit for a client; a query's words are marked in them."""
+def describe(
+    catalogue: Catalogue, typed_search: "TypedSearch", hits: list[Hit], query: "Query", alike: dict[str, np.ndarray]
+) -> list[dict]:
+    """The fields of each hit for a client; a query's words are marked in them.
+
+    alike: "category" and "text", (hits,) bool each: which hits are of the kind, and of the meaning, that the query asks for.
+    """
     if not hits:
         return []
     photo_rows = [hit.photo_row for hit in hits if hit.photo_row is not None]
@@ -46,7 +54,8 @@ def describe(catalogue: Catalogue, typed_search: "TypedSearch", hits: list[Hit],
     id_of = dict(zip(told, (copy["product_id"] for copy in catalogue.products(told, ["product_id"])), strict=True))
     held = [{}] * len(hits) if typed is None else typed_search.explain(typed, [hit.row for hit in hits])
     described = []
-    for hit, listing, words in zip(hits, listings, held, strict=True):
+    for place, (hit, listing, words) in enumerate(zip(hits, listings, held, strict=True)):
+        kinds = {kind for kind, values in alike.items() if values[place]} | {"photo"}
         image_id = image_id_of[hit.photo_row]
         snippet = highlighter and vars(highlighter.snippet(listing.pop("description")))
         described.append(
@@ -61,16 +70,18 @@ def describe(catalogue: Catalogue, typed_search: "TypedSearch", hits: list[Hit],
                 "score": None if hit.score is None else round(hit.score, 6),
                 "close": None if hit.score is None else round(hit.score, 6) >= CLOSE_SCORE,
                 "parts": {kind: round(value, 6) for kind, value in hit.parts.items()},
-                "reasons": reasons(catalogue, hit, listing, words, query),
+                "reasons": reasons(catalogue, hit, listing, words, query, kinds),
             }
         )
     return described
 
 
-def reasons(catalogue: Catalogue, hit: Hit, listing: dict, words: dict[str, Alternative], query: "Query") -> list[str]:
+def reasons(
+    catalogue: Catalogue, hit: Hit, listing: dict, words: dict[str, Alternative], query: "Query", kinds: Collection[str]
+) -> list[str]:
     """Why a listing was found, as a shopper would say it, the words first; empty where it was not ranked.
 
-    words: the typed ones that it holds, and by what.
+    words: the typed ones that it holds, and by what; kinds: of evidence, those that may be told.
     """
     found = []
     own = [word for word, by in words.items() if by.how == ""]
@@ -79,7 +90,7 @@ def reasons(catalogue: Catalogue, hit: Hit, listing: dict, words: dict[str, Alte
     found += dict.fromkeys(HOW[by.how].format(by.text) for by in words.values() if by.how)
     asked_with = ASKED_WITH[min(query.viewed, 2)]
     score = hit.score or 0
-    counts = {kind for kind, value in hit.parts.items() if score >= LEAST_TOLD and value >= LEAST_SHARE * score}
+    counts = {kind for kind in kinds if score >= LEAST_TOLD and hit.parts.get(kind, 0) >= LEAST_SHARE * score}
     if "photo" in counts and hit.photo_row is not None:
         found.append(f"looks like {asked_with}")
     if "text" in counts and not words:

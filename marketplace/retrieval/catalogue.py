@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rapidfuzz import fuzz, process
+from rapidfuzz import fuzz, process, utils
 
 from marketplace.cleaning.listings import CATEGORY_SEPARATOR, category_levels
 from marketplace.files import atomic, reading
@@ -25,7 +25,7 @@ CODED = ("category", *PLACES)  # columns of codes, whose names are in FILTERS
 LISTING_COLUMNS = ("price", *CODED)
 COLUMNS = (*LISTING_COLUMNS, "product_of_photo", "duplicates")  # each a .npy of the same name
 ROWS_AT_A_TIME = 16_384  # of listings in memory
-LEAST_ALIKE, SUGGESTIONS = 60, 3  # per cent of the letters that a name suggested for an unknown one shares with it
+LEAST_ALIKE, SUGGESTIONS = 75, 3  # per cent of the letters that a name suggested for an unknown one shares with it
 CONNECTIONS = 8  # to the database, shared by all threads: each query holds one for a millisecond or two
 PRODUCT_FIELDS = (
     "product_id", "name", "description", "category", "price", "price_plausible", "town", "county", "posted_on",
@@ -139,7 +139,12 @@ class UnknownName(ValueError):
     def __init__(self, kind: str, name: str, choices: dict[str, str]):
         """choices: what may be given -> what `name` is compared with."""
         near = process.extract(
-            name, choices, processor=str.casefold, scorer=fuzz.ratio, score_cutoff=LEAST_ALIKE, limit=SUGGESTIONS
+            name,
+            choices,
+            processor=utils.default_process,
+            scorer=fuzz.token_set_ratio,
+            score_cutoff=LEAST_ALIKE,
+            limit=SUGGESTIONS,
         )
         nearest = " or ".join(f'"{choice}"' for *_, choice in near)
         super().__init__(

@@ -26,6 +26,7 @@ CANDIDATES = 2  # of each kind of evidence, for each result of the window
 DEEPER = 3  # times as many at most, for a query of several listings: their mean is near to few, and between many
 NEAREST = 3  # listings shown beside an answer of nothing
 LEAST_FILTERED = 0.5  # score that the best listing must have where filters leave out what is meant, or nothing is close
+SAME_KIND = 0.5  # of a category's agreement, from which a listing is said to be of the same kind
 Step = Callable[[str], AbstractContextManager]
 
 
@@ -186,7 +187,7 @@ class OpenIndex:
             hits = [*several.diversify(self, hits[:WINDOW], diversity), *hits[WINDOW:]][offset : offset + k]
         else:
             hits = _reaching(min_score, self._hits(rank, offset, offset + k, allowed, query.excluded_rows))
-        return answers.describe(self.catalogue, self.typed_search, hits, query)
+        return self._describe(hits, query)
 
     def search(
         self,
@@ -216,7 +217,7 @@ class OpenIndex:
         is_close = candidates.is_close() and (allowed is None or ranked.scores[0] >= LEAST_FILTERED)
         if not is_close:
             hits = self._hits(lambda window: ranked, 0, NEAREST, allowed)
-            nearest = answers.describe(self.catalogue, self.typed_search, hits, query)
+            nearest = self._describe(hits, query)
             return Found([], 0, None, [listing | {"close": False} for listing in nearest], corrections)
         result = self.typed_search.result(typed, candidates, filters)
         if sort is not None:
@@ -237,8 +238,19 @@ class OpenIndex:
 
         hits = _reaching(min_score, self._hits(rank, offset, offset + k, allowed))
         counts = self.catalogue.words.counts(result.wanted, filters) if with_counts else None
-        described = answers.describe(self.catalogue, self.typed_search, hits, query)
+        described = self._describe(hits, query)
         return Found(described, result.total, counts, corrections=corrections)
+
+    def _describe(self, hits: list[Hit], query: Query) -> list[dict]:
+        rows = np.array([hit.row for hit in hits], np.int64)
+        if query.is_typed_alone:
+            alike = self.typed_search.alike(query.typed, rows) if query.typed is not None else {}
+        else:
+            alike = {}
+            if query.category is not None:
+                alike["category"] = self.tree.agreement(query.category, rows) >= SAME_KIND
+            alike["text"] = np.ones(len(rows), bool)
+        return answers.describe(self.catalogue, self.typed_search, hits, query, alike)
 
     def _sorted(
         self, query: Query, wanted: Wanted | None, k: int, filters: Filters, offset: int, sort: Sort, with_counts: bool
@@ -248,7 +260,7 @@ class OpenIndex:
         photos = [None if photo < 0 else photo for photo in self._best_photos(Query(), rows)[0].tolist()]
         hits = [Hit(row, photo, None, {}, []) for row, photo in zip(rows.tolist(), photos, strict=True)]
         counts = self.catalogue.words.counts(wanted, filters) if with_counts else None
-        return Found(answers.describe(self.catalogue, self.typed_search, hits, query), total, counts)
+        return Found(self._describe(hits, query), total, counts)
 
     def ranked(self, query: Query, k: int, excluded: np.ndarray, kinds: Collection[str] = KINDS) -> np.ndarray:
         """Rows of the k listings that an answer would give were the `excluded` rows not there, by the given evidence only."""

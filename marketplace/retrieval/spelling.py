@@ -1,6 +1,7 @@
 """Misspelt words of a query -> the words of the catalogue's names that were meant."""
 
 import functools
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
@@ -41,6 +42,8 @@ class Spelling:
         """
         if not (MIN_LETTERS <= len(word) <= MAX_LETTERS and word.isalpha()) or (held := self._frequency(word)) >= self._rare:
             return None
+        if not held and self._is_begun(word):
+            return None
         edits = 2 if len(word) >= TWO_EDITS_LETTERS and not held else 1
         near = self._near(word, edits)
         least = max(self._rare, COMMON_TIMES * held)
@@ -48,6 +51,12 @@ class Spelling:
         if not common and not held:  # a brand that few sell
             common = [entry for entry in near if near[entry][0] == 1 and len(entry) >= MIN_LETTERS and self._frequency(entry)]
         return min(common, key=near.__getitem__, default=None)
+
+    def _is_begun(self, word: str) -> bool:
+        """Whether a word that names commonly hold begins so: then it is not misspelt, but unfinished."""
+        longer = (counts.items() for letters, counts in self._by_length.items() if letters > len(word))
+        begun = (other for other, count in itertools.chain(*longer) if count >= COMMON_NAMES and other.startswith(word))
+        return any(self._frequency(other) >= COMMON_NAMES for other in begun)  # of those that are not gone
 
     def _near(self, word: str, edits: int) -> dict[str, tuple]:
         """Words within some edits -> what they are ordered by: edits, whether letters differ, minus the names that hold them."""

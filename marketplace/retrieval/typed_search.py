@@ -19,7 +19,8 @@ from marketplace.retrieval.words import Alternative, Wanted
 SYNONYMS = "synonyms.csv"  # of the generation
 CATEGORY_NAMES, CATEGORY_VECTORS = "category_names.npy", "category_vectors.npy"  # (codes, E): by name and path; by all
 DEPTH = 200  # candidates by each way to find them, for an answer's first results
-NEAR_COSINE = 0.35  # of a name or text, from which a listing that lacks words belongs to a result by its meaning
+NEAR_COSINE = 0.5  # of a name or text, from which a listing that lacks words belongs to a result by its meaning,
+FAR_COSINE, ENOUGH = 0.35, 20  # or less, where a result would hold fewer listings than these
 
 # How raw scores add up. A tier by the words held, which the rest cannot outweigh between all and none of the words:
 TIER = {"all_name_typed": 1.5, "all_name_meant": 1.35, "all_text_typed": 0.7, "all_text_meant": 0.56}
@@ -174,6 +175,16 @@ class TypedSearch:
         highest = SENTENCE_HIGHEST if is_sentence(typed, candidates) else HIGHEST
         return np.clip(sum(self.score(typed, candidates).values()) / highest, 0, 1)
 
+    def alike(self, typed: Typed, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """ "category" and "text": (N,) bool, whether the category of each listing of `rows`, and its name or text, mean what was
+        typed; empty without an encoder."""
+        if typed.vector is None:
+            return {}
+        paths = self._path[rows]
+        category = np.where(paths >= 0, (self._category_vectors @ typed.vector)[paths], 0)
+        name, text = (index.cosines(typed.vector, rows) for index in self.vector_indexes)
+        return {"category": category >= FLOOR_COSINE, "text": np.maximum(name, text) >= FLOOR_COSINE}
+
     def explain(self, typed: Typed, rows: np.ndarray) -> list[dict[str, Alternative]]:
         """For each listing of `rows` the typed content words that it holds, and what of each it holds."""
         return explain(typed.query, self._forward.words_of(np.asarray(rows)))
@@ -221,6 +232,8 @@ class TypedSearch:
         if typed.vector is not None:
             cosines = np.maximum(candidates.cosines["name"], candidates.cosines["text"])
             near |= (cosines >= NEAR_COSINE) | is_sentence(typed, candidates)
+            if total + np.count_nonzero(near & ~by_words) < ENOUGH:
+                near |= cosines >= FAR_COSINE
         others = self._catalogue.keys[candidates.rows[near & ~by_words]]
         return Result(words, replace(wanted, others=others), total + len(others))
 

@@ -20,6 +20,7 @@ import tantivy
 from tantivy import Occur, Order, Query
 
 from marketplace.cleaning.listings import CATEGORY_SEPARATOR, category_levels
+from marketplace.cleaning.redaction import MARK
 from marketplace.files import generations
 from marketplace.files.stages import StageError
 from marketplace.retrieval import filters as names
@@ -452,7 +453,9 @@ class Highlighter:
             return None
         raw = found.fragment().encode()
         marks = [(len(raw[: mark.start].decode()), len(raw[: mark.end].decode())) for mark in found.highlighted()]
-        return Snippet(found.fragment(), marks)
+        at = text.find(found.fragment())  # which may end inside a mark of redaction
+        redacted = {place - at for match in MARK.finditer(text) for place in range(*match.span())}
+        return Snippet(found.fragment(), [(start, end) for start, end in marks if start not in redacted])
 
 
 def _price_ranges() -> dict[tuple[float, float | None], dict[str, float]]:

@@ -57,3 +57,16 @@ def test_a_word_that_no_listing_holds_any_more_is_no_correction():
 def test_a_correction_is_a_word_of_a_name_and_never_the_word_itself(typed):
     found = spelling().correct(typed)
     assert found is None or (found in NAMES and found != typed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("guit", None), ("matt", None), ("mattr", None), ("tabl", None), ("makit", "makita")]
+)
+def test_the_beginning_of_a_word_that_names_commonly_hold_is_unfinished_not_misspelt(typed, meant):
+    assert spelling().correct(typed) == meant
+
+
+def test_the_beginning_of_a_word_that_is_gone_is_misspelt():
+    assert spelling().correct("guita") is None
+    gone = Spelling(lambda: [*NAMES.items(), ("tablecloth", 5)], lambda word: (NAMES | {"tablecloth": 0}).get(word, 0), 1000)
+    assert gone.correct("tablec") == "table"

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import re
 import threading
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from marketplace.retrieval import analysis, forward
 from marketplace.retrieval.matching import K1, NAME_TIMES, B
 from marketplace.retrieval.typed import MAX_WORDS
-from marketplace.retrieval.typed_search import FLOOR_HELD
+from marketplace.retrieval.typed_search import ENOUGH, FAR_COSINE, FLOOR_HELD, NEAR_COSINE
 from tests.retrieval import typed_catalogue
 
 SHOP = [
@@ -264,3 +265,40 @@ def test_shares_and_bm25_equal_a_plain_count(tmp_path_factory, names, typed):
             score += weight * count / (count + K1 * (1 - B + B * lengths[row] / mean))
         assert found.bm25[row] == pytest.approx(score / total, abs=1e-5)
         assert bool(found.same_title[row]) == (re.findall(r"\w+", name) == re.findall(r"\w+", typed))
+
+
+def test_marks_of_redaction_are_no_words(tmp_path):
+    listings = [
+        ("Brass lamp [phone]", "Call [phone] or write to [email], [postcode]", "Home"),
+        ("Mobile phone", "Unlocked", "Phones"),
+    ]
+    typed_catalogue.write(tmp_path / "index", listings)
+    search = typed_catalogue.opened(tmp_path / "index")
+    assert typed_catalogue.ranked(search, "phone") == [1]
+    assert typed_catalogue.ranked(search, "email") == typed_catalogue.ranked(search, "postcode") == []
+    assert typed_catalogue.ranked(search, "brass lamp [phone]")[0] == 0
+
+
+def test_no_mark_of_redaction_is_marked_as_found(tmp_path):
+    typed_catalogue.write(tmp_path / "index", [("Phone, call [phone]", "A phone: call [phone] about the phone", "Phones")])
+    search = typed_catalogue.opened(tmp_path / "index")
+    words = search._catalogue.words
+    marked = words.highlighter([word.alternatives for word in search.read("phone").query.required])
+    assert marked.marks("Phone, call [phone]") == [(0, 5)]
+    snippet = marked.snippet("A phone: call [phone] about the phone")
+    assert [snippet.text[start:end] for start, end in snippet.marks] == ["phone", "phone"] and snippet.marks[0] == (2, 7)
+
+
+def test_a_result_of_enough_listings_holds_none_that_are_only_far_alike(tmp_path):
+    names = [*(f"Sofa number {number}" for number in range(ENOUGH)), "Armchair", "Coffee table"]
+    typed_catalogue.write(tmp_path / "index", [(name, "", "Home") for name in names], synonyms="")
+    search = typed_catalogue.opened(tmp_path / "index")
+    typed = dataclasses.replace(search.read("sofa"), vector=np.zeros(3, np.float32))
+    candidates = search.evidence(dataclasses.replace(typed, vector=None), np.arange(len(names)))
+    far = np.where(np.arange(len(names)) < ENOUGH, 0.0, (FAR_COSINE + NEAR_COSINE) / 2)
+    candidates = dataclasses.replace(candidates, cosines={"name": far, "text": far, "category": far})
+    assert search.result(typed, candidates, None).total == ENOUGH
+    few = dataclasses.replace(search.read("armchair"), vector=np.zeros(3, np.float32))
+    few_candidates = search.evidence(dataclasses.replace(few, vector=None), np.arange(len(names)))
+    few_candidates = dataclasses.replace(few_candidates, cosines=candidates.cosines)
+    assert search.result(few, few_candidates, None).total == 2
