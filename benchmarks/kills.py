@@ -77,7 +77,7 @@ def forked(work: Callable[[], int | None], kill_after_s: float | None = None) ->
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
             code = work() or 0
-        except BaseException:
+        except BaseException:  # a fork of this script must not go on with it; the owner prints what is logged here
             traceback.print_exc()
         finally:
             sys.stdout.flush()

@@ -59,8 +59,8 @@ class Description:
 class Gathered:
     """Runs single items of many threads in batches: what arrived while one ran goes into the next; none waits for more.
 
-    One thread runs them all, in batches of 1, 2, 4, ... GATHERED: cuDNN chooses how to compute a network anew in every thread and
-    for every size of a batch, which takes longer than a hundred batches.
+    One thread runs them all, in batches of 1, 2, 4, ... GATHERED: cuDNN may choose anew, for each size and in each thread, how to
+    compute a network.
     """
 
     def __init__(self, run: Callable[[np.ndarray], tuple[np.ndarray, ...]]):

@@ -224,7 +224,7 @@ def write_category_vectors(folder: Path, encoder: TextEncoder, published: Path |
         found |= zip(_paths(published), reading.read_array(published / typed_search.CATEGORY_NAMES), strict=True)
     more = [path for path in paths if path not in found]
     last, whole = (encoder.encode(texts) for texts in ([category_levels(path)[-1] for path in more], more))
-    found |= zip(more, _unit_rows(last + whole), strict=True)
+    found |= zip(more, vector_search.unit_rows(last + whole), strict=True)
     names = np.array([found[path] for path in paths], np.float32).reshape(len(paths), encoder.dimension)
     atomic.write_array(folder / typed_search.CATEGORY_NAMES, names)
     vectors = reading.read_array(folder / vector_search.FILES["meanings"].vectors)
@@ -236,16 +236,12 @@ def write_category_vectors(folder: Path, encoder: TextEncoder, published: Path |
         chosen = csr_array((np.ones(len(filed), np.float32), (codes[filed], filed)), shape=(len(paths), len(codes)))
         sums += chosen @ np.asarray(vectors[start : start + len(codes)])
     reading.release(vectors)
-    atomic.write_array(folder / typed_search.CATEGORY_VECTORS, _unit_rows(2 * names + _unit_rows(sums)))
+    atomic.write_array(folder / typed_search.CATEGORY_VECTORS, vector_search.unit_rows(2 * names + vector_search.unit_rows(sums)))
 
 
 def _paths(folder: Path) -> list[str]:
     """Of each code of a category."""
     return reading.read_json(folder / catalogue.FILTERS)["category"]
-
-
-def _unit_rows(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
 
 def purge(folder: Path) -> None:

@@ -13,7 +13,7 @@ from marketplace.retrieval.filters import Filters, said_by_category
 from marketplace.retrieval.forward import ForwardIndex
 from marketplace.retrieval.matching import Matches, explain, match
 from marketplace.retrieval.typed import Reader, Synonyms, TypedQuery
-from marketplace.retrieval.vectors import FILES, VectorIndex
+from marketplace.retrieval.vectors import FILES, VectorIndex, unit_rows
 from marketplace.retrieval.words import Alternative, Wanted
 
 SYNONYMS = "synonyms.csv"  # of the generation
@@ -100,7 +100,7 @@ class TypedSearch:
     def _encode(self, meanings: tuple[str, ...]) -> np.ndarray:
         """The vector of a query and, with as much weight, of those that mean the same."""
         own, *others = self._encoder.encode(meanings)
-        return _unit(own + np.mean(others, axis=0)) if others else own
+        return unit_rows(own + np.mean(others, axis=0)) if others else own
 
     def candidates(
         self, typed: Typed, depth: int = DEPTH, filters: Filters | None = None, allowed: np.ndarray | None = None
@@ -248,7 +248,3 @@ def is_sentence(typed: Typed, candidates: Candidates) -> bool:
     words = typed.query.words
     described = len(words) >= SENTENCE_WORDS and any(word.is_function for word in words)
     return described and float(candidates.matches.name_meant.max(initial=0)) < SENTENCE_HELD
-
-
-def _unit(vector: np.ndarray) -> np.ndarray:
-    return vector / max(float(np.linalg.norm(vector)), 1e-9)

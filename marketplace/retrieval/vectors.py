@@ -328,6 +328,11 @@ def _one_thread() -> Iterator[None]:
         faiss.omp_set_num_threads(threads)
 
 
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """(D,) or (N, D) vectors at unit length; one of zeros stays."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
+
+
 def unit(query: np.ndarray, dimension: int) -> np.ndarray:
     """The query as a float32 unit vector; ValueError when it is not finite, zero, or not (dimension,)."""
     query = np.asarray(query, np.float32)

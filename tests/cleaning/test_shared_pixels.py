@@ -49,11 +49,11 @@ def test_a_missing_photo_is_one_sentence(images_dir):
 
 def test_the_processes_end_with_one_that_is_killed(images_dir):
     code = (
-        "import multiprocessing, sys, time; from pathlib import Path; from marketplace.cleaning import shared_pixels\n"
+        "import multiprocessing, sys; from pathlib import Path; from marketplace.cleaning import shared_pixels\n"
         "found = shared_pixels.map_batches(len, Path(sys.argv[1]), [['0'], ['1'], ['2']], 16, 3)\n"
-        "next(found); print(flush=True); time.sleep(600)"
+        "next(found); print(flush=True); sys.stdin.read()"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, images_dir], cwd=ROOT, stdout=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", code, images_dir], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout.readline()
     os.kill(process.pid, signal.SIGKILL)
     assert process.stdout.read() == b""  # ends when the last process that holds it does
