@@ -174,6 +174,11 @@ def image_id_of(name: str) -> str:
     return listings.canonical_id(PurePosixPath(name).stem)
 
 
+def is_image_id(text: str) -> bool:
+    """Whether a photo can have this id: it is a file's name, and part of an address."""
+    return IMAGE_ID.fullmatch(text) is not None
+
+
 @dataclass(frozen=True)
 class Selection:
     """Which photos of a source are to be read.
