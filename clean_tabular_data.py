@@ -12,11 +12,13 @@ import os
 import secrets
 import sys
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from marketplace.cleaning import records, sources, tables
+from marketplace.cleaning import photo_names, records, sources, tables
 from marketplace.cleaning import schema as schemas
 from marketplace.cleaning.listings import CATEGORY_SEPARATOR, join_spellings, plausible_prices
 from marketplace.files import atomic, cli, s3, stages
@@ -24,7 +26,32 @@ from marketplace.files.stages import StageError
 
 REJECT_COLUMNS = ["source", "record", "id", "reason", "raw"]
 SELLERS_KEY = "seller.key"  # below --data: kept from one run to the next, so that a seller's hash stays
+EXAMPLES, EXAMPLE_ENDS = 3, 80  # rejects of a reason that --dry-run shows, and characters of both ends of each
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)  # of the prices, in the report
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads. images_csv: None where the schema tells the photos' names; photos: where it has a pattern of them."""
+
+    schema: schemas.Schema
+    schema_path: Path | None
+    products: Path
+    images_csv: Path | None
+    photos: sources.Source | None
+    sellers_key: bytes
+
+    def arguments(self, category_depth: int) -> dict:
+        """What decides, beside the files, what is written."""
+        if self.schema.is_export:
+            return {"category_depth": category_depth}
+        key = {"sellers_key": hashlib.sha256(self.sellers_key).hexdigest()} if self.sellers_key else {}
+        return {"category_depth": category_depth, "schema": self.schema.as_dict()} | key
+
+    def digests(self) -> dict[str, str]:
+        images_csv = {"--images-csv": stages.digest(self.images_csv)} if self.images_csv else {}
+        photos = {"--photos": self.photos.names_digest()} if self.photos else {}
+        return {"--products": stages.digest(self.products)} | images_csv | photos
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -40,6 +67,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     parser.add_argument("--schema", type=Path, help="TOML file that describes a table of your own (default: the course's export)")
     parser.add_argument("--schema-example", action="store_true", help="print such a file with every key explained, and end")
+    parser.add_argument(
+        "--photos",
+        help="photos' folder, .zip or s3:// URI, for a schema with a photo_pattern (default: as clean_images.py has it)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be kept and rejected, with examples")
     return parser.parse_args(argv)
 
 
@@ -47,45 +79,62 @@ def run(args: argparse.Namespace) -> dict:
     if args.schema_example:
         print(schemas.EXAMPLE, end="")
         return {}
-    schema = schemas.load(args.schema) if args.schema else schemas.EXPORT
-    raw_dir = args.data / "raw"
-    products_path = s3.local_file(args.products or raw_dir / "Products.csv", raw_dir / "s3")
-    photos_path = s3.local_file(args.images_csv or raw_dir / "Images.csv", raw_dir / "s3")
-    raw = {"--products": stages.digest(products_path), "--images-csv": stages.digest(photos_path)}
-    sellers_key = read_sellers_key(args.data / SELLERS_KEY) if schema.seller else b""
-    with stages.open_stage(args.data, "tabular", arguments(args.category_depth, schema, sellers_key), raw) as stage:
+    inputs = find_inputs(args)
+    if args.dry_run:
+        return preview(inputs, args.category_depth)
+    with stages.open_stage(args.data, "tabular", inputs.arguments(args.category_depth), inputs.digests()) as stage:
         if stage.is_done():
             return stage.summary()
         stage.begin()
-
-        table = tables.open_table(products_path, schema, args.schema)
-        cleaner = records.ListingCleaner(schema, records.extra_columns(table.columns, schema), sellers_key)
-        listings, rejects = clean_listings(products_path, table, cleaner, stage.folder)
-        labels = label(listings, args.category_depth)
-        photos, photo_rejects = clean_photos(photos_path, schema, listings)
-        listings["price_plausible"] = plausible_prices(listings["price"], listings["main_category"])
-        listings["photos"] = listings["product_id"].map(photos["product_id"].value_counts()).fillna(0).astype("int64")
-        report = make_report(listings, photos, rejects, photo_rejects, cleaner)
-
-        write_listings(stage.folder, listings)
-        atomic.write_csv(stage.folder / "images.csv", photos)
-        write_labels(stage.folder, labels, args.category_depth)
-        write_rejects(stage.folder, rejects + photo_rejects)
-        atomic.write_json(stage.folder / "report.json", report)
-        print(summarise(report, schema.currency), file=sys.stderr)
-        return stage.finish(count(report, labels))
+        cleaned = clean_tables(inputs, args.category_depth, stage.folder)
+        write_listings(stage.folder, cleaned.listings)
+        atomic.write_csv(stage.folder / "images.csv", cleaned.photos)
+        write_labels(stage.folder, cleaned.labels, args.category_depth)
+        write_rejects(stage.folder, cleaned.rejects)
+        atomic.write_json(stage.folder / "report.json", cleaned.report)
+        print(summarise(cleaned.report, inputs.schema.currency), file=sys.stderr)
+        return stage.finish(count(cleaned.report, cleaned.labels))
 
 
-def arguments(category_depth: int, schema: schemas.Schema, sellers_key: bytes) -> dict:
-    """What decides, beside the files, what is written."""
-    if schema.is_export:
-        return {"category_depth": category_depth}
-    key = {"sellers_key": hashlib.sha256(sellers_key).hexdigest()} if sellers_key else {}
-    return {"category_depth": category_depth, "schema": schema.as_dict()} | key
+def preview(inputs: Inputs, category_depth: int) -> dict:
+    """What a run would keep and reject, with examples on stderr; nothing is written."""
+    cleaned = clean_tables(inputs, category_depth, None)
+    print("\n".join([summarise(cleaned.report, inputs.schema.currency), *show_rejects(cleaned.rejects)]), file=sys.stderr)
+    return {"stage": "tabular", **count(cleaned.report, cleaned.labels), "dry_run": True}
 
 
-def read_sellers_key(path: Path) -> bytes:
-    """The key of the hash that stands for a seller; made where there is none, for the owner's eyes only."""
+def show_rejects(rejects: list[dict]) -> list[str]:
+    """EXAMPLES rejects of each reason, a line each, redacted as in rejected.csv."""
+    lines = []
+    for source, reason in sorted({(reject["source"], reject["reason"]) for reject in rejects}):
+        those = [reject for reject in rejects if (reject["source"], reject["reason"]) == (source, reason)]
+        lines.append(f"{source}, {reason}: {len(those)}")
+        for reject in those[:EXAMPLES]:
+            text = " ".join(reject["raw"].split())
+            cut = f"{text[:EXAMPLE_ENDS]} ... {text[-EXAMPLE_ENDS:]}" if len(text) > 2 * EXAMPLE_ENDS else text
+            lines.append(f"  record {reject['record']}: {cut}")
+    return lines
+
+
+def find_inputs(args: argparse.Namespace) -> Inputs:
+    schema = schemas.load(args.schema) if args.schema else schemas.EXPORT
+    raw_dir = args.data / "raw"
+    names_photos = schema.photos or schema.photo_pattern
+    if names_photos and args.images_csv:
+        raise StageError(f"{args.schema} says itself how photos are called: leave out --images-csv, or {names_photos} there")
+    products = s3.local_file(args.products or raw_dir / "Products.csv", raw_dir / "s3")
+    images_csv = None if names_photos else s3.local_file(args.images_csv or raw_dir / "Images.csv", raw_dir / "s3")
+    photos = None
+    if schema.photo_pattern:
+        photos = sources.list_source(sources.uri_of(args.photos, args.data), raw_dir / "s3", sources.MAX_ZIP_BYTES)
+    key = read_sellers_key(args.data / SELLERS_KEY, make=not args.dry_run) if schema.seller else b""
+    return Inputs(schema, args.schema, products, images_csv, photos, key)
+
+
+def read_sellers_key(path: Path, make: bool) -> bytes:
+    """The key of the hash that stands for a seller; one is made where there is none, for the owner's eyes only."""
+    if not path.exists() and not make:
+        return secrets.token_bytes(32)
     if not path.exists():
         with atomic.atomic_path(path) as temporary:
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT, 0o600))
@@ -96,15 +145,48 @@ def read_sellers_key(path: Path) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
+@dataclass(frozen=True)
+class Cleaned:
+    """labels: category path -> number."""
+
+    listings: pd.DataFrame
+    photos: pd.DataFrame
+    labels: dict[str, int]
+    rejects: list[dict]
+    report: dict
+
+
+def clean_tables(inputs: Inputs, category_depth: int, folder: Path | None) -> Cleaned:
+    """The listings and photos that can be kept. folder: where rejects go when no listing can; None: to stderr."""
+    table, cleaner = open_listings(inputs)
+    listings, rejects = clean_listings(inputs.products, table, cleaner, folder)
+    labels = label(listings, category_depth)
+    photos, photo_rejects = clean_photos(inputs, cleaner, listings)
+    listings["price_plausible"] = plausible_prices(listings["price"], listings["main_category"])
+    listings["photos"] = listings["product_id"].map(photos["product_id"].value_counts()).fillna(0).astype("int64")
+    report = make_report(listings, photos, rejects, photo_rejects, cleaner)
+    return Cleaned(listings, photos, labels, rejects + photo_rejects, report)
+
+
+def open_listings(inputs: Inputs) -> tuple[tables.RawTable, records.ListingCleaner]:
+    table = tables.open_table(inputs.products, inputs.schema, inputs.schema_path)
+    extra = records.extra_columns(table.columns, inputs.schema)
+    return table, records.ListingCleaner(inputs.schema, extra, inputs.sellers_key)
+
+
 def clean_listings(
-    path: Path, table: tables.RawTable, cleaner: records.ListingCleaner, folder: Path
+    path: Path, table: tables.RawTable, cleaner: records.ListingCleaner, folder: Path | None
 ) -> tuple[pd.DataFrame, list[dict]]:
     """The listings that can be kept, and the rejects; StageError when there is none to keep, with the rejects in `folder`."""
     rows, rejects = records.clean_records(table, "Products.csv", cleaner.schema.id, cleaner.clean, cleaner.is_id)
     if not rows:
-        write_rejects(folder, rejects)
         reasons = ", ".join(f"{reason}: {times}" for reason, times in count_reasons(rejects).items()) or "no records"
-        raise StageError(f"{path} holds no listing that can be kept ({reasons}): see {folder / 'rejected.csv'}")
+        if folder:
+            write_rejects(folder, rejects)
+        else:
+            print("\n".join(show_rejects(rejects)), file=sys.stderr)
+        where = f"see {folder / 'rejected.csv'}" if folder else "see the examples above"
+        raise StageError(f"{path} holds no listing that can be kept ({reasons}): {where}")
     listings = pd.DataFrame(rows)
     paths = join_spellings(listings["category"])
     cleaner.tidied["joined"] = int((paths != listings["category"]).sum())
@@ -112,16 +194,26 @@ def clean_listings(
     return listings.assign(category=paths, main_category=levels.str[0], leaf_category=levels.str[-1]), rejects
 
 
-def clean_photos(path: Path, schema: schemas.Schema, listings: pd.DataFrame) -> tuple[pd.DataFrame, list[dict]]:
+def clean_photos(inputs: Inputs, cleaner: records.ListingCleaner, listings: pd.DataFrame) -> tuple[pd.DataFrame, list[dict]]:
     """The photos of these listings, and the rejects."""
     labels = dict(zip(listings["product_id"], listings["label"].tolist(), strict=True))
-    table = tables.open_export(path, records.PHOTO_COLUMNS)
+    schema = inputs.schema
+    if inputs.images_csv is None:
+        rows, rejects = photo_names.clean(named_photos(inputs, cleaner), labels)
+        return pd.DataFrame(rows, columns=[*records.CLEAN_PHOTO_COLUMNS, photo_names.FILE]), rejects
+    table = tables.open_export(inputs.images_csv, records.PHOTO_COLUMNS)
     others = [column for column in table.columns if column not in records.PHOTO_COLUMNS]
-    extra = records.named_apart(others, records.CLEAN_PHOTO_COLUMNS)
+    extra = records.named_apart(others, [*records.CLEAN_PHOTO_COLUMNS, photo_names.FILE])
     is_id = records.is_uuid if schema.is_export else sources.is_image_id
     clean = functools.partial(records.clean_photo, extra=extra, labels=labels, is_image_id=is_id)
     rows, rejects = records.clean_records(table, "Images.csv", "id", clean, is_id)
     return pd.DataFrame(rows, columns=None if rows else records.CLEAN_PHOTO_COLUMNS), rejects
+
+
+def named_photos(inputs: Inputs, cleaner: records.ListingCleaner) -> Iterable[photo_names.Named]:
+    if inputs.photos:
+        return photo_names.by_pattern([photo.name for photo in inputs.photos.photos], inputs.schema.photo_pattern)
+    return photo_names.in_column(cleaner.photos, inputs.schema.photos_separator)
 
 
 def label(listings: pd.DataFrame, depth: int) -> dict[str, int]:

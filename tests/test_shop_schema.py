@@ -1,10 +1,13 @@
 """clean_tabular_data.py --schema: a shop's own table becomes the same files as the course's export."""
 
+import io
 import json
 import stat
 
 import pytest
+from PIL import Image
 
+import clean_images
 import clean_tabular_data
 from marketplace.cleaning.schema import EXAMPLE
 from marketplace.files import reading
@@ -171,3 +174,119 @@ def test_the_example_is_printed_and_nothing_is_read(tmp_path, capsys):
     assert clean_tabular_data.main(["--schema-example", "--data", str(tmp_path / "none")]) == 0
     assert capsys.readouterr() == (EXAMPLE, "")
     assert not (tmp_path / "none").exists()
+
+
+# Photos
+
+
+def write_photos(folder, *names):
+    for number, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = io.BytesIO()
+        Image.linear_gradient("L").rotate(20 * number).save(file, "JPEG")
+        path.write_bytes(file.getvalue())
+
+
+def clean_photos(shop, capsys, *flags) -> dict:
+    assert clean_images.main(["--data", str(shop.data_dir), "--workers", "1", "--size", "16", *flags]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def kept_files(shop) -> dict[str, str]:
+    """File -> the listing whose photo it is, of the photos that were cleaned."""
+    listed = shop.read("images.csv").set_index("image_id")
+    cleaned = reading.read_csv(shop.data_dir / "images" / "photos.csv").query("status == 'ok'")
+    assert all((shop.data_dir / "images" / f"{image_id}.jpg").is_file() for image_id in cleaned["image_id"])
+    return {row.source: listed.loc[row.image_id, "product_id"] for row in cleaned.itertuples()}
+
+
+def test_photos_in_a_column_are_cleaned_under_safe_ids(shop, capsys):
+    rows = [{"vendor": "x 1.jpg|sub/y.jpg"}, {"sku": "b", "vendor": ""}, {"sku": "c", "vendor": "x 1.jpg|gone.jpg"}]
+    write_photos(shop.data_dir / "raw" / "images", "x 1.jpg", "sub/y.jpg", "nobody.jpg")
+    code, out, _ = shop(rows, schema=SCHEMA.replace("seller =", "photos ="), photos="")
+    assert code == 0 and json.loads(out)["photos"] == 4
+    assert shop.read("products.csv")["photos"].tolist() == ["2", "0", "2"]
+    summary = clean_photos(shop, capsys)
+    assert (summary["seen"], summary["kept"], summary["skipped"], summary["ignored"]) == (4, 3, 1, 0)
+    files = shop.read("images.csv")
+    assert files[["product_id", "file"]].values.tolist() == [
+        *(["A/1 x", "x 1.jpg"], ["A/1 x", "sub/y.jpg"], ["c", "x 1.jpg"], ["c", "gone.jpg"])
+    ]
+    assert kept_files(shop) == {"x 1.jpg": "c", "sub/y.jpg": "A/1 x"}
+    assert clean_photos(shop, capsys)["unchanged"]
+
+
+def test_photos_are_found_by_a_pattern(shop, capsys):
+    write_photos(shop.data_dir / "raw" / "images", "7_2.jpg", "7_1.jpg", "B_1.jpg", "9_1.jpg", "logo.jpg")
+    schema = SCHEMA.replace("[missing]", 'photo_pattern = "{id}_{n}.jpg"\n[missing]')
+    code, out, _ = shop([{"sku": "7"}, {"sku": "B"}, {"sku": "none"}], schema=schema, photos="")
+    assert code == 0 and json.loads(out)["photos"] == 3
+    assert shop.read("images.csv")["file"].tolist() == ["7_1.jpg", "B_1.jpg", "7_2.jpg"]
+    rejects = shop.read("rejected.csv")
+    assert rejects[["source", "reason", "raw"]].values.tolist() == [
+        *(["photos", "bad_name", "logo.jpg"], ["photos", "no_listing", "9_1.jpg"])
+    ]
+    assert clean_photos(shop, capsys)["kept"] == 3
+    assert kept_files(shop) == {"7_1.jpg": "7", "7_2.jpg": "7", "B_1.jpg": "B"}
+
+
+def test_a_new_photo_of_the_pattern_is_another_run(shop):
+    folder = shop.data_dir / "raw" / "images"
+    write_photos(folder, "7_1.jpg")
+    schema = SCHEMA.replace("[missing]", 'photo_pattern = "{id}_{n}.jpg"\n[missing]')
+    shop([{"sku": "7"}], schema=schema)
+    assert json.loads(shop([{"sku": "7"}], schema=schema)[1])["unchanged"]
+    write_photos(folder, "7_2.jpg")
+    assert json.loads(shop([{"sku": "7"}], schema=schema)[1])["photos"] == 2
+
+
+def test_photos_that_img2dataset_fetched_are_found_by_their_addresses(shop, capsys):
+    urls = ["https://cdn.example/a/1.jpg?w=9", "https://cdn.example/b/1.jpg"]
+    folder = shop.data_dir / "raw" / "images"
+    write_photos(folder, "00000/000000000.jpg", "00000/000000001.jpg")
+    for number, url in enumerate(urls):
+        (folder / "00000" / f"00000000{number}.json").write_text(json.dumps({"url": url, "status": "success"}))
+    (folder / "00000_stats.json").write_text("{}")
+    rows = [{"vendor": urls[1]}, {"sku": "b", "vendor": urls[0]}]
+    shop(rows, schema=SCHEMA.replace("seller =", "photos ="), photos="")
+    assert clean_photos(shop, capsys)["kept"] == 2
+    assert kept_files(shop) == {"000000000.jpg": "b", "000000001.jpg": "A/1 x"}
+
+
+def test_a_table_of_photos_beside_a_schema_that_names_them_is_one_sentence(shop, tmp_path):
+    schema = SCHEMA.replace("seller =", "photos =")
+    code, out, err = shop([{}], "--images-csv", "x.csv", schema=schema)
+    sentence = f"{tmp_path / 'shop.toml'} says itself how photos are called: leave out --images-csv, or vendor there"
+    assert (code, out, err) == (1, "", f"error: {sentence}\n")
+
+
+# --dry-run
+
+
+def test_a_dry_run_shows_three_rejects_of_each_reason_and_writes_nothing(shop):
+    rows = [{"sku": str(number), "price": "free"} for number in range(5)] + [
+        {},
+        {"sku": "k", "body": "07700 900123", "price": ""},
+    ]
+    code, out, err = shop(rows, "--dry-run", photos="id,product_id\nimg_1,A/1 x\n")
+    assert code == 0
+    assert json.loads(out) == {
+        **{"stage": "tabular", "listings": 1, "listings_rejected": 6, "photos": 1, "photos_rejected": 0, "labels": 1},
+        "dry_run": True,
+    }
+    text = "Bed;Home>Beds;free;Oak;27.11.2026;Ann;https://shop/a;new;x"
+    assert [line for line in err.splitlines() if line.startswith(("Products", "  record"))] == [
+        "Products.csv, bad_price: 5",
+        *(f"  record {number + 1}: {number};{text}" for number in range(3)),
+        "Products.csv, null_price: 1",
+        f"  record 7: k;{text.replace('free', '').replace('Oak', '[phone]')}",
+    ]
+    assert sorted(path.name for path in shop.data_dir.iterdir()) == ["raw"]
+
+
+def test_a_dry_run_in_which_nothing_can_be_kept_shows_why(shop, tmp_path):
+    code, out, err = shop([{"price": "free"}], "--dry-run")
+    assert (code, out) == (1, "") and "  record 1: A/1 x;Bed;" in err
+    sentence = f"error: {tmp_path / 'shop.csv'} holds no listing that can be kept (bad_price: 1): see the examples above\n"
+    assert err.endswith(sentence)

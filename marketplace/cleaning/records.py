@@ -21,7 +21,7 @@ CLEAN_LISTING_COLUMNS = [
 CLEAN_PHOTO_COLUMNS = ["image_id", "product_id", "label"]
 MAX_ID = 128  # characters
 
-_IN_NO_ID = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+IN_NO_NAME = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def clean_records(
@@ -54,13 +54,14 @@ class ListingCleaner:
 
     extra: raw column -> its name in the row, from extra_columns(); sellers_key: of the hash that stands for a seller.
     tidied: counts, by raw column, the listings whose name, category or place had entities, blanks or unseen characters to take
-    out.
+    out; photos: id -> what the photos' column of the first listing of that id says.
     """
 
     schema: Schema
     extra: dict[str, str]
     sellers_key: bytes = b""
     tidied: Counter = field(default_factory=Counter)
+    photos: dict[str, str] = field(default_factory=dict)
 
     def is_id(self, text: str) -> bool:
         return is_uuid(text) if self.schema.is_export else is_id(text)
@@ -89,6 +90,7 @@ class ListingCleaner:
         self.tidied.update(self.schema.column(name) for name, line in lines.items() if line != shown[name])
         town, county = listings.split_place(cleaned["place"])
         product_id = listings.canonical_id(texts["id"].strip())
+        self.photos.setdefault(product_id, texts["photos"])
         return "", {
             "product_id": product_id,
             "name": cleaned["name"],
@@ -175,7 +177,7 @@ def is_uuid(text: str) -> bool:
 
 def is_id(text: str) -> bool:
     """Whether a text is an id of a shop: of at most MAX_ID characters, none of them a break or unseen control."""
-    return 0 < len(text) <= MAX_ID and not _IN_NO_ID.search(text)
+    return 0 < len(text) <= MAX_ID and not IN_NO_NAME.search(text)
 
 
 def clean_id(text: str, is_id: Callable[[str], bool] = is_uuid) -> str:

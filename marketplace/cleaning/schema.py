@@ -17,7 +17,7 @@ from marketplace.files.stages import StageError
 
 FIELDS = ("id", "name", "category", "description", "price", "place")  # of a listing, in the order in which they are checked
 OPTIONAL = ("description", "place")  # that may have no column, or be empty
-MARKS = ("created", "seller")  # further columns with a meaning; always allowed to be empty
+MARKS = ("photos", "created", "seller")  # further columns with a meaning; always allowed to be empty
 ALL = "all"  # columns are extra
 EXPLAIN = "python clean_tabular_data.py --schema-example explains every key"
 HELP = "give a --schema that names yours, which --schema-example explains"
@@ -39,6 +39,9 @@ class Schema:
     created: str = ""
     created_format: str = "iso"
     seller: str = ""
+    photos: str = ""
+    photos_separator: str = "|"
+    photo_pattern: str = ""
     separator: str = listings.CATEGORY_SEPARATOR
     currency: str = "GBP"
     decimal: Literal[".", ","] = "."
@@ -56,7 +59,7 @@ class Schema:
             raise ValueError("give the name of a column")
         return column
 
-    @field_validator("separator")
+    @field_validator("separator", "photos_separator")
     @classmethod
     def _parts_something(cls, separator: str) -> str:
         if not separator.strip():
@@ -95,6 +98,10 @@ class Schema:
 
     @model_validator(mode="after")
     def _agrees(self) -> "Schema":
+        if self.photos and self.photo_pattern:
+            raise ValueError("photos and photo_pattern are two answers to one question: give one of them")
+        if self.photo_pattern and (self.photo_pattern.count("{id}") != 1 or self.photo_pattern.count("{n}") > 1):
+            raise ValueError('photo_pattern has to hold {id} once, and may hold {n} once, such as "{id}_{n}.jpg"')
         if self.seller and self.seller in self.extra:
             raise ValueError(f"extra: {self.seller} is the seller, of whom only a keyed hash is kept")
         return self
@@ -168,6 +175,11 @@ created_format = "iso"    # "iso" (2026-11-27, 2026-11-27T10:30:00Z), "unix" (se
 seller = "vendor"         # kept only as a keyed hash, so that listings of one seller can be told; the key is in seller.key
 extra = ["url"]           # more columns to keep, redacted like all texts; "all": every other column
 
+# (optional) Photos, where no Images.csv (a table of "id", the photo's file name without its ending, and "product_id") tells:
+photos = "pictures"       # a column of file names: one, several, or a list in JSON; may be empty
+photos_separator = "|"    # between several
+# photo_pattern = "{id}_{n}.jpg"   # in place of a column: how the files are called; {n} is a number, and the order
+
 # (optional) How the table is written:
 separator = ">"           # between the levels of a category (default: " / ")
 currency = "EUR"          # ISO 4217 (default: GBP); prices in another one are rejected, as nothing is converted
@@ -177,7 +189,7 @@ delimiter = ";"           # of a CSV (default: ","), "\\t" for a tab
 encoding = "utf-8"        # (default) or another that Python has, such as cp1252
 
 # (optional) What may be missing. A listing that lacks another field is rejected.
-may_be_empty = ["description", "place"]   # these two can; created and seller always may
+may_be_empty = ["description", "place"]   # these two can; created, seller and photos always may
 
 [missing]                 # what stands in place of an empty category, description or place
 category = "Other"

@@ -172,7 +172,7 @@ def _text(value: object, column: str, schema: Schema) -> str:
     if isinstance(value, list | tuple | np.ndarray):
         parts = [_text(part, "", schema) for part in value]
         joiner = schema.separator if column == schema.category else ", "
-        return joiner.join(parts)
+        return json.dumps(parts) if column == schema.photos else joiner.join(parts)
     if isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False, default=str)
     if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and math.isnan(value)):
