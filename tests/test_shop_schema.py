@@ -92,6 +92,8 @@ def test_a_shops_listing_becomes_a_row_of_the_same_columns(shop):
         ({"title": " "}, "null_title"),
         ({"sku": ""}, "null_sku"),
         ({"sku": "x" * 129}, "bad_id"),
+        ({"sku": ".."}, "bad_id"),
+        ({"sku": "a\x1fb"}, "bad_id"),
         ({"sku": "A/1 x"}, "duplicate_id"),
         ({"added": "2026-11-27"}, "bad_added"),
         ({"path": ">".join("abcdefghijklm")}, "bad_category"),
@@ -111,7 +113,7 @@ def test_what_may_be_empty_is_and_constants_stand_for_the_rest(shop):
     assert products["category"].tolist() == ["Other", "Other"]
 
 
-@pytest.mark.parametrize("sku", ["x" * 128, "Ä/ö?#%&=+", "007", "null", "07700 900123", 'a,b"c'.replace('"', "'"), "..", " A "])
+@pytest.mark.parametrize("sku", ["x" * 128, "Ä/ö?#%&=+", "007", "null", "07700 900123", 'a,b"c'.replace('"', "'"), "...", " A "])
 def test_any_text_is_an_id_and_stays_exactly_as_it_is(sku, shop):
     assert shop([{"sku": sku}])[0] == 0
     assert shop.read("products.csv")["product_id"].tolist() == [sku.strip()]

@@ -176,8 +176,11 @@ def is_uuid(text: str) -> bool:
 
 
 def is_id(text: str) -> bool:
-    """Whether a text is an id of a shop: of at most MAX_ID characters, none of them a break or unseen control."""
-    return 0 < len(text) <= MAX_ID and not IN_NO_NAME.search(text)
+    """Whether a text is an id of a shop: of at most MAX_ID characters, none of them a break or unseen control.
+
+    "." and ".." cannot stand in an address, percent-encoded or not: clients take them for steps along the path.
+    """
+    return 0 < len(text) <= MAX_ID and text not in (".", "..") and not IN_NO_NAME.search(text)
 
 
 def clean_id(text: str, is_id: Callable[[str], bool] = is_uuid) -> str:

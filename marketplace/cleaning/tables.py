@@ -18,6 +18,7 @@ from marketplace.cleaning.schema import HELP, Schema, check_columns, shown
 from marketplace.files.stages import StageError
 
 MAX_FIELD = 1_000_000  # characters: a longer one is a quote without an end
+MAX_DIGITS = 100  # of a number that is written out
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
 
 
@@ -156,7 +157,9 @@ def _open_parquet(path: Path, schema: Schema) -> RawTable:
     except ImportError:
         raise StageError(f"{path} is Parquet, which needs pyarrow: pip install pyarrow, or give CSV or JSON Lines") from None
     except (ValueError, OSError) as error:
-        raise StageError(f"{path} is not a readable Parquet file ({str(error).splitlines()[0]}): give another") from None
+        raise StageError(
+            f"{path} is not a readable Parquet file ({str(error).splitlines()[0].rstrip('.')}): give another"
+        ) from None
     columns = [str(name) for name in frame.columns]
 
     def records() -> Iterator[RawRecord]:
@@ -182,9 +185,17 @@ def _text(value: object, column: str, schema: Schema) -> str:
     if isinstance(value, datetime.date):
         return _time(value, schema.created_format if column == schema.created else "iso")
     if isinstance(value, float | decimal.Decimal | np.floating):
-        value = format(decimal.Decimal(str(value)), "f")
-        return value.replace(".", schema.decimal) if column == schema.price else value
+        return _number(decimal.Decimal(str(value)), column, schema)
     return str(value)
+
+
+def _number(value: decimal.Decimal, column: str, schema: Schema) -> str:
+    if not value.is_finite() or abs(value.adjusted()) > MAX_DIGITS:
+        return str(value)
+    if column == schema.id and value == value.to_integral_value():
+        return str(int(value))  # a column of whole numbers that lacks some is saved as fractions
+    text = format(value, "f")
+    return text.replace(".", schema.decimal) if column == schema.price else text
 
 
 def _time(value: datetime.date, form: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from rapidfuzz import fuzz, process
 
-from marketplace.cleaning.listings import CATEGORY_SEPARATOR, category_levels
+from marketplace.cleaning.listings import CATEGORY_SEPARATOR, canonical_id, category_levels
 from marketplace.files import atomic, reading
 from marketplace.files.stages import StageError
 from marketplace.retrieval import words
@@ -227,12 +227,8 @@ class Catalogue:
         return self._duplicates[self.columns["duplicates"][listing_row]]
 
     def product_row(self, product_id: str) -> int | None:
-        """The row of a listing; an id in capitals is the same id."""
-        for spelling in (product_id, product_id.lower()):
-            row = self._row("SELECT row FROM products WHERE product_id = ?", spelling)
-            if row is not None:
-                return row
-        return None
+        """The row of a listing, None where there is none; a UUID in capitals is the same id."""
+        return self._row("SELECT row FROM products WHERE product_id = ?", canonical_id(product_id))
 
     def has_photo(self, image_id: str) -> bool:
         return self._row("SELECT row FROM photos WHERE image_id = ?", image_id) is not None

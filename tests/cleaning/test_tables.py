@@ -81,15 +81,21 @@ def test_json_lines_give_the_texts_that_a_csv_would_hold(tmp_path):
     lines = [
         {"sku": 12345678901234567890, "title": "Bed", "path": ["Home", "Beds"], "price": 12.5, "new": True},
         {"sku": "b", "title": None, "path": "Home", "price": 1e3, "more": {"a": 1}},
-        {"sku": 1.10, "title": "x", "path": [], "price": "12,50"},
+        {"sku": 7.0, "title": "x", "path": [], "price": "12,50"},
     ]
     found = read("\n".join(map(json.dumps, lines)) + "\n\nrubbish\n[1]\n", tmp_path, "shop.jsonl")
     assert found[:3] == [
         {"sku": "12345678901234567890", "title": "Bed", "path": "Home > Beds", "price": "12,5", "new": "true", "more": ""},
         {"sku": "b", "title": "", "path": "Home", "price": "1000,0", "new": "", "more": '{"a": 1}'},
-        {"sku": "1.1", "title": "x", "path": "", "price": "12,50", "new": "", "more": ""},
+        {"sku": "7", "title": "x", "path": "", "price": "12,50", "new": "", "more": ""},
     ]
     assert found[3:] == [None, None]
+
+
+@pytest.mark.parametrize("number", ["1e999999999", "1e-999999999", "Infinity", "-Infinity", "NaN", "12345678901234567890.5"])
+def test_a_number_beyond_measure_is_text_and_costs_nothing(number, tmp_path):
+    (found,) = read(f'{{"sku": {number}, "title": "a", "path": "b", "price": {number}}}', tmp_path, "shop.jsonl")
+    assert found["sku"] == found["price"].replace(",", ".") and len(found["sku"]) < 30
 
 
 def test_half_a_pair_of_surrogates_in_json_is_a_bad_record(tmp_path):
