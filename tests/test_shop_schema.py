@@ -7,10 +7,14 @@ import stat
 import pytest
 from PIL import Image
 
+import build_index
 import clean_images
 import clean_tabular_data
+from marketplace.cleaning import listings
 from marketplace.cleaning.schema import EXAMPLE
 from marketplace.files import reading
+from marketplace.files.stages import StageError
+from tests.cleaning import raw_exports
 
 SCHEMA = """
 id = "sku"
@@ -176,6 +180,32 @@ def test_the_example_is_printed_and_nothing_is_read(tmp_path, capsys):
     assert clean_tabular_data.main(["--schema-example", "--data", str(tmp_path / "none")]) == 0
     assert capsys.readouterr() == (EXAMPLE, "")
     assert not (tmp_path / "none").exists()
+
+
+# The currency
+
+
+def test_the_currency_is_the_schemas_and_without_one_pounds(shop, tmp_path):
+    shop([{}])
+    assert listings.read_currency(shop.folder) == "EUR"
+    shop([{"price": "12,50"}], schema=SCHEMA.replace("EUR", "CHF"))
+    assert listings.read_currency(shop.folder) == "CHF"
+    for name, rows in (("Products.csv", [raw_exports.listing(1)]), ("Images.csv", [raw_exports.photo(1, 1)])):
+        (shop.data_dir / "raw" / name).write_text(raw_exports.as_exported(rows), encoding="utf-8")
+    assert clean_tabular_data.main(["--data", str(shop.data_dir)]) == 0
+    assert listings.read_currency(shop.folder) == "GBP"
+
+
+def test_an_index_of_prices_that_the_model_does_not_know_is_refused(shop):
+    shop([{}])
+    model_dir = shop.data_dir / "model"
+    model_dir.mkdir()
+    (model_dir / "price_model.json").write_text(json.dumps({"first": {"currency": "GBP"}}))
+    with pytest.raises(StageError) as caught:
+        build_index.checked_currency(shop.data_dir)
+    assert str(caught.value) == f"{model_dir} knows prices in GBP, and the table has EUR: run python train.py first"
+    (model_dir / "price_model.json").write_text(json.dumps({"first": {"currency": "EUR"}}))
+    assert build_index.checked_currency(shop.data_dir) == "EUR"
 
 
 # Photos

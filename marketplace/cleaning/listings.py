@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from marketplace.cleaning import prices
 from marketplace.cleaning.folding import limit_marks, tidy
 from marketplace.cleaning.redaction import UUID, redact
 from marketplace.cleaning.sellers import strip_leak
-from marketplace.files import reading
+from marketplace.files import reading, stages
 
 CATEGORY_SEPARATOR = " / "
 MAX_LEVELS = 12  # of a category; the site has five
@@ -142,8 +143,13 @@ def read_classes(tabular_dir: Path) -> list[str]:
     return [decoder[str(label)] for label in range(len(decoder))]
 
 
+def read_currency(tabular_dir: Path) -> str:
+    """The currency of all prices: its ISO 4217 code."""
+    return stages.read_manifest(tabular_dir)["arguments"].get("schema", {}).get("currency", prices.POUNDS.currency)
+
+
 def read_products(tabular_dir: Path) -> pd.DataFrame:
-    """products.csv with its types: price float64 (pounds), price_plausible bool, label and photos int64, the rest text."""
+    """products.csv with its types: price float64, price_plausible bool, label and photos int64, the rest text."""
     return typed(reading.read_csv(Path(tabular_dir) / "products.csv"))
 
 

@@ -84,6 +84,28 @@ def is_code(currency: str) -> bool:
     return re.fullmatch("[A-Z]{3}", currency) is not None
 
 
+def sign(currency: str) -> str:
+    """What people write for a currency: its sign, where it has one of one character, else its code."""
+    return next((name for name in _NAMES.get(currency, ()) if len(name) == 1), currency)
+
+
+def named_amounts(text: str, currency: str) -> list[float]:
+    """The amounts that a text names beside the currency's sign or code, without their decimals."""
+    found = [before or after for before, after in _beside(currency).findall(text)]
+    if currency != POUNDS.currency:  # in pounds a comma stands between thousands alone, and the full stop is not read
+        found = [re.sub("[.,][0-9]{0,2}$", "", digits) for digits in found]
+    return [float(re.sub("[.,]", "", digits)) for digits in found]
+
+
+@functools.cache
+def _beside(currency: str) -> re.Pattern:
+    names = "|".join(map(re.escape, dict.fromkeys([sign(currency), currency])))
+    if currency == POUNDS.currency:
+        return re.compile(r"£\s?([0-9][0-9,]{0,6})()")  # in front, as British sellers write it
+    digits = "[0-9](?:[0-9.,]{0,9}[0-9])?"
+    return re.compile(rf"(?:{names})\s?({digits})|(?<![0-9.,])({digits})\s?(?:{names})")
+
+
 @functools.cache
 def pattern(currency: str, decimal: str) -> re.Pattern:
     """What parse() takes for a price."""

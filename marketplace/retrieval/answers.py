@@ -52,6 +52,7 @@ def describe(catalogue: Catalogue, typed_search: "TypedSearch", hits: list[Hit],
         described.append(
             listing
             | {
+                "currency": catalogue.currency,
                 "name_marks": highlighter.marks(listing["name"]) if highlighter else [],
                 "snippet": snippet,
                 "image_id": image_id,

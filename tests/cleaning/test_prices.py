@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marketplace.cleaning.prices import POUNDS, OtherCurrency, PriceFormat
+from marketplace.cleaning.prices import POUNDS, OtherCurrency, PriceFormat, named_amounts, sign
 
 
 @pytest.mark.parametrize(
@@ -114,3 +114,21 @@ def test_any_text_is_a_price_of_at_least_0_or_none(text, decimal):
         assert PriceFormat("EUR", decimal).parse(text) >= 0
     except ValueError as error:
         assert "is not a price in EUR" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("currency", "text", "amounts"),
+    [
+        ("GBP", "RRP £1,200, cost £ 300, yours for £45.50 or 40€", [1200, 300, 45]),
+        ("EUR", "NP 1.200 €, jetzt 45,50€ statt EUR 300 oder £40", [1200, 45, 300]),
+        ("EUR", "€12.5 and 7 EUR", [12, 7]),
+        ("CHF", "CHF 1200.50, Fr. 5", [1200]),
+        ("EUR", "no price, 12 pieces", []),
+    ],
+)
+def test_amounts_that_a_text_names_are_those_beside_the_currency(currency, text, amounts):
+    assert named_amounts(text, currency) == amounts
+
+
+def test_a_currency_without_a_sign_of_its_own_is_its_code():
+    assert [sign(currency) for currency in ("GBP", "EUR", "USD", "CHF", "XAF")] == ["£", "€", "$", "CHF", "XAF"]
