@@ -66,6 +66,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 def add_middleware(app: FastAPI, settings: Settings) -> None:
     """What is around the routes; the last one added is the outermost."""
+    app.add_middleware(middleware.EncodedSlashMiddleware)
     app.add_middleware(middleware.HeadMiddleware)
     app.add_middleware(middleware.RelativeRedirectMiddleware)
     app.add_middleware(

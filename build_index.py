@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from marketplace.cleaning.listings import read_currency
+from marketplace.cleaning.prices import POUNDS
 from marketplace.files import atomic, cli, generations, reading, stages
 from marketplace.files.stages import StageError
 from marketplace.models.text_encoder import TextEncoder
@@ -93,7 +95,8 @@ def write(
 ) -> dict:
     """Fill a generation's folder; returns what its report tells. source: the current generation, where it may be updated."""
     started_s = time.perf_counter()
-    catalogue.write(folder, entries.listings(), entries.image_ids, entries.owners, entries.duplicates)
+    currency = checked_currency(stage.data_dir)
+    catalogue.write(folder, entries.listings(), entries.image_ids, entries.owners, entries.duplicates, currency)
     builds.write_vectors(stage.data_dir, folder, entries, settings)
     copy_models(stage.data_dir, folder, settings.models)
     history = write_engines(folder, entries, settings, source)
@@ -110,6 +113,17 @@ def write(
     report["index"] = measure(folder, UPDATE_QUERIES if is_update else vector_search.RECALL_QUERIES)
     report["files"] = digest_files(folder, digested_files(stage, source))
     return report | {"ranker_seconds": ranker_seconds, "build_seconds": round(time.perf_counter() - started_s, 2)}
+
+
+def checked_currency(data_dir: Path) -> str:
+    """The currency of the table's prices; StageError where the price model was trained on another one's."""
+    currency = read_currency(data_dir / "tabular")
+    trained = reading.read_json(data_dir / "model" / "price_model.json")["first"].get("currency", POUNDS.currency)
+    if trained != currency:
+        raise StageError(
+            f"{data_dir / 'model'} knows prices in {trained}, and the table has {currency}: run python train.py first"
+        )
+    return currency
 
 
 def digest_own(embeddings: Path | None) -> dict[str, str]:

@@ -24,14 +24,25 @@ from pathlib import Path
 import pandas as pd
 
 from marketplace.cleaning import photos
+from marketplace.cleaning.photo_names import FILE
 from marketplace.cleaning.pool import READ_ERROR, TRIED_AGAIN, Result, Task, clean_all
 from marketplace.cleaning.redaction import redact
-from marketplace.cleaning.sources import Photo, Selection, Source, image_id_of, is_sidecar, list_source, select
+from marketplace.cleaning.sources import (
+    MAX_ZIP_BYTES,
+    Photo,
+    Selection,
+    Source,
+    is_sidecar,
+    list_source,
+    select,
+    select_files,
+    uri_of,
+    urls_of,
+)
 from marketplace.files import atomic, cli, reading, s3, stages
 from marketplace.files.progress import progress
 from marketplace.files.stages import StageError
 
-MAX_ZIP_BYTES = 20_000_000_000  # of a zip's members unpacked, by default: a dozen times the real export
 RECORD = ("image_id", "turn", "settings", "identity", "content", "jpeg", "jpeg_bytes", "row")
 PROGRESS = ".progress.jsonl"  # one line a photo done, appended; not *.tmp, so that it outlives a kill
 DUPLICATE = "duplicate_id"  # another file of its id was kept: the reason of a reject by which no photo is lost
@@ -147,7 +158,7 @@ class Cleaning:
         records, cleaned = {}, 0
         with open(self.folder / PROGRESS, "a", encoding="utf-8", buffering=1) as done:
             for photo, result in results:
-                image_id = image_id_of(photo.name)
+                image_id = photo.image_id
                 record = {"image_id": image_id, "turn": turn, "settings": self.settings_digest, "identity": photo.identity}
                 record["content"] = result.content
                 if result.row is None:
@@ -204,15 +215,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> dict:
-    uri = _photos_uri(args)
+    uri = uri_of(args.photos, args.data)
     source = list_source(uri, args.data / "raw" / "s3", args.max_zip_bytes)
     reads = () if args.all_photos else stages.STAGES["images"].reads
     with stages.open_stage(args.data, "images", args.settings.as_dict(), {"--photos": source.digest()}, reads=reads) as stage:
         if not args.full and stage.is_done() and nothing_is_left(stage.folder):
             _check_rejected(stage, stage.summary(), uri, args.max_rejected)
             return stage.summary()
-        wanted = None if args.all_photos else _listed(args.data)
-        selection = select(source, wanted)
+        listed = None if args.all_photos else reading.read_csv(args.data / "tabular" / "images.csv")
+        wanted = None if listed is None else set(listed["image_id"].str.lower())
+        selection = _select(source, uri, listed)
         if not selection.candidates and selection.skipped:
             raise StageError(
                 f"no listing in {args.data / 'tabular'} has one of the {selection.skipped} photos of {uri}: take Products.csv, "
@@ -227,7 +239,7 @@ def run(args: argparse.Namespace) -> dict:
         table = tabulate(selection, records)
         atomic.write_csv(stage.folder / "photos.csv", table)
         write_progress(stage.folder / PROGRESS, records)
-        counts = count(table, source, selection.skipped)
+        counts = count(table, source, selection)
         _check_rejected(stage, counts, uri, args.max_rejected)
         kept = set(table.image_id[table.status == "ok"])
         _check_removed(uri, there, there - kept, args.max_removed)
@@ -248,12 +260,12 @@ def tabulate(selection: Selection, records: Mapping[Key, Mapping]) -> pd.DataFra
     return table.sort_values(["image_id", "source"], kind="stable")
 
 
-def count(table: pd.DataFrame, source: Source, skipped: int) -> dict:
+def count(table: pd.DataFrame, source: Source, selection: Selection) -> dict:
     """The stage's counts: seen = kept + rejected + skipped, and what lies beside the photos is ignored."""
+    skipped, sidecars = selection.skipped, selection.wanted - len(table)
     reasons = Counter(table.reason[table.status == "rejected"])
-    sidecars = len(source.photos) - skipped - len(table)
     counts = {
-        "seen": len(source.photos) - sidecars,
+        "seen": selection.wanted + skipped - sidecars,
         "kept": int((table.status == "ok").sum()),
         "rejected": sum(reasons.values()),
         "skipped": skipped,
@@ -264,26 +276,13 @@ def count(table: pd.DataFrame, source: Source, skipped: int) -> dict:
     return counts
 
 
-def _listed(data_dir: Path) -> set[str]:
-    """The ids of the photos that listings have, in lower case."""
-    return set(reading.read_csv(data_dir / "tabular" / "images.csv", usecols=["image_id"])["image_id"].str.lower())
-
-
-def _photos_uri(args: argparse.Namespace) -> str:
-    if not args.photos:
-        for default in (args.data / "raw" / "images", args.data / "raw" / "images_fb.zip"):
-            if default.exists():
-                return str(default)
-        raise StageError(
-            f"{args.data / 'raw'} holds neither images/ nor images_fb.zip: put the photos there, or name them with --photos"
-        )
-    if not s3.is_s3(args.photos):
-        path = Path(args.photos)
-        if not path.exists():
-            raise StageError(f"{path} does not exist: give the photos' folder, .zip or s3:// URI with --photos")
-        if (args.data / "images").resolve() in (path.resolve(), *path.resolve().parents):
-            raise StageError(f"{path} is where the cleaned photos go: give the folder of the raw ones with --photos")
-    return args.photos
+def _select(source: Source, uri: str, listed: pd.DataFrame | None) -> Selection:
+    """The photos to clean. listed: images.csv, with the files' names where a schema told them; None: all photos are wanted."""
+    if listed is None:
+        return select(source, None)
+    if FILE in listed:
+        return select_files(source, dict(zip(listed["image_id"], listed[FILE], strict=True)), urls_of(uri))
+    return select(source, set(listed["image_id"].str.lower()))
 
 
 def _write_jpeg(path: Path, jpeg: bytes) -> None:
@@ -298,7 +297,7 @@ def _write_jpeg(path: Path, jpeg: bytes) -> None:
 
 
 def _row(photo: Photo, row: Mapping) -> dict:
-    image_id = image_id_of(photo.name)
+    image_id = photo.image_id
     # A file's name is text too; the id of a cleaned photo is what its file is called, and stays.
     shown_id = image_id if row["status"] == "ok" else redact(image_id)
     return {"image_id": _printable(shown_id), "source": _printable(redact(photo.name))} | dict(row)

@@ -7,19 +7,51 @@ Run     python clean_tabular_data.py
 
 import argparse
 import functools
+import hashlib
+import os
+import secrets
 import sys
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from marketplace.cleaning import records
+from marketplace.cleaning import photo_names, records, sources, tables
+from marketplace.cleaning import schema as schemas
 from marketplace.cleaning.listings import CATEGORY_SEPARATOR, join_spellings, plausible_prices
 from marketplace.files import atomic, cli, s3, stages
 from marketplace.files.stages import StageError
 
 REJECT_COLUMNS = ["source", "record", "id", "reason", "raw"]
+SELLERS_KEY = "seller.key"  # below --data: kept from one run to the next, so that a seller's hash stays
+EXAMPLES, EXAMPLE_ENDS = 3, 80  # rejects of a reason that --dry-run shows, and characters of both ends of each
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)  # of the prices, in the report
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads. images_csv: None where the schema tells the photos' names; photos: where it has a pattern of them."""
+
+    schema: schemas.Schema
+    schema_path: Path | None
+    products: Path
+    images_csv: Path | None
+    photos: sources.Source | None
+    sellers_key: bytes
+
+    def arguments(self, category_depth: int) -> dict:
+        """What decides, beside the files, what is written."""
+        if self.schema.is_export:
+            return {"category_depth": category_depth}
+        key = {"sellers_key": hashlib.sha256(self.sellers_key).hexdigest()} if self.sellers_key else {}
+        return {"category_depth": category_depth, "schema": self.schema.as_dict()} | key
+
+    def digests(self) -> dict[str, str]:
+        images_csv = {"--images-csv": stages.digest(self.images_csv)} if self.images_csv else {}
+        photos = {"--photos": self.photos.names_digest()} if self.photos else {}
+        return {"--products": stages.digest(self.products)} | images_csv | photos
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -33,60 +65,155 @@ def parse_args(argv=None) -> argparse.Namespace:
         type=cli.positive,
         help="levels of the category path that make the label (default: %(default)s)",
     )
+    parser.add_argument("--schema", type=Path, help="TOML file that describes a table of your own (default: the course's export)")
+    parser.add_argument("--schema-example", action="store_true", help="print such a file with every key explained, and end")
+    parser.add_argument(
+        "--photos",
+        help="photos' folder, .zip or s3:// URI, for a schema with a photo_pattern (default: as clean_images.py has it)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be kept and rejected, with examples")
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> dict:
-    raw_dir = args.data / "raw"
-    products_path = s3.local_file(args.products or raw_dir / "Products.csv", raw_dir / "s3")
-    photos_path = s3.local_file(args.images_csv or raw_dir / "Images.csv", raw_dir / "s3")
-    raw = {"--products": stages.digest(products_path), "--images-csv": stages.digest(photos_path)}
-    with stages.open_stage(args.data, "tabular", {"category_depth": args.category_depth}, raw) as stage:
+    if args.schema_example:
+        print(schemas.EXAMPLE, end="")
+        return {}
+    inputs = find_inputs(args)
+    if args.dry_run:
+        return preview(inputs, args.category_depth)
+    with stages.open_stage(args.data, "tabular", inputs.arguments(args.category_depth), inputs.digests()) as stage:
         if stage.is_done():
             return stage.summary()
         stage.begin()
-
-        tidied = Counter()
-        listings, rejects = clean_listings(products_path, stage.folder, tidied)
-        labels = label(listings, args.category_depth)
-        photos, photo_rejects = clean_photos(photos_path, listings)
-        listings["price_plausible"] = plausible_prices(listings["price"], listings["main_category"])
-        listings["photos"] = listings["product_id"].map(photos["product_id"].value_counts()).fillna(0).astype("int64")
-        report = make_report(listings, photos, rejects, photo_rejects, tidied)
-
-        write_listings(stage.folder, listings)
-        atomic.write_csv(stage.folder / "images.csv", photos)
-        write_labels(stage.folder, labels, args.category_depth)
-        write_rejects(stage.folder, rejects + photo_rejects)
-        atomic.write_json(stage.folder / "report.json", report)
-        print(summarise(report), file=sys.stderr)
-        return stage.finish(count(report, labels))
+        cleaned = clean_tables(inputs, args.category_depth, stage.folder)
+        write_listings(stage.folder, cleaned.listings)
+        atomic.write_csv(stage.folder / "images.csv", cleaned.photos)
+        write_labels(stage.folder, cleaned.labels, args.category_depth)
+        write_rejects(stage.folder, cleaned.rejects)
+        atomic.write_json(stage.folder / "report.json", cleaned.report)
+        print(summarise(cleaned.report, inputs.schema.currency), file=sys.stderr)
+        return stage.finish(count(cleaned.report, cleaned.labels))
 
 
-def clean_listings(path: Path, folder: Path, tidied: Counter) -> tuple[pd.DataFrame, list[dict]]:
-    """The listings that can be kept, and the rejects; StageError when there is none to keep, with the rejects in `folder`.
+def preview(inputs: Inputs, category_depth: int) -> dict:
+    """What a run would keep and reject, with examples on stderr; nothing is written."""
+    cleaned = clean_tables(inputs, category_depth, None)
+    print("\n".join([summarise(cleaned.report, inputs.schema.currency), *show_rejects(cleaned.rejects)]), file=sys.stderr)
+    return {"stage": "tabular", **count(cleaned.report, cleaned.labels), "dry_run": True}
 
-    tidied: counts the listings whose texts were spelt in another way, by raw column; "joined" for categories in other capitals.
-    """
-    clean = functools.partial(records.clean_listing, tidied=tidied)
-    rows, rejects = records.clean_records(path, "Products.csv", records.LISTING_COLUMNS, records.CLEAN_LISTING_COLUMNS, clean)
+
+def show_rejects(rejects: list[dict]) -> list[str]:
+    """EXAMPLES rejects of each reason, a line each, redacted as in rejected.csv."""
+    lines = []
+    for source, reason in sorted({(reject["source"], reject["reason"]) for reject in rejects}):
+        those = [reject for reject in rejects if (reject["source"], reject["reason"]) == (source, reason)]
+        lines.append(f"{source}, {reason}: {len(those)}")
+        for reject in those[:EXAMPLES]:
+            text = " ".join(reject["raw"].split())
+            cut = f"{text[:EXAMPLE_ENDS]} ... {text[-EXAMPLE_ENDS:]}" if len(text) > 2 * EXAMPLE_ENDS else text
+            lines.append(f"  record {reject['record']}: {cut}")
+    return lines
+
+
+def find_inputs(args: argparse.Namespace) -> Inputs:
+    schema = schemas.load(args.schema) if args.schema else schemas.EXPORT
+    raw_dir = args.data / "raw"
+    names_photos = schema.photos or schema.photo_pattern
+    if names_photos and args.images_csv:
+        raise StageError(f"{args.schema} says itself how photos are called: leave out --images-csv, or {names_photos} there")
+    products = s3.local_file(args.products or raw_dir / "Products.csv", raw_dir / "s3")
+    images_csv = None if names_photos else s3.local_file(args.images_csv or raw_dir / "Images.csv", raw_dir / "s3")
+    photos = None
+    if schema.photo_pattern:
+        photos = sources.list_source(sources.uri_of(args.photos, args.data), raw_dir / "s3", sources.MAX_ZIP_BYTES)
+    key = read_sellers_key(args.data / SELLERS_KEY, make=not args.dry_run) if schema.seller else b""
+    return Inputs(schema, args.schema, products, images_csv, photos, key)
+
+
+def read_sellers_key(path: Path, make: bool) -> bytes:
+    """The key of the hash that stands for a seller; one is made where there is none, for the owner's eyes only."""
+    if not path.exists() and not make:
+        return secrets.token_bytes(32)
+    if not path.exists():
+        with atomic.atomic_path(path) as temporary:
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT, 0o600))
+            temporary.write_text(secrets.token_hex(32) + "\n", encoding="utf-8")
+    key = path.read_text(encoding="utf-8", errors="replace").strip()
+    if len(key) < 32:
+        raise StageError(f"{path} holds no key of at least 32 characters: put the old one back, or delete it to make another")
+    return hashlib.sha256(key.encode()).digest()
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """labels: category path -> number."""
+
+    listings: pd.DataFrame
+    photos: pd.DataFrame
+    labels: dict[str, int]
+    rejects: list[dict]
+    report: dict
+
+
+def clean_tables(inputs: Inputs, category_depth: int, folder: Path | None) -> Cleaned:
+    """The listings and photos that can be kept. folder: where rejects go when no listing can; None: to stderr."""
+    table, cleaner = open_listings(inputs)
+    listings, rejects = clean_listings(inputs.products, table, cleaner, folder)
+    labels = label(listings, category_depth)
+    photos, photo_rejects = clean_photos(inputs, cleaner, listings)
+    listings["price_plausible"] = plausible_prices(listings["price"], listings["main_category"])
+    listings["photos"] = listings["product_id"].map(photos["product_id"].value_counts()).fillna(0).astype("int64")
+    report = make_report(listings, photos, rejects, photo_rejects, cleaner)
+    return Cleaned(listings, photos, labels, rejects + photo_rejects, report)
+
+
+def open_listings(inputs: Inputs) -> tuple[tables.RawTable, records.ListingCleaner]:
+    table = tables.open_table(inputs.products, inputs.schema, inputs.schema_path)
+    extra = records.extra_columns(table.columns, inputs.schema)
+    return table, records.ListingCleaner(inputs.schema, extra, inputs.sellers_key)
+
+
+def clean_listings(
+    path: Path, table: tables.RawTable, cleaner: records.ListingCleaner, folder: Path | None
+) -> tuple[pd.DataFrame, list[dict]]:
+    """The listings that can be kept, and the rejects; StageError when there is none to keep, with the rejects in `folder`."""
+    rows, rejects = records.clean_records(table, "Products.csv", cleaner.schema.id, cleaner.clean, cleaner.is_id)
     if not rows:
-        write_rejects(folder, rejects)
         reasons = ", ".join(f"{reason}: {times}" for reason, times in count_reasons(rejects).items()) or "no records"
-        raise StageError(f"{path} holds no listing that can be kept ({reasons}): see {folder / 'rejected.csv'}")
+        if folder:
+            write_rejects(folder, rejects)
+        else:
+            print("\n".join(show_rejects(rejects)), file=sys.stderr)
+        where = f"see {folder / 'rejected.csv'}" if folder else "see the examples above"
+        raise StageError(f"{path} holds no listing that can be kept ({reasons}): {where}")
     listings = pd.DataFrame(rows)
     paths = join_spellings(listings["category"])
-    tidied["joined"] = int((paths != listings["category"]).sum())
+    cleaner.tidied["joined"] = int((paths != listings["category"]).sum())
     levels = paths.str.split(CATEGORY_SEPARATOR)
     return listings.assign(category=paths, main_category=levels.str[0], leaf_category=levels.str[-1]), rejects
 
 
-def clean_photos(path: Path, listings: pd.DataFrame) -> tuple[pd.DataFrame, list[dict]]:
+def clean_photos(inputs: Inputs, cleaner: records.ListingCleaner, listings: pd.DataFrame) -> tuple[pd.DataFrame, list[dict]]:
     """The photos of these listings, and the rejects."""
     labels = dict(zip(listings["product_id"], listings["label"].tolist(), strict=True))
-    clean = functools.partial(records.clean_photo, labels=labels)
-    rows, rejects = records.clean_records(path, "Images.csv", records.PHOTO_COLUMNS, records.CLEAN_PHOTO_COLUMNS, clean)
+    schema = inputs.schema
+    if inputs.images_csv is None:
+        rows, rejects = photo_names.clean(named_photos(inputs, cleaner), labels)
+        return pd.DataFrame(rows, columns=[*records.CLEAN_PHOTO_COLUMNS, photo_names.FILE]), rejects
+    table = tables.open_export(inputs.images_csv, records.PHOTO_COLUMNS)
+    others = [column for column in table.columns if column not in records.PHOTO_COLUMNS]
+    extra = records.named_apart(others, [*records.CLEAN_PHOTO_COLUMNS, photo_names.FILE])
+    is_id = records.is_uuid if schema.is_export else sources.is_image_id
+    clean = functools.partial(records.clean_photo, extra=extra, labels=labels, is_image_id=is_id)
+    rows, rejects = records.clean_records(table, "Images.csv", "id", clean, is_id)
     return pd.DataFrame(rows, columns=None if rows else records.CLEAN_PHOTO_COLUMNS), rejects
+
+
+def named_photos(inputs: Inputs, cleaner: records.ListingCleaner) -> Iterable[photo_names.Named]:
+    if inputs.photos:
+        return photo_names.by_pattern([photo.name for photo in inputs.photos.photos], inputs.schema.photo_pattern)
+    return photo_names.in_column(cleaner.photos, inputs.schema.photos_separator)
 
 
 def label(listings: pd.DataFrame, depth: int) -> dict[str, int]:
@@ -118,9 +245,13 @@ def count_reasons(rejects: list[dict]) -> dict[str, int]:
 
 
 def make_report(
-    listings: pd.DataFrame, photos: pd.DataFrame, rejects: list[dict], photo_rejects: list[dict], tidied: Counter
+    listings: pd.DataFrame,
+    photos: pd.DataFrame,
+    rejects: list[dict],
+    photo_rejects: list[dict],
+    cleaner: records.ListingCleaner,
 ) -> dict:
-    """Counts by reason and of tidied texts, price quantiles (pounds) and rows per category."""
+    """Counts by reason and of tidied texts, price quantiles and rows per category."""
     plausible = listings.loc[listings["price_plausible"], "price"]
     photo_reasons = count_reasons(photo_rejects)
     return {
@@ -128,8 +259,8 @@ def make_report(
         "photos": {"read": len(photos) + len(photo_rejects), "kept": len(photos), "rejected": photo_reasons},
         "listings_without_photo": int((listings["photos"] == 0).sum()),
         "photos_without_listing": photo_reasons.get("no_listing", 0),
-        "texts_tidied": {column: tidied[column] for column in ("product_name", "category", "location")},
-        "categories_joined": tidied["joined"],
+        "texts_tidied": {column: cleaner.tidied[column] for column in tidied_columns(cleaner.schema)},
+        "categories_joined": cleaner.tidied["joined"],
         "prices_implausible": len(listings) - len(plausible),
         "price_quantiles": {"all": quantiles(listings["price"]), "plausible": quantiles(plausible)},
         "rows_per_main_category": listings["main_category"].value_counts().sort_index().to_dict(),
@@ -137,11 +268,15 @@ def make_report(
     }
 
 
+def tidied_columns(schema: schemas.Schema) -> list[str]:
+    return [schema.column(field) for field in ("name", "category", "place") if schema.column(field)]
+
+
 def quantiles(prices: pd.Series) -> dict[str, float]:
     return {f"{share:g}": round(float(prices.quantile(share)), 2) for share in QUANTILES} if len(prices) else {}
 
 
-def summarise(report: dict) -> str:
+def summarise(report: dict, currency: str) -> str:
     """The report in a few lines for a person."""
     lines = []
     for kind in ("listings", "photos"):
@@ -152,7 +287,10 @@ def summarise(report: dict) -> str:
     )
     tidied = ", ".join(f"{column} {times}" for column, times in report["texts_tidied"].items() if times) or "none"
     lines.append(f"texts tidied: {tidied}; categories joined to a commoner spelling: {report['categories_joined']}")
-    prices = ", ".join(f"{float(share):.0%} £{price:,.2f}" for share, price in report["price_quantiles"]["plausible"].items())
+    sign = "£" if currency == "GBP" else f"{currency} "
+    prices = ", ".join(
+        f"{float(share):.0%} {sign}{price:,.2f}" for share, price in report["price_quantiles"]["plausible"].items()
+    )
     lines.append(f"plausible prices: {prices or 'none'}")
     lines += [f"{rows:>9,}  {name}" for name, rows in report["rows_per_main_category"].items()]
     return "\n".join(lines)

@@ -37,7 +37,8 @@ from torchvision.transforms import v2
 from dataset import ListingPhotos, listings_with_splits, photo_tensor
 from marketplace import metrics
 from marketplace.cleaning import photos
-from marketplace.cleaning.listings import read_classes, texts
+from marketplace.cleaning.listings import read_classes, read_currency, texts
+from marketplace.cleaning.prices import POUNDS, sign
 from marketplace.files import atomic, cli, reading, stages
 from marketplace.files.progress import begin
 from marketplace.files.stages import StageError
@@ -150,6 +151,8 @@ def run(args: argparse.Namespace) -> dict:
     left_out = ("data", "check_weights", "resume", "device", "workers")
     deciding = {name: value for name, value in vars(args).items() if name not in left_out}
     config, ranks = config_of(args), training.Ranks()
+    currency = read_currency(args.data / "tabular")
+    deciding |= {"currency": currency} if currency != POUNDS.currency else {}
     raw = weights_digest(args.weights) | encoder_export.check_name(args.text_encoder)
     with stages.open_stage(args.data, "model", deciding, raw, locked=ranks.rank == 0) as stage:
         if config.finetune != "head":
@@ -207,7 +210,7 @@ def train(
     atomic.write_json(stage.folder / "metrics.json", report)
     atomic.write_bytes(stage.folder / "curves.png", charts.draw_curves(curves.epochs))
     checkpoint.path.unlink(missing_ok=True)
-    tell(figures, chosen, description, encoder, stage.folder)
+    tell(figures, chosen, description, encoder, stage.folder, sign(read_currency(stage.data_dir / "tabular")))
     accuracies = {f"{name}_accuracy": figures[name].get("accuracy") for name in ("photo", "text", "fused")}
     summary = accuracies | {f"price_{name}": value for name, value in figures["price"].items()}
     written = [name for name in stages.STAGES["model"].writes if encoder.dimension or name not in stages.TEXT_ENCODER]
@@ -455,8 +458,9 @@ def fit_table_models(data: Photos, vectors: np.ndarray, by_photo: pd.DataFrame, 
         None if encoder is None else np.concatenate(list(meanings.values())),
     )
     models.save(model_dir)
+    currency = read_currency(data.data_dir / "tabular")
     usable, clusters = train["price_plausible"].to_numpy(), train["cluster"].to_numpy()
-    prices = price_model.fit(models, evidence("train", train), train["price"].to_numpy(), usable, clusters, seed)
+    prices = price_model.fit(models, evidence("train", train), train["price"].to_numpy(), usable, clusters, seed, currency)
     held_out_prices = validation["price"].to_numpy()
     validated = evidence("validation", validation)
     prices.calibrate(validated, held_out_prices, validation["price_plausible"].to_numpy())
@@ -477,8 +481,9 @@ def tell(
     description: photo_model.Description,
     encoder: text_encoder.Description,
     model_dir: Path,
+    unit: str,
 ) -> None:
-    """What came of it, in six lines that a person reads."""
+    """What came of it, in six lines that a person reads. unit: of the prices, as a sign before them."""
     photo, text, fused, price = (figures[name] for name in ("photo", "text", "fused", "price"))
     found, int8 = chosen.figures[chosen.name], description.int8
     hits = found["same_listing_hit_at_1"]
@@ -488,8 +493,9 @@ def tell(
         f"(photos: of the {photo['listings']:,} with a photo)",
         "price: no validation listing has one to be measured by"
         if not price["listings"]
-        else f"price: half of {price['listings']:,} validation listings are told to within £{price['median_error_pounds']:,.2f} "
-        f"(always saying the median price: £{price['median_error_of_median_pounds']:,.2f}), "
+        else f"price: half of {price['listings']:,} validation listings are told to within "
+        f"{unit}{price['median_error_pounds']:,.2f} "
+        f"(always saying the median price: {unit}{price['median_error_of_median_pounds']:,.2f}), "
         f"{price['interval_coverage']:.0%} lie within the 80% range",
         f"embedding: {chosen.name}, {description.dimension} numbers; "
         + ("no listing has a second photo" if hits is None else f"the nearest photo is the listing's own for {hits:.0%}"),

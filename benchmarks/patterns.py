@@ -20,7 +20,7 @@ from re import _constants, _parser
 import results
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from marketplace.cleaning import duplicates, export_csv, folding, listings, postcodes, redaction, sellers
+from marketplace.cleaning import duplicates, export_csv, folding, listings, postcodes, prices, redaction, sellers
 from marketplace.retrieval import filters, words
 from marketplace.service import middleware
 from tests.cleaning import pattern_growth
@@ -34,7 +34,7 @@ FUNCTIONS: dict[str, Callable[[str], object]] = {
     "title": listings.title,
     "category_levels": listings.category_levels,
     "split_place": listings.split_place,
-    "is_other_currency": listings.is_other_currency,
+    "is_other_currency": prices.POUNDS.is_other,
     "parse_fields": export_csv.parse_fields,
     "words.fold": words.fold,
     "words.split": words.split,

@@ -353,8 +353,9 @@ ALL_MISSING = "columns id, product_name, category, product_description, price, l
 )
 def test_a_file_that_is_no_such_export_gets_one_sentence_that_names_the_missing_columns(content, missing, stage):
     code, out, err = stage(content)
-    sentence = f"error: {stage.raw_dir / 'Products.csv'} is not such an export: its first line lacks the {missing}\n"
-    assert (code, out, err) == (1, "", sentence)
+    sentence = f"error: {stage.raw_dir / 'Products.csv'} is not such an export: its first line lacks the {missing}; it has "
+    remedy = ": give a --schema that names yours, which --schema-example explains\n"
+    assert (code, out) == (1, "") and err.startswith(sentence) and err.endswith(remedy)
     assert not (stage.folder / "manifest.json").exists()
 
 

@@ -2,7 +2,8 @@
 
 import { address } from "./history.js";
 
-const pounds = new Intl.NumberFormat("en-GB", { style: "currency", currency: "GBP", trailingZeroDisplay: "stripIfInteger" });
+const moneyOf = (currency) =>
+  new Intl.NumberFormat("en-GB", { style: "currency", currency, trailingZeroDisplay: "stripIfInteger" });
 const number = new Intl.NumberFormat("en-GB");
 
 export const formatCount = (count) => number.format(count);
@@ -49,7 +50,7 @@ export function price(listing) {
   return h(
     "span",
     { class: "price" },
-    listing.price === 0 ? "Free" : pounds.format(listing.price),
+    listing.price === 0 ? "Free" : moneyOf(listing.currency).format(listing.price),
     unlikely ? h("span", { class: "note" }, "price unlikely") : null,
   );
 }

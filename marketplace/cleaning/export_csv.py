@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from marketplace.cleaning import listings, redaction
+from marketplace.cleaning import redaction
 from marketplace.cleaning.listings import CATEGORY_SEPARATOR
-from marketplace.files.stages import StageError
+from marketplace.cleaning.prices import POUNDS
 
 MAX_PIECES_AHEAD = 50_000  # lines with a comma that one record may have
 MAX_STARTS_IN_FIELD = 50  # lines in one quoted field that look like the start of a record
@@ -125,7 +125,7 @@ _ENDS_IN_THOUSANDS = re.compile(r"(?:^|,)\s?£?[0-9]{1,3}$")
 def _is_price(text: str) -> bool:
     """Whether a field is a price in any currency, or empty."""
     try:
-        return not text.strip() or listings.is_other_currency(text) or listings.parse_price(text) >= 0
+        return not text.strip() or POUNDS.is_other(text) or POUNDS.parse(text) >= 0
     except ValueError:
         return False
 
@@ -134,14 +134,10 @@ def is_unnamed(column: str) -> bool:
     return not column or column.startswith("Unnamed:")
 
 
-def read_layout(path: Path, lines: Iterator[str], required: list[str]) -> Layout:
-    """The layout that the first line with text gives; StageError names the required columns it lacks."""
+def read_header(lines: Iterator[str]) -> list[str]:
+    """The columns' names: the first line with text."""
     header = next((line for line in lines if line.strip()), "")
-    columns = [name.strip() for name in parse_fields(header) or []]
-    if missing := [name for name in required if name not in columns]:
-        names = f"column{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
-        raise StageError(f"{path} is not such an export: its first line lacks the {names}")
-    return Layout(columns, required)
+    return [name.strip() for name in parse_fields(header) or []]
 
 
 def parse_fields(text: str) -> list[str] | None:

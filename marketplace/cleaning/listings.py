@@ -1,23 +1,21 @@
 """The fields of one listing: name, text, price, category path, place; which prices can be meant."""
 
-import math
 import re
-import unicodedata
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from marketplace.cleaning import prices
 from marketplace.cleaning.folding import limit_marks, tidy
 from marketplace.cleaning.redaction import UUID, redact
 from marketplace.cleaning.sellers import strip_leak
-from marketplace.files import reading
+from marketplace.files import reading, stages
 
 CATEGORY_SEPARATOR = " / "
 MAX_LEVELS = 12  # of a category; the site has five
 
-MAX_PRICE = float(np.finfo(np.float32).max)  # pounds
 MIN_CATEGORY_PRICES = 30  # fewer prices say little about their category: those of all categories are taken instead
 PRICE_DEVIATIONS = 4.0
 PRICE_SPREAD = (0.5, 0.65)  # least and greatest spread of a category's log10 prices, in factors of ten
@@ -40,23 +38,9 @@ def single_line(text: str) -> str:
 
 _TAIL = re.compile(r"(?:\|\s*in\s[^|]*)?\|\s*Gumtree$", re.IGNORECASE)
 
-_PRICE = re.compile(
-    r"(?:GBP|\u00c2?£)?\s{0,9}((?:[0-9]{1,3}(?:,[0-9]{3}){1,13}|[0-9]{1,40})(?:\.[0-9]*)?|\.[0-9]+)\s{0,9}(?:GBP|£)?",
-    re.IGNORECASE,
-)
-
+_SLASH = re.compile(r"\s{1,9}/\s{0,9}|/\s{1,9}")
 
 _NO_CATEGORY = re.compile("n/?a|none|null|nil|nan|[-?._]+", re.IGNORECASE)
-
-_OTHER_CURRENCY = re.compile(
-    "(?<![^\\W\\d_])(?:EUR|USD|AUD|CAD|NZD|CHF|JPY|CNY|INR|SEK|NOK|DKK|PLN|CZK|HUF|RON|TRY|ZAR|AED|HKD|SGD|euros?|dollars?)"
-    "(?![^\\W\\d_])",
-    re.IGNORECASE,
-)
-
-
-class OtherCurrency(ValueError):
-    """A price that is not in pounds."""
 
 
 def canonical_id(text: str) -> str:
@@ -77,9 +61,15 @@ def split_place(location: str) -> tuple[str, str]:
     return (town.strip(), county.strip()) if comma else (county.strip(), "")
 
 
-def category_levels(category: str) -> list[str]:
-    """The levels of a path "A / B / C", widest first; a slash without spaces belongs to a name."""
-    return [level.strip() for level in f" {single_line(category)} ".split(CATEGORY_SEPARATOR) if level.strip()]
+def category_levels(category: str, separator: str = CATEGORY_SEPARATOR) -> list[str]:
+    """The levels of a path "A / B / C", widest first; a slash without spaces belongs to a name.
+
+    separator: what a raw table has between levels; the blanks beside a slash in a level then go, as " / " parts ours.
+    """
+    levels = [level.strip() for level in f" {single_line(category)} ".split(separator) if level.strip()]
+    if separator == CATEGORY_SEPARATOR:
+        return levels
+    return [_SLASH.sub("/", level) for level in levels if level.strip("/ ")]
 
 
 def has_category(path: str) -> bool:
@@ -105,29 +95,6 @@ def join_spellings(paths: pd.Series) -> pd.Series:
 
 def _folded(levels: list[str]) -> tuple[str, ...]:
     return tuple(map(str.casefold, levels))
-
-
-def parse_price(text: str) -> float:
-    """Pounds of "£1,234.56", "£ 20", "1234.5" or "GBP 20".
-
-    Raises OtherCurrency for an amount in another one, by its sign or code. Raises ValueError for anything else: negative, not a
-    number, or too large for a float32, as which prices are filtered.
-    """
-    text = text.strip()
-    if is_other_currency(text):
-        raise OtherCurrency(f"{text!r} is not a price in pounds")
-    match = _PRICE.fullmatch(text)
-    price = float(match[1].replace(",", "")) if match else math.nan
-    if not price <= MAX_PRICE:
-        raise ValueError(f"{text!r} is not a price in pounds")
-    return price
-
-
-def is_other_currency(text: str) -> bool:
-    """Whether a price says that it is not in pounds: "$40", "1.999 €", "EUR 5"."""
-    if not any(map(str.isdigit, text)):
-        return False
-    return any(unicodedata.category(char) == "Sc" and char != "£" for char in text) or bool(_OTHER_CURRENCY.search(text))
 
 
 def plausible_prices(prices: pd.Series, categories: pd.Series) -> pd.Series:
@@ -176,8 +143,13 @@ def read_classes(tabular_dir: Path) -> list[str]:
     return [decoder[str(label)] for label in range(len(decoder))]
 
 
+def read_currency(tabular_dir: Path) -> str:
+    """The currency of all prices: its ISO 4217 code."""
+    return stages.read_manifest(tabular_dir)["arguments"].get("schema", {}).get("currency", prices.POUNDS.currency)
+
+
 def read_products(tabular_dir: Path) -> pd.DataFrame:
-    """products.csv with its types: price float64 (pounds), price_plausible bool, label and photos int64, the rest text."""
+    """products.csv with its types: price float64, price_plausible bool, label and photos int64, the rest text."""
     return typed(reading.read_csv(Path(tabular_dir) / "products.csv"))
 
 

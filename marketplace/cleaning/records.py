@@ -1,13 +1,17 @@
-"""A raw record of an export becomes a clean row, or a reject with its reason."""
+"""A raw record of a table becomes a clean row, or a reject with its reason."""
 
+import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from marketplace.cleaning import export_csv, folding, listings, redaction, sellers
+from marketplace.cleaning.prices import OtherCurrency
+from marketplace.cleaning.schema import ALL, FIELDS, Schema
+from marketplace.cleaning.tables import RawTable
 from marketplace.files.progress import progress
 
-LISTING_COLUMNS = ["id", "product_name", "category", "product_description", "price", "location"]  # none may be empty
 PHOTO_COLUMNS = ["id", "product_id"]
 
 CLEAN_LISTING_COLUMNS = [
@@ -15,93 +19,142 @@ CLEAN_LISTING_COLUMNS = [
     *("price", "price_plausible", "town", "county", "posted_on", "photos"),
 ]
 CLEAN_PHOTO_COLUMNS = ["image_id", "product_id", "label"]
+MAX_ID = 128  # characters
+
+IN_NO_NAME = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def clean_records(
-    path: Path, source: str, required: list[str], taken: list[str], clean: Callable[[dict, dict], tuple[str, dict]]
+    table: RawTable, source: str, id_column: str, clean: Callable[[dict], tuple[str, dict]], is_id: Callable[[str], bool]
 ) -> tuple[list[dict], list[dict]]:
-    """Rows and rejects of one export, in its order; every record is one or the other.
+    """Rows and rejects of one table, in its order; every record is one or the other.
 
-    source: its name in the rejects; taken: column names that the stage gives itself;
-    clean: (raw record, extra columns) -> (reason, row), the row's first key being its id.
+    source: its name in the rejects; clean: raw record -> (reason, row), the row's first key being its id.
     """
-    lines = export_csv.read_lines(path)
-    layout = export_csv.read_layout(path, lines, required)
-    extra = extra_columns(layout.columns, required, taken)
     rows, rejects, ids, number = [], [], set(), 0
-    records = progress(export_csv.read_records(lines, layout), f"clean {source}", "record")
-    for number, (fields, text) in enumerate(records, start=1):  # noqa: B007
-        raw = layout.named(fields) if fields else {}
-        reason, row = clean(raw, extra) if raw else ("bad_record", {})
+    for number, record in enumerate(progress(table.records, f"clean {source}", "record"), start=1):  # noqa: B007
+        reason, row = clean(record.fields) if record.fields else ("bad_record", {})
         row_id = next(iter(row.values()), "")
         if row_id in ids:
             reason = "duplicate_id"
         if reason:
-            raw_id = clean_id(raw["id"] if raw else layout.id_at_start(text))
-            rejects.append({"source": source, "record": number, "id": raw_id, "reason": reason, "raw": clean_text(text)})
+            raw_id = clean_id(record.fields[id_column] if record.fields else record.id, is_id)
+            rejects.append({"source": source, "record": number, "id": raw_id, "reason": reason, "raw": clean_text(record.text)})
         else:
             rows.append(row)
             ids.add(row_id)
     if len(rows) + len(rejects) != number:
-        raise AssertionError(f"{number} records of {path}, but {len(rows)} kept and {len(rejects)} rejected")
+        raise AssertionError(f"{number} records of {source}, but {len(rows)} kept and {len(rejects)} rejected")
     return rows, rejects
 
 
-def clean_listing(raw: dict[str, str], extra: dict[str, str], tidied: Counter) -> tuple[str, dict]:
-    """The reason to reject a listing, or an empty one and its row, but for label, price_plausible and photos.
+@dataclass
+class ListingCleaner:
+    """Cleans the listings of one table, and gathers what is told of them together.
 
-    raw: column -> text; extra: raw column -> its name in the row, from extra_columns(); tidied: counts, by column, the listings
-    whose name, category or place had entities, blanks or unseen characters to take out.
+    extra: raw column -> its name in the row, from extra_columns(); sellers_key: of the hash that stands for a seller.
+    tidied: counts, by raw column, the listings whose name, category or place had entities, blanks or unseen characters to take
+    out; photos: id -> what the photos' column of the first listing of that id says.
     """
-    for column in LISTING_COLUMNS:
-        if not raw[column].strip():
-            return f"null_{column}", {}
-    if not redaction.UUID.fullmatch(raw["id"].strip()):
-        return "bad_id", {}
-    try:
-        price = listings.parse_price(raw["price"])
-    except listings.OtherCurrency:
-        return "other_currency", {}
-    except ValueError:
-        return "bad_price", {}
-    lines = {column: listings.single_line(raw[column]) for column in ("product_name", "category", "location")}
-    shown = {column: folding.tidy(line) for column, line in lines.items()}
-    name = redaction.redact(listings.title(shown["product_name"]))
-    description, posted_on = sellers.strip_leak(listings.normalise_breaks(raw["product_description"]))
-    category, place = redaction.redact(shown["category"]), redaction.redact(shown["location"])
-    for column, is_there in (
-        *(("product_name", name), ("product_description", description)),
-        *(("category", listings.has_category(category)), ("location", place)),
-    ):
-        if not is_there:
-            return f"null_{column}", {}
-    levels = listings.category_levels(category)
-    if len(levels) > listings.MAX_LEVELS:
-        return "bad_category", {}
-    tidied.update(column for column, line in lines.items() if line != shown[column])
-    town, county = listings.split_place(place)
-    return "", {
-        "product_id": raw["id"].strip().lower(),
-        "name": name,
-        "description": redaction.redact(description),
-        "category": listings.CATEGORY_SEPARATOR.join(levels),
-        "main_category": levels[0],
-        "leaf_category": levels[-1],
-        "price": price,
-        "town": town,
-        "county": county,
-        "posted_on": posted_on,
-        **clean_extra(raw, extra),
-    }
+
+    schema: Schema
+    extra: dict[str, str]
+    sellers_key: bytes = b""
+    tidied: Counter = field(default_factory=Counter)
+    photos: dict[str, str] = field(default_factory=dict)
+
+    def is_id(self, text: str) -> bool:
+        return is_uuid(text) if self.schema.is_export else is_id(text)
+
+    def clean(self, raw: dict[str, str]) -> tuple[str, dict]:
+        """The reason to reject a listing, or an empty one and its row, but for label, price_plausible and photos.
+
+        raw: column -> text.
+        """
+        texts = self.schema.fields(raw)
+        reason, price, posted_on = self._check(texts)
+        if reason:
+            return reason, {}
+        lines = {name: listings.single_line(texts[name]) for name in ("name", "category", "place")}
+        shown = {name: folding.tidy(line) for name, line in lines.items()}
+        description, told_on = sellers.strip_leak(listings.normalise_breaks(texts["description"]))
+        levels = self._levels(redaction.redact(shown["category"]))
+        cleaned = {
+            "name": redaction.redact(listings.title(shown["name"])),
+            "description": description,
+            "category": listings.CATEGORY_SEPARATOR.join(levels),
+            "place": redaction.redact(shown["place"]),
+        }
+        if reason := self._check_cleaned(cleaned, levels):
+            return reason, {}
+        self.tidied.update(self.schema.column(name) for name, line in lines.items() if line != shown[name])
+        town, county = listings.split_place(cleaned["place"])
+        product_id = listings.canonical_id(texts["id"].strip())
+        self.photos.setdefault(product_id, texts["photos"])
+        return "", {
+            "product_id": product_id,
+            "name": cleaned["name"],
+            "description": redaction.redact(description),
+            "category": cleaned["category"],
+            "main_category": levels[0],
+            "leaf_category": levels[-1],
+            "price": price,
+            "town": town,
+            "county": county,
+            "posted_on": posted_on or told_on,
+            **self._seller(texts["seller"]),
+            **clean_extra(raw, self.extra),
+        }
+
+    def _levels(self, category: str) -> list[str]:
+        levels = listings.category_levels(category, self.schema.separator)
+        if "category" in self.schema.missing and not listings.has_category(listings.CATEGORY_SEPARATOR.join(levels)):
+            return listings.category_levels(self.schema.missing["category"], self.schema.separator)
+        return levels
+
+    def _check(self, texts: dict[str, str]) -> tuple[str, float, str]:
+        """The reason to reject a listing as it was written, empty where there is none; its price, and the day it was listed."""
+        for name in FIELDS:
+            if self.schema.required(name) and not texts[name].strip():
+                return f"null_{self.schema.column(name)}", 0, ""
+        if not self.is_id(texts["id"].strip()):
+            return "bad_id", 0, ""
+        try:
+            price = self.schema.price_format.parse(texts["price"])
+        except OtherCurrency:
+            return "other_currency", 0, ""
+        except ValueError:
+            return "bad_price", 0, ""
+        try:
+            return "", price, self.schema.date(texts["created"])
+        except (ValueError, OverflowError, OSError):  # the latter two of seconds that no calendar has
+            return f"bad_{self.schema.created}", 0, ""
+
+    def _check_cleaned(self, cleaned: dict[str, str], levels: list[str]) -> str:
+        """The reason to reject a listing of which too little was left, empty where there is none."""
+        for name in ("name", "description", "category", "place"):
+            is_there = listings.has_category(cleaned[name]) if name == "category" else cleaned[name]
+            if self.schema.required(name) and not is_there:
+                return f"null_{self.schema.column(name)}"
+        return "bad_category" if len(levels) > listings.MAX_LEVELS else ""
+
+    def _seller(self, text: str) -> dict[str, str]:
+        if not self.schema.seller:
+            return {}
+        who = folding.tidy(listings.single_line(text))
+        digest = hashlib.blake2b(who.encode(), key=self.sellers_key, digest_size=16).hexdigest()
+        return {"seller": digest if who else ""}
 
 
-def clean_photo(raw: dict[str, str], extra: dict[str, str], labels: dict[str, int]) -> tuple[str, dict]:
+def clean_photo(
+    raw: dict[str, str], extra: dict[str, str], labels: dict[str, int], is_image_id: Callable[[str], bool]
+) -> tuple[str, dict]:
     """The reason to reject a photo, or an empty one and its row. labels: product id -> label."""
     for column in PHOTO_COLUMNS:
         if not raw[column].strip():
             return f"null_{column}", {}
-    image_id, product_id = raw["id"].strip().lower(), raw["product_id"].strip().lower()
-    if not redaction.UUID.fullmatch(image_id):
+    image_id, product_id = (listings.canonical_id(raw[column].strip()) for column in PHOTO_COLUMNS)
+    if not is_image_id(image_id):
         return "bad_id", {}
     if product_id not in labels:
         return "no_listing", {}
@@ -117,20 +170,39 @@ def clean_text(text: str) -> str:
     return redaction.redact(listings.normalise_breaks(text))
 
 
-def clean_id(text: str) -> str:
-    """What a reject shows as its id: a UUID in lower case, anything else with its personal data marked."""
+def is_uuid(text: str) -> bool:
+    """Whether a text is an id of the export."""
+    return redaction.UUID.fullmatch(text) is not None
+
+
+def is_id(text: str) -> bool:
+    """Whether a text is an id of a shop: of at most MAX_ID characters, none of them a break or unseen control.
+
+    "." and ".." cannot stand in an address, percent-encoded or not: clients take them for steps along the path.
+    """
+    return 0 < len(text) <= MAX_ID and text not in (".", "..") and not IN_NO_NAME.search(text)
+
+
+def clean_id(text: str, is_id: Callable[[str], bool] = is_uuid) -> str:
+    """What a reject shows as its id: the id, a UUID in lower case, and of anything else its personal data marked."""
     text = text.strip()
-    return text.lower() if redaction.UUID.fullmatch(text) else redaction.redact(text)
+    return listings.canonical_id(text) if is_id(text) else redaction.redact(text)
 
 
-def extra_columns(columns: list[str], required: list[str], taken: list[str]) -> dict[str, str]:
+def extra_columns(columns: list[str], schema: Schema) -> dict[str, str]:
+    """Raw column of the listings -> its name in the cleaned file, for those to keep."""
+    wanted = [name for name in columns if name not in schema.used()] if schema.extra == ALL else list(schema.extra)
+    return named_apart(wanted, [*CLEAN_LISTING_COLUMNS, *(["seller"] if schema.seller else [])])
+
+
+def named_apart(columns: list[str], taken: list[str]) -> dict[str, str]:
     """Raw column -> its name in the cleaned file, raw_<name> where the stage has a column of that name itself.
 
     A column's name is text too: its personal data is marked, and of two names that become one the second gets a number.
     """
     names = {}
     for column in columns:
-        if column not in required and not export_csv.is_unnamed(column):
+        if not export_csv.is_unnamed(column):
             name = clean_text(column)
             name = f"raw_{name}" if name in taken else name
             while name in names.values():

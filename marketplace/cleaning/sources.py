@@ -1,5 +1,6 @@
 """Where raw photos come from: a folder, a zip or S3; what is there, under which ids, and its bytes."""
 
+import contextlib
 import errno
 import functools
 import hashlib
@@ -10,9 +11,10 @@ import re
 import stat
 import zipfile
 from collections import defaultdict
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
 
 from marketplace.cleaning import listings
 from marketplace.files import s3
@@ -29,6 +31,7 @@ PICTURES = (
     {"", ".avif", ".bmp", ".gif", ".tif", ".tiff"},
     {".heic", ".heif"},
 )
+MAX_ZIP_BYTES = 20_000_000_000  # of a zip's members unpacked, by default: a dozen times the real export
 MAX_PHOTO_BYTES = 100_000_000  # of one file: no camera's JPEG comes near
 
 
@@ -37,13 +40,19 @@ class Photo:
     """One file of the source.
 
     name: its path below the source, "/" between parts. place: the path, zip member number or S3 URI to read it from.
-    identity: changes when its content changes, as far as that can be told without reading it. size: bytes.
+    identity: changes when its content changes, as far as that can be told without reading it. size: bytes. id: what a table gave
+    it; "" where its name is its id.
     """
 
     name: str
     place: str | int
     identity: str
     size: int
+    id: str = ""
+
+    @property
+    def image_id(self) -> str:
+        return self.id or image_id_of(self.name)
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,28 @@ class Source:
         """Changes when a photo comes, goes or changes."""
         listing = [[photo.name, photo.identity] for photo in self.photos]
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+    def names_digest(self) -> str:
+        """Changes when a photo comes or goes."""
+        return hashlib.sha256(json.dumps([photo.name for photo in self.photos]).encode()).hexdigest()
+
+
+def uri_of(given: str | None, data_dir: Path) -> str:
+    """Where the photos are: as given with --photos, or what there is below data/raw; StageError where there is nothing."""
+    if not given:
+        for default in (data_dir / "raw" / "images", data_dir / "raw" / "images_fb.zip"):
+            if default.exists():
+                return str(default)
+        raise StageError(
+            f"{data_dir / 'raw'} holds neither images/ nor images_fb.zip: put the photos there, or name them with --photos"
+        )
+    if not s3.is_s3(given):
+        path = Path(given)
+        if not path.exists():
+            raise StageError(f"{path} does not exist: give the photos' folder, .zip or s3:// URI with --photos")
+        if (data_dir / "images").resolve() in (path.resolve(), *path.resolve().parents):
+            raise StageError(f"{path} is where the cleaned photos go: give the folder of the raw ones with --photos")
+    return given
 
 
 def list_source(uri: str, cache_dir: Path, max_zip_bytes: int) -> Source:
@@ -174,6 +205,11 @@ def image_id_of(name: str) -> str:
     return listings.canonical_id(PurePosixPath(name).stem)
 
 
+def is_image_id(text: str) -> bool:
+    """Whether a photo can have this id: it is a file's name, and part of an address."""
+    return IMAGE_ID.fullmatch(text) is not None
+
+
 @dataclass(frozen=True)
 class Selection:
     """Which photos of a source are to be read.
@@ -185,6 +221,11 @@ class Selection:
     candidates: dict[str, list[Photo]]
     unread: list[tuple[Photo, str]]
     skipped: int
+
+    @property
+    def wanted(self) -> int:
+        """Files of the ids that are wanted; one that several ids have counts for each."""
+        return sum(map(len, self.candidates.values())) + len(self.unread)
 
 
 def select(source: Source, wanted: Collection[str] | None) -> Selection:
@@ -203,6 +244,66 @@ def select(source: Source, wanted: Collection[str] | None) -> Selection:
     for photos in candidates.values():
         photos.sort(key=_preference)  # stable: the first by name comes first among its kind
     return Selection(dict(candidates), unread, skipped)
+
+
+def select_files(source: Source, files: Mapping[str, str], urls: Mapping[str, str]) -> Selection:
+    """Sort a source's photos out by the names that a table gives them.
+
+    files: id -> the file's name, a path or an address, of which the source may have the end, or begin further up. urls: stem of a
+    name in the source -> the address it was fetched from, where that is known.
+    """
+    by_name = defaultdict(list)
+    for image_id, file in files.items():
+        by_name[PurePosixPath(_path_of(file)).name].append((image_id, file))
+    candidates, unread, skipped = defaultdict(list), [], 0
+    for photo in source.photos:
+        name = urls.get(PurePosixPath(photo.name).stem, photo.name)
+        named = by_name.get(PurePosixPath(_path_of(name)).name, [])
+        image_ids = _same_file(name, named)
+        skipped += not image_ids
+        for image_id in image_ids:
+            mine = replace(photo, id=image_id)
+            if photo.size > MAX_PHOTO_BYTES:
+                unread.append((mine, "too_large"))
+            else:
+                candidates[image_id.lower()].append(mine)
+    return Selection(dict(candidates), unread, skipped)
+
+
+def _path_of(file: str) -> str:
+    """The host and path of an address, percent signs decoded, as wget -x keeps them; any other name as it is."""
+    if not re.match("https?://", file):
+        return file
+    address = urlsplit(file)
+    return address.netloc + unquote(address.path)
+
+
+def _same_file(name: str, named: list[tuple[str, str]]) -> list[str]:
+    """The ids whose file this one is: of the same name, or, where only one name is, with the same path's end."""
+    if exact := [image_id for image_id, file in named if file == name]:
+        return exact
+    if re.match("https?://", name):
+        return []
+    parts = PurePosixPath(name).parts[::-1]
+    ends = [(image_id, file) for image_id, file in named if _agree(parts, PurePosixPath(_path_of(file)).parts[::-1])]
+    return [image_id for image_id, _ in ends] if len({file for _, file in ends}) == 1 else []
+
+
+def _agree(some: tuple[str, ...], others: tuple[str, ...]) -> bool:
+    length = min(len(some), len(others))
+    return some[:length] == others[:length]
+
+
+def urls_of(uri: str) -> dict[str, str]:
+    """Stem of a photo's name -> the address it was fetched from, in a folder that img2dataset wrote; else nothing.
+
+    Source: img2dataset's README, "File format": NUMBER.json beside NUMBER.jpg in folders of ten thousand, its "url".
+    """
+    found, folder = {}, Path(uri)
+    for path in sorted(folder.glob("[0-9]*/[0-9]*.json")) if not s3.is_s3(uri) and folder.is_dir() else []:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            found[path.stem] = str(json.loads(path.read_bytes())["url"])
+    return found
 
 
 def _preference(photo: Photo) -> int:

@@ -1,4 +1,4 @@
-"""The price model: log10 pounds from words, category path, county and photo, each of which may be unknown; a calibrated range."""
+"""The price model: log10 prices from words, category path, county and photo, each of which may be unknown; a calibrated range."""
 
 import math
 import re
@@ -14,6 +14,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold
 
 from marketplace.cleaning import listings
+from marketplace.cleaning.prices import POUNDS, named_amounts, sign
 from marketplace.files import atomic, reading
 from marketplace.files.stages import StageError
 from marketplace.models.text_model import TableModels, read_arrays
@@ -42,10 +43,9 @@ CUES = (
     *("each", "collection", "warranty", "sealed", "vintage", "antique", "rrp", "cost", "offers", "ono", "free", "swap"),
     *("wanted", "gold", "leather", "solid", "small", "large", "set of", "pair", "kids"),
 )
-_POUNDS = re.compile(r"£\s?([0-9][0-9,]{0,6})")
-# Columns of the boosters' features: predictions by words and by meaning, numbers, pounds, cues; the prices of like texts, by
-# words and by meaning; the path; the county; the photo.
-RIDGES, NUMBERS, POUNDS = slice(0, 2), slice(2, 7), slice(7, 10)
+# Columns of the boosters' features: predictions by words and by meaning, numbers, named prices, cues; the prices of like texts,
+# by words and by meaning; the path; the county; the photo.
+RIDGES, NUMBERS, NAMED = slice(0, 2), slice(2, 7), slice(7, 10)
 SAID = slice(10, 10 + len(CUES))
 LIKE = slice(SAID.stop, SAID.stop + 8)
 TEXT = slice(0, LIKE.stop)
@@ -91,8 +91,8 @@ class FirstLayer:
 
     text: (F,), path: (F + P,), photo: (D,) or (0,) where no listing had one, meaning: (E,): float32 coefficients; biases: of the
     four. neighbours: (n, T) float32 text vectors of training listings, neighbour_meanings: (n, E), neighbour_prices: (n,) float32
-    log10 pounds.
-    path_means, county_means: name -> shrunk mean log10 pounds, "" for all.
+    log10 prices.
+    path_means, county_means: name -> shrunk mean log10 prices, "" for all.
     """
 
     text: np.ndarray
@@ -106,10 +106,16 @@ class FirstLayer:
     paths: list[str]
     path_means: dict[str, float]
     county_means: dict[str, float]
+    currency: str = POUNDS.currency
 
     @classmethod
     def fit(
-        cls, features: scipy.sparse.csr_matrix, vectors: np.ndarray, evidence: Evidence, log_prices: np.ndarray
+        cls,
+        features: scipy.sparse.csr_matrix,
+        vectors: np.ndarray,
+        evidence: Evidence,
+        log_prices: np.ndarray,
+        currency: str = POUNDS.currency,
     ) -> "FirstLayer":
         """features, vectors: of TableModels.features() and vectors_of(); evidence, with its meanings, log_prices: of the same
         listings, shuffled."""
@@ -133,6 +139,7 @@ class FirstLayer:
             paths=one_hot.get_feature_names_out().tolist() if path_columns.shape[1] else [],
             path_means=_shrunk_means([_prefixes(path) for path in evidence.paths], log_prices),
             county_means=_shrunk_means([[county] if county else [] for county in evidence.counties], log_prices),
+            currency=currency,
         )
 
     def columns(self, features: scipy.sparse.csr_matrix, vectors: np.ndarray, evidence: Evidence) -> np.ndarray:
@@ -143,8 +150,8 @@ class FirstLayer:
         columns[has_text, 0] = (features @ self.text + self.biases[0])[has_text]
         written = [text for text in evidence.texts if text.strip()]
         if written:
-            columns[has_text, NUMBERS] = [_numbers(text) for text in written]
-            columns[has_text, POUNDS] = [_pounds(text) for text in written]
+            columns[has_text, NUMBERS] = [_numbers(text, self.currency) for text in written]
+            columns[has_text, NAMED] = [_named_prices(text, self.currency) for text in written]
             columns[has_text, SAID] = [_cues(text) for text in written]
         by_words, by_meaning = (slice(start, start + 4) for start in (LIKE.start, LIKE.start + 4))
         has_vector = vectors.any(axis=1)
@@ -197,7 +204,7 @@ class FirstLayer:
 class PriceModel:
     """tables: of the same training listings; boosters: of the 10%, 50% and 90% quantiles.
 
-    margins: log10 pounds added at both ends of the range, where the path is known, where words are, and where neither is.
+    margins: log10 prices added at both ends of the range, where the path is known, where words are, and where neither is.
     """
 
     tables: TableModels
@@ -206,7 +213,7 @@ class PriceModel:
     margins: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
 
     def quantiles(self, evidence: Evidence) -> np.ndarray:
-        """(N, 3) float64 log10 pounds, ascending in each row: the median, and the bounds that hold 80% of prices."""
+        """(N, 3) float64 log10 prices, ascending in each row: the median, and the bounds that hold 80% of prices."""
         quantiles = self._uncalibrated(evidence)
         margins = np.array(self.margins)[[_kind(*row) for row in zip(evidence.texts, evidence.paths, strict=True)]]
         quantiles[:, 0] = np.minimum(quantiles[:, 0] - margins, quantiles[:, 1])
@@ -221,7 +228,7 @@ class PriceModel:
         vector: np.ndarray | None = None,
         meaning: np.ndarray | None = None,
     ) -> dict[str, float]:
-        """Pounds to the penny: the median guess, and the bounds between which 80% of prices lie; vector: (D,), meaning: (E,)."""
+        """To the hundredth: the median guess, and the bounds between which 80% of prices lie; vector: (D,), meaning: (E,)."""
         vectors, meanings = (None if each is None else each[None] for each in (vector, meaning))
         evidence = Evidence([text], [path], [county], vectors, meanings)
         return {
@@ -255,7 +262,7 @@ class PriceModel:
 
     def save(self, model_dir: Path) -> None:
         """Write the coefficients as safetensors and the rest, boosters included, as JSON: equal models give equal bytes."""
-        rest = {name: getattr(self.first, name) for name in ("biases", "paths", "path_means", "county_means")}
+        rest = {name: getattr(self.first, name) for name in ("biases", "paths", "path_means", "county_means", "currency")}
         boosters = [booster.model_to_string() for booster in self.boosters]
         names = ("text", "path", "photo", "meaning", "neighbours", "neighbour_meanings", "neighbour_prices")
         arrays = {name: np.ascontiguousarray(getattr(self.first, name)) for name in names}
@@ -271,12 +278,18 @@ class PriceModel:
 
 
 def fit(
-    tables: TableModels, evidence: Evidence, prices: np.ndarray, plausible: np.ndarray, clusters: np.ndarray, seed: int
+    tables: TableModels,
+    evidence: Evidence,
+    prices: np.ndarray,
+    plausible: np.ndarray,
+    clusters: np.ndarray,
+    seed: int,
+    currency: str = POUNDS.currency,
 ) -> PriceModel:
     """Fit on the training listings with a plausible price; the margins stay 0 until calibrate().
 
-    prices: (N,) pounds; plausible: (N,) bool, whether the price tells anything (and is above 0); clusters: (N,), equal for
-    duplicates. The boosters learn from predictions that the first layer made for listings of which it had seen no duplicate
+    prices: (N,) in the currency; plausible: (N,) bool, whether the price tells anything (and is above 0); clusters: (N,), equal
+    for duplicates. The boosters learn from predictions that the first layer made for listings of which it had seen no duplicate
     (stacking, Wolpert 1992), and see each listing three times: with everything, without its path and county, and with its photo
     alone.
     """
@@ -292,7 +305,7 @@ def fit(
     columns = np.empty((len(rows), N_FEATURES))
     folds = GroupKFold(min(5, different), shuffle=True, random_state=seed)
     for seen, unseen in folds.split(rows, groups=clusters[rows]):
-        part = FirstLayer.fit(features[seen], text_vectors[seen], evidence.take(seen), log_prices[seen])
+        part = FirstLayer.fit(features[seen], text_vectors[seen], evidence.take(seen), log_prices[seen], currency)
         columns[unseen] = part.columns(features[unseen], text_vectors[unseen], evidence.take(unseen))
 
     def hide(what: list[slice], share: float, columns: np.ndarray) -> np.ndarray:
@@ -308,7 +321,7 @@ def fit(
     ]
     data = lightgbm.Dataset(np.vstack(views), np.tile(log_prices, len(views)), params=BOOSTING, free_raw_data=False)
     boosters = [lightgbm.train(BOOSTING | objective | {"seed": seed}, data, ROUNDS) for objective in OBJECTIVES]
-    return PriceModel(tables, FirstLayer.fit(features, text_vectors, evidence, log_prices), boosters)
+    return PriceModel(tables, FirstLayer.fit(features, text_vectors, evidence, log_prices, currency), boosters)
 
 
 def _with_meanings(evidence: Evidence, tables: TableModels) -> Evidence:
@@ -346,16 +359,16 @@ def _shrunk_means(chains: list[list[str]], values: np.ndarray) -> dict[str, floa
     return means
 
 
-def _numbers(text: str) -> list[float]:
-    """Lengths of text and title, pound signs, the largest number of up to five digits, digits."""
+def _numbers(text: str, currency: str) -> list[float]:
+    """Lengths of text and title, signs of the currency, the largest number of up to five digits, digits."""
     numbers = [float(number) for number in re.findall("[0-9]{1,5}", text)]
     digits = sum(char.isdigit() for char in text)
-    return [len(text), len(text.partition("\n")[0]), text.count("£"), max(numbers, default=0), digits]
+    return [len(text), len(text.partition("\n")[0]), text.count(sign(currency)), max(numbers, default=0), digits]
 
 
-def _pounds(text: str) -> list[float]:
-    """The largest and the smallest amount in pounds that the seller names, as log10, NaN where none; how many."""
-    logs = [math.log10(max(float(digits.replace(",", "")), 1)) for digits in _POUNDS.findall(text)]
+def _named_prices(text: str, currency: str) -> list[float]:
+    """The largest and the smallest amount in the currency that the seller names, as log10, NaN where none; how many."""
+    logs = [math.log10(max(amount, 1)) for amount in named_amounts(text, currency)]
     return [max(logs, default=math.nan), min(logs, default=math.nan), len(logs)]
 
 

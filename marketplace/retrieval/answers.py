@@ -61,6 +61,7 @@ def describe(
         described.append(
             listing
             | {
+                "currency": catalogue.currency,
                 "name_marks": highlighter.marks(listing["name"]) if highlighter else [],
                 "snippet": snippet,
                 "image_id": image_id,

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from rapidfuzz import fuzz, process, utils
 
-from marketplace.cleaning.listings import CATEGORY_SEPARATOR, category_levels
+from marketplace.cleaning.listings import CATEGORY_SEPARATOR, canonical_id, category_levels
+from marketplace.cleaning.prices import POUNDS
 from marketplace.files import atomic, reading
 from marketplace.files.stages import StageError
 from marketplace.retrieval import words
@@ -49,11 +50,12 @@ def write(
     image_ids: Sequence[str],
     listing_of_photo: np.ndarray,
     duplicates: np.ndarray | None = None,
+    currency: str = POUNDS.currency,
 ) -> None:
     """Write the catalogue's files into a generation's folder: row i is the i-th listing, or photo.
 
     listings: PRODUCT_FIELDS, some at a time; image_ids: N; listing_of_photo: (N,) the listing of each photo; duplicates: (P,) the
-    same number for listings of the same photo or text (default: none are).
+    same number for listings of the same photo or text (default: none are); currency: of the prices.
     """
     columns, contents = _Columns(), [np.empty(0, np.uint64)]
     insert = f"INSERT INTO products VALUES ({', '.join('?' * (len(PRODUCT_FIELDS) + 1))})"
@@ -69,7 +71,7 @@ def write(
         connection.executemany("INSERT INTO photos VALUES (?, ?)", enumerate(image_ids))
         connection.executescript(INDEXES)
         connection.commit()
-    columns.write(folder)
+    columns.write(folder, currency)
     atomic.write_array(folder / CONTENT, np.concatenate(contents))
     groups = np.arange(len(columns)) if duplicates is None else duplicates
     atomic.write_array(folder / "duplicates.npy", np.asarray(groups).astype(np.int32))
@@ -105,12 +107,12 @@ class _Columns:
             codes, (at, values) = self._codes[name], pd.factorize(listings[name])
             self._parts[name].append(np.array([codes.setdefault(value, len(codes)) for value in values], np.int32)[at])
 
-    def write(self, folder: Path) -> None:
-        """Write them, and the names of the codes."""
+    def write(self, folder: Path, currency: str) -> None:
+        """Write them, the names of the codes, and the currency."""
         atomic.write_array(folder / "price.npy", np.concatenate([np.empty(0, np.float32), *self._parts["price"]]))
         for name in CODED:
             atomic.write_array(folder / f"{name}.npy", self._joined_codes(name))
-        atomic.write_json(folder / FILTERS, {name: list(codes) for name, codes in self._codes.items()})
+        atomic.write_json(folder / FILTERS, {name: list(codes) for name, codes in self._codes.items()} | {"currency": currency})
 
     def _joined_codes(self, name: str) -> np.ndarray:
         """(rows,) int32, of categories (rows, depth)."""
@@ -164,6 +166,7 @@ class Catalogue:
         # Plain views of the mapped files: slicing a numpy.memmap costs a microsecond more, thousands of times a query.
         self.columns = {name: np.asarray(reading.read_array(folder / f"{name}.npy")) for name in COLUMNS}
         self.names: dict[str, list[str]] = reading.read_json(folder / FILTERS)
+        self.currency: str = self.names.pop("currency", POUNDS.currency)
         self._categories = _codes_by_name(self.names["category"])
         self.telling_names = telling_names(self.names["category"])
         self._places = Places(*(self.columns[kind] for kind in PLACES), *(self.names[kind] for kind in PLACES))
@@ -232,12 +235,8 @@ class Catalogue:
         return self._duplicates[self.columns["duplicates"][listing_row]]
 
     def product_row(self, product_id: str) -> int | None:
-        """The row of a listing; an id in capitals is the same id."""
-        for spelling in (product_id, product_id.lower()):
-            row = self._row("SELECT row FROM products WHERE product_id = ?", spelling)
-            if row is not None:
-                return row
-        return None
+        """The row of a listing, None where there is none; a UUID in capitals is the same id."""
+        return self._row("SELECT row FROM products WHERE product_id = ?", canonical_id(product_id))
 
     def has_photo(self, image_id: str) -> bool:
         return self._row("SELECT row FROM photos WHERE image_id = ?", image_id) is not None
@@ -295,7 +294,8 @@ class Catalogue:
             named = ((name, count) for name, count in zip(names, listings, strict=True) if comparable(name))
             counts[kind] = dict(sorted(named))
         prices = self.columns["price"]
-        price = {"min": float(np.nanmin(prices)), "max": float(np.nanmax(prices))} if len(prices) else None
+        bounds = {"min": float(np.nanmin(prices)), "max": float(np.nanmax(prices))} if len(prices) else None
+        price = bounds and bounds | {"currency": self.currency}
         return {"categories": counts["category"], "towns": counts["town"], "counties": counts["county"], "price": price}
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from marketplace.cleaning.listings import CATEGORY_SEPARATOR, MAX_PRICE, category_levels
+from marketplace.cleaning.listings import CATEGORY_SEPARATOR, category_levels
+from marketplace.cleaning.prices import MAX_PRICE
 
 MAX_NAME = 500  # characters of a category's or place's name; longer ones are cut, in listings and filters alike
 

@@ -77,5 +77,6 @@ class Recommender(OpenIndex):
             "categories": [
                 {"category": self.classes[label], "probability": round(float(fused[label]), 6)} for label in np.argsort(-fused)
             ],
-            "price": self.price_model.price_range(text, vector=vector, meaning=meanings[0]) | {"currency": "GBP"},
+            "price": self.price_model.price_range(text, vector=vector, meaning=meanings[0])
+            | {"currency": self.catalogue.currency},
         }

@@ -11,7 +11,7 @@ import numpy as np
 from fastapi import Body, Depends, File, Form, HTTPException, Query, Request, Security, UploadFile
 from fastapi import Path as PathParameter
 from fastapi.security import APIKeyHeader, HTTPBearer
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from marketplace.cleaning.decoders import CannotStart, Decoders, Limits
 from marketplace.cleaning.photos import CleanedPhoto, CleanSettings, PhotoRejected
@@ -187,4 +187,8 @@ FormPage = Annotated[Page, Depends(page_from(Form))]
 BodyPage = Annotated[Page, Depends(page_from(Body))]
 Upload = Annotated[UploadFile, File(description="A photo: JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF.")]
 Words = Annotated[str | None, Form(max_length=2000, description="Words about the listing.", examples=["guitar with case"])]
-ProductId = Annotated[str, PathParameter(description="A listing's id, in either case.")]
+ProductId = Annotated[
+    str,
+    AfterValidator(middleware.with_slashes),
+    PathParameter(description="A listing's id, percent-encoded, slashes included; a UUID in either case."),
+]

@@ -10,7 +10,7 @@ import time
 import uuid
 from base64 import b64decode
 from collections.abc import Collection
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import anyio
 from fastapi import HTTPException
@@ -23,6 +23,8 @@ from marketplace.service.meters import Meters
 BUSY = "too much is being sent at once: try again in a second"
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
 REQUEST_ID = re.compile(r"[0-9a-fA-F-]{16,64}")  # a UUID or trace id: a client's own words would be written to the log
+SLASH = "\x1f"  # a control character, as no id holds one
+_ENCODED_SLASH = re.compile("%2f", re.IGNORECASE)
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -98,6 +100,27 @@ class RequestLoggingMiddleware:
             "generation": state.get("generation"),
         }
         access_log.info(json.dumps(line))
+
+
+class EncodedSlashMiddleware:
+    """Lets an id in an address hold a slash, written as %2F: it does not part the path, as a slash that is not encoded does.
+
+    It goes through the routes as SLASH, which no id holds, and becomes a slash again in with_slashes().
+    """
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raw_path = scope.get("raw_path") or b""
+        if scope["type"] == "http" and b"%2f" in raw_path.lower():
+            scope = scope | {"path": unquote(_ENCODED_SLASH.sub(SLASH, raw_path.decode("latin-1")))}
+        await self.app(scope, receive, send)
+
+
+def with_slashes(part: str) -> str:
+    """A part of a path, from a route, as the client meant it."""
+    return part.replace(SLASH, "/")
 
 
 class SecurityHeadersMiddleware:

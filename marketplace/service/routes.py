@@ -198,7 +198,7 @@ def product(recommender: CurrentGeneration, product_id: ProductId):
     row = row_of(recommender, product_id)
     image_ids = recommender.catalogue.image_ids(recommender.catalogue.photos_of(row))
     shown = [{"image_id": image_id, "photo_url": f"/images/{image_id}.jpg"} for image_id in image_ids]
-    return recommender.catalogue.product(row) | {"photos": shown}
+    return recommender.catalogue.product(row) | {"currency": recommender.catalogue.currency, "photos": shown}
 
 
 @router.get("/products/{product_id}/similar", response_model=schemas.Recommendations, responses=UNKNOWN | BAD_VALUE)

@@ -19,7 +19,8 @@ Category = Annotated[
         examples=["Musical Instruments & DJ Equipment / Guitars & Accessories / Acoustic Guitars"],
     ),
 ]
-Price = Annotated[float | None, Field(description="Pounds; null when not known.", examples=[52.0])]
+Price = Annotated[float | None, Field(description="In `currency`; null when not known.", examples=[52.0])]
+Currency = Annotated[str, Field(description="ISO 4217 code.", examples=["GBP"])]
 Plausible = Annotated[bool, Field(description="False for 0 and for joke prices.")]
 Town = Annotated[str, Field(description="Empty when not known.", examples=["Kendal"])]
 County = Annotated[str, Field(description="Empty when not known.", examples=["Cumbria"])]
@@ -51,6 +52,7 @@ class Recommendation(BaseModel):
     category: Category
     price: Price
     price_plausible: Plausible
+    currency: Currency
     town: Town
     county: County
     image_id: ImageId | None = Field(description="Its photo nearest to the query's, or its first one; null when it has none.")
@@ -94,8 +96,8 @@ class Recommendations(BaseModel):
 class PriceCount(BaseModel):
     """A price range and its listings; both ends are in it."""
 
-    min: float = Field(description="Pounds.", examples=[10.0])
-    max: float | None = Field(description="Pounds; null for the last range, which has no upper end.", examples=[24.99])
+    min: float = Field(description="In the listings' currency.", examples=[10.0])
+    max: float | None = Field(description="Null for the last range, which has no upper end.", examples=[24.99])
     listings: int = Field(description="Their number.", examples=[12])
 
 
@@ -146,7 +148,7 @@ class PriceRange(BaseModel):
     low: float = Field(description="One listing in ten is cheaper.", examples=[13.28])
     median: float = Field(description="Half of the listings are cheaper.", examples=[32.32])
     high: float = Field(description="One listing in ten is dearer.", examples=[84.79])
-    currency: str = Field(description="ISO 4217 code.", examples=["GBP"])
+    currency: Currency
 
 
 class ListingPrediction(BaseModel):
@@ -172,6 +174,7 @@ class Product(BaseModel):
     category: Category
     price: Price
     price_plausible: Plausible
+    currency: Currency
     town: Town
     county: County
     posted_on: str = Field(description="ISO date, or empty.", examples=["2022-02-26"])
@@ -179,10 +182,11 @@ class Product(BaseModel):
 
 
 class PriceBounds(BaseModel):
-    """The prices there are, in pounds."""
+    """The prices there are."""
 
     min: float = Field(description="The lowest price.", examples=[0.0])
     max: float = Field(description="The highest price.", examples=[1850.0])
+    currency: Currency
 
 
 class Choices(BaseModel):

@@ -1,14 +1,13 @@
 """cleaning/export_csv.py: the records of an export in any state, none of them lost."""
 
-import functools
 import re
-from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from marketplace.cleaning import export_csv, folding, records, redaction
+from marketplace.cleaning import export_csv, folding, records, redaction, tables
+from marketplace.cleaning.schema import EXPORT
 from tests.cleaning.raw_exports import HEADER, STATES, TEXTS, as_exported, listing, make_id
 
 
@@ -16,8 +15,9 @@ def read(text: str | bytes, tmp_path) -> tuple[list[dict], list[dict]]:
     """Rows and rejects of a file of listings."""
     path = tmp_path / "Products.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    columns = records.LISTING_COLUMNS, records.CLEAN_LISTING_COLUMNS
-    return records.clean_records(path, "Products.csv", *columns, functools.partial(records.clean_listing, tidied=Counter()))
+    table = tables.open_table(path, EXPORT)
+    cleaner = records.ListingCleaner(EXPORT, records.extra_columns(table.columns, EXPORT))
+    return records.clean_records(table, "Products.csv", "id", cleaner.clean, cleaner.is_id)
 
 
 @pytest.mark.parametrize("description", TEXTS)
@@ -349,13 +349,13 @@ def test_whatever_stands_below_the_header_is_kept_or_rejected_and_no_character_i
     path = tmp_path / "Products.csv"
     path.write_bytes((",".join(HEADER) + "\n" + text).encode())
     lines = export_csv.read_lines(path)
-    layout = export_csv.read_layout(path, lines, records.LISTING_COLUMNS)
+    layout = export_csv.Layout(export_csv.read_header(lines), EXPORT.used())
     found = list(export_csv.read_records(lines, layout))
     assert "".join("".join(raw for _, raw in found).split()) == "".join(text.split())
     assert all(fields is None or len(fields) == len(HEADER) for fields, _ in found)
 
 
-@pytest.mark.parametrize("column", records.LISTING_COLUMNS)
+@pytest.mark.parametrize("column", EXPORT.used())
 @pytest.mark.parametrize("value", ["", " ", "\r"])
 @pytest.mark.parametrize("state", STATES)
 def test_a_listing_with_a_null_is_rejected_with_its_reason(column, value, state, tmp_path):

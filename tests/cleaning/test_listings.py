@@ -1,7 +1,5 @@
 """cleaning/listings.py: titles, places, categories, prices, texts."""
 
-import math
-
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -63,37 +61,27 @@ def test_a_category_splits_at_spaced_slashes_only(category, levels):
 
 
 @pytest.mark.parametrize(
-    ("text", "pounds"),
+    ("category", "separator", "levels"),
     [
-        ("£1,234.56", 1234.56),
-        ("£ 20", 20.0),
-        ("1234.5", 1234.5),
-        ("GBP 20", 20.0),
-        ("20.00 GBP", 20.0),
-        ("\u00c2£20.00", 20.0),
-        ("£0.00", 0.0),
-        ("£10,000,000.00", 1e7),
-        (" £.50 ", 0.5),
-        ("£5.", 5.0),
+        ("Home > Beds > Oak", " > ", ["Home", "Beds", "Oak"]),
+        ("Home>Beds", ">", ["Home", "Beds"]),
+        ("A > B > ", ">", ["A", "B"]),
+        ("TV / DVD|Old /|/", "|", ["TV/DVD", "Old/"]),
     ],
 )
-def test_a_price_is_read_in_pounds(text, pounds):
-    assert listings.parse_price(text) == pounds
+def test_a_category_splits_at_a_separator_of_its_own(category, separator, levels):
+    assert listings.category_levels(category, separator) == levels
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "-5", "£-5", "-£5", "free", "nan", "inf", "1e5", "1,23", "£1.234,56", "£12 ono", "5 6", "9" * 400, "9" * 40, "£", "١٢"],
+@given(
+    st.lists(
+        st.text(st.sampled_from("a /"), min_size=1, max_size=6).filter(lambda level: level.strip(" /")), min_size=1, max_size=4
+    )
 )
-def test_what_is_no_price_raises(text):
-    with pytest.raises(ValueError, match="is not a price in pounds"):
-        listings.parse_price(text)
-
-
-@pytest.mark.parametrize("text", ["$40", "€1.999", "40 €", "EUR 5", "5 usd", "US$5", "£5 $3", "1,000.00 CHF", "5 Euros", "₹500"])
-def test_an_amount_in_another_currency_is_no_price_in_pounds(text):
-    with pytest.raises(listings.OtherCurrency, match="is not a price in pounds"):
-        listings.parse_price(text)
+def test_levels_of_another_separator_are_the_same_levels_in_our_path(levels):
+    split = listings.category_levels("|".join(" ".join(level.split()) for level in levels), "|")
+    assert len(split) == len(levels)
+    assert listings.category_levels(listings.CATEGORY_SEPARATOR.join(split)) == split
 
 
 @pytest.mark.parametrize(
@@ -125,11 +113,6 @@ def test_joined_categories_are_one_where_they_were_one_but_for_capitals(names):
     joined = listings.join_spellings(pd.Series(names))
     assert joined.str.casefold().tolist() == [name.casefold() for name in names]
     assert joined.nunique() == len({name.casefold() for name in names})
-
-
-@given(st.decimals(0, 10**9, places=2))
-def test_every_amount_that_an_export_writes_is_read_back(amount):
-    assert math.isclose(listings.parse_price(f"£{amount:,.2f}"), float(amount), abs_tol=1e-9)
 
 
 def test_zero_and_joke_prices_are_implausible_and_an_expensive_car_is_not():

@@ -4,16 +4,20 @@ import re
 
 import pytest
 
-from marketplace.cleaning import duplicates, export_csv, folding, listings, postcodes, redaction, sellers
+from marketplace.cleaning import duplicates, export_csv, folding, listings, postcodes, prices, records, redaction, schema, sellers
 from marketplace.retrieval import words
 from tests.cleaning.pattern_growth import faults
 
-MODULES = (duplicates, export_csv, folding, listings, postcodes, redaction, sellers, words)
+MODULES = (duplicates, export_csv, folding, listings, postcodes, records, redaction, schema, sellers, words)
 PATTERNS = {
     f"{module.__name__.rpartition('.')[2]}.{name}": value
     for module in MODULES
     for name, value in vars(module).items()
     if isinstance(value, re.Pattern)
+} | {
+    f"prices {currency} {decimal}": prices.pattern(currency, decimal)
+    for currency in ("GBP", "EUR", "CHF")
+    for decimal in (".", ",")
 }
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import PurePosixPath
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,3 +46,42 @@ def test_a_file_too_large_to_be_a_photo_takes_no_id():
     selection = sources.select(Source([large, photo("x.png")], 0), None)
     assert selection.unread == [(large, "too_large")]
     assert [file.name for file in selection.candidates["x"]] == ["x.png"]
+
+
+# Names that a table gives
+
+
+def select_names(names, files, urls=None):
+    photos = [sources.Photo(name, name, "", 1) for name in names]
+    found = sources.select_files(sources.Source(photos, 0), files, urls or {})
+    return {image_id: [photo.name for photo in those] for image_id, those in found.candidates.items()}, found.skipped
+
+
+@pytest.mark.parametrize(
+    ("names", "files", "found", "skipped"),
+    [
+        (["a.jpg", "b.jpg"], {"1": "a.jpg"}, {"1": ["a.jpg"]}, 1),
+        (["a.jpg"], {"1": "photos/a.jpg"}, {"1": ["a.jpg"]}, 0),  # the source is that folder
+        (["photos/a.jpg"], {"1": "a.jpg"}, {"1": ["photos/a.jpg"]}, 0),
+        (["x/a.jpg", "y/a.jpg"], {"1": "x/a.jpg", "2": "y/a.jpg"}, {"1": ["x/a.jpg"], "2": ["y/a.jpg"]}, 0),
+        (["a.jpg"], {"1": "x/a.jpg", "2": "y/a.jpg"}, {}, 1),  # of which of the two, cannot be told
+        (["a.jpg"], {"1": "a.jpg", "2": "a.jpg"}, {"1": ["a.jpg"], "2": ["a.jpg"]}, 0),
+        (["A.jpg"], {"1": "a.jpg"}, {}, 1),
+        (["a b.jpg"], {"1": "https://cdn.example/x/a%20b.jpg?w=9"}, {"1": ["a b.jpg"]}, 0),
+        (["cdn.example/x/a.jpg"], {"1": "https://cdn.example/x/a.jpg"}, {"1": ["cdn.example/x/a.jpg"]}, 0),
+    ],
+)
+def test_a_file_is_found_by_the_name_that_a_table_gives_it(names, files, found, skipped):
+    assert select_names(names, files) == (found, skipped)
+
+
+def test_a_fetched_photo_is_found_by_its_whole_address_only():
+    files = {"1": "https://x.example/a.jpg", "2": "https://y.example/a.jpg"}
+    urls = {"000000000": "https://y.example/a.jpg", "000000001": "https://z.example/a.jpg"}
+    assert select_names(["000000000.jpg", "000000001.jpg"], files, urls) == ({"2": ["000000000.jpg"]}, 1)
+
+
+def test_a_named_photo_that_is_too_large_is_rejected_unread():
+    photo = sources.Photo("a.jpg", "a.jpg", "", sources.MAX_PHOTO_BYTES + 1)
+    found = sources.select_files(sources.Source([photo], 0), {"1": "a.jpg"}, {})
+    assert [(one.image_id, reason) for one, reason in found.unread] == [("1", "too_large")] and found.wanted == 1

@@ -167,10 +167,18 @@ def test_text_without_a_known_word_has_no_like_texts(model):
     assert np.isfinite(columns[0, by_words]).all() and np.isnan(columns[1, by_words]).all()
 
 
+def test_the_signs_of_the_models_own_currency_are_read():
+    text = "Bed\npaid 1.200 €, or £40"
+    assert price_model._numbers(text, "EUR")[2] == price_model._numbers(text, "GBP")[2] == 1
+    assert 10 ** price_model._named_prices(text, "EUR")[0] == pytest.approx(1200)
+    assert 10 ** price_model._named_prices(text, "GBP")[0] == pytest.approx(40)
+
+
 def test_amounts_in_pounds_and_cues_are_read_as_a_seller_writes_them():
-    largest, smallest, count = price_model._pounds("RRP £1,200\ncost me £ 300, yours for £45.50 each")
+    largest, smallest, count = price_model._named_prices("RRP £1,200\ncost me £ 300, yours for £45.50 each", "GBP")
     assert (10**largest, 10**smallest, count) == (pytest.approx(1200), pytest.approx(45), 3)
-    assert price_model._pounds("£0")[:2] == [0, 0] and np.isnan(price_model._pounds("forty pounds")[:2]).all()
+    assert price_model._named_prices("£0", "GBP")[:2] == [0, 0]
+    assert np.isnan(price_model._named_prices("forty pounds", "GBP")[:2]).all()
     said = [
         cue
         for cue, is_said in zip(price_model.CUES, price_model._cues("Brand-new, O.N.O? a phono set of 2"), strict=True)

@@ -98,6 +98,12 @@ def test_filters_select_what_a_plain_loop_selects(opened, category, low, high, l
     assert (allowed if allowed is not None else np.ones(60, bool)).tolist() == expected
 
 
+def test_the_currency_is_kept(tmp_path):
+    write(tmp_path, [PRODUCTS], [], np.empty(0, int), None, "EUR")
+    opened = Catalogue(tmp_path)
+    assert opened.currency == opened.choices()["price"]["currency"] == "EUR" and "currency" not in opened.names
+
+
 def test_no_filter_is_no_mask(opened):
     assert opened.allowed(Filters()) is None
 
@@ -112,7 +118,7 @@ def test_photos_of_a_product_are_its_own(opened):
 
 
 def test_a_product_reads_back_as_it_was_written(opened):
-    assert opened.product_row("p7") == 7 and opened.product_row("nobody") is None
+    assert opened.product_row("p7") == 7 and opened.product_row("nobody") is None and opened.product_row("P7") is None
     expected = PRODUCTS.loc[7, list(catalogue.PRODUCT_FIELDS)].to_dict()
     assert opened.product(7) == expected
     assert opened.has_photo("i3") and not opened.has_photo("i3' OR '1'='1")
@@ -206,7 +212,7 @@ def test_choices_count_the_listings_of_every_level_and_place(opened):
     choices = opened.choices()
     assert choices["categories"]["Home & Garden"] == 24 and choices["categories"]["Home & Garden / Lighting"] == 12
     assert choices["towns"]["Bath"] == 15 and choices["counties"]["Kent"] == 15
-    assert choices["price"] == {"min": PRODUCTS["price"].min(), "max": PRODUCTS["price"].max()}
+    assert choices["price"] == {"min": PRODUCTS["price"].min(), "max": PRODUCTS["price"].max(), "currency": "GBP"}
 
 
 def test_the_database_is_read_only(opened):

@@ -2,13 +2,19 @@ import base64
 import json
 import logging
 import re
+from urllib.parse import quote, unquote
 
+import anyio
 import pytest
+from fastapi import FastAPI
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 import api
 from marketplace.retrieval.recommender import Recommender
-from marketplace.service.middleware import BodyLimitMiddleware, RelativeRedirectMiddleware
+from marketplace.service.dependencies import ProductId
+from marketplace.service.middleware import BodyLimitMiddleware, EncodedSlashMiddleware, RelativeRedirectMiddleware
 from marketplace.service.settings import Settings
 from tests.service.conftest import KEY
 
@@ -184,3 +190,48 @@ def test_the_limits_of_bodies_are_those_of_the_settings(demo_dir):
     app = api.create_app(Settings(demo_dir, max_upload_bytes=10, max_bodies_bytes=100, body_timeout_s=7, workers=4))
     (limits,) = [layer.kwargs for layer in app.user_middleware if layer.cls is BodyLimitMiddleware]
     assert limits == {"max_bytes": 10, "max_total_bytes": 25, "max_seconds": 7}
+
+
+# Ids in addresses
+
+products = FastAPI()
+products.add_middleware(EncodedSlashMiddleware)
+
+
+@products.get("/products/{product_id}")
+def echo(product_id: ProductId):
+    return ["product", product_id]
+
+
+@products.get("/products/{product_id}/similar")
+def echo_similar(product_id: ProductId):
+    return ["similar", product_id]
+
+
+IDS = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=128)
+
+
+def answer_of(address: str) -> tuple[int, object]:
+    """Status and JSON of `products`, its path decoded once, as servers do; Starlette's TestClient decodes it twice."""
+    scope = {"type": "http", "method": "GET", "path": unquote(address), "raw_path": address.encode(), "query_string": b""}
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    anyio.run(products, scope | {"headers": [], "root_path": ""}, None, send)
+    return sent[0]["status"], json.loads(b"".join(message.get("body", b"") for message in sent))
+
+
+@settings(deadline=None)
+@given(
+    IDS.filter(lambda text: text not in (".", "..")) | st.sampled_from(["a/b", "a/similar", "/", "%2F", "a%2fb", "A?b#c", "../x"])
+)
+def test_any_id_comes_through_an_address_that_is_percent_encoded(product_id):
+    address = f"/products/{quote(product_id, safe='')}"
+    assert answer_of(address) == (200, ["product", product_id])
+    assert answer_of(f"{address}/similar") == (200, ["similar", product_id])
+
+
+def test_a_slash_that_is_not_encoded_parts_the_path():
+    assert answer_of("/products/a/b")[0] == 404
