@@ -1,10 +1,13 @@
 """One generation of the index, opened: queries in, ranked and explained listings out."""
 
 import contextlib
+import copy
+import functools
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -108,6 +111,13 @@ class OpenIndex:
         paths = reading.read_json(folder / text_model.DESCRIPTION)["paths"]
         columns, names = self.catalogue.columns, self.catalogue.names
         self.tree = CategoryTree(columns["category"], names["category"], self.classes, paths)
+
+    def hiding(self, product_ids: Collection[str]) -> Self:
+        """The same index, which answers as though the listings of some ids were not there; they share their files and models."""
+        view = copy.copy(self)
+        view.catalogue = self.catalogue.hiding(product_ids)
+        view.typed_search = self.typed_search.over(view.catalogue)
+        return view
 
     def typed(self, text: str) -> Query:
         """A query of a person's words alone."""
@@ -213,7 +223,7 @@ class OpenIndex:
         with step("rank"):
             ranked = self._rank_typed(typed, candidates)
         corrections = typed.query.corrections
-        is_close = candidates.is_close() and (allowed is None or ranked.scores[0] >= LEAST_FILTERED)
+        is_close = candidates.is_close() and (filters == Filters() or ranked.scores[0] >= LEAST_FILTERED)
         if not is_close:
             hits = self._hits(lambda window: ranked, 0, NEAREST, allowed)
             nearest = answers.describe(self.catalogue, self.typed_search, hits, query)
@@ -326,14 +336,15 @@ class OpenIndex:
         # What passes the filters without any evidence, such as listings without a photo, comes last.
         others = np.ones(self.catalogue.n_products, bool) if allowed is None else allowed.copy()
         others[rows] = False
+        others[self.catalogue.hidden_rows] = False
         others[query.excluded_rows] = False
         return np.concatenate([rows, np.flatnonzero(others)[: window - len(rows)]])
 
     def _folded(self, row: int, allowed: np.ndarray | None, excluded_rows: Collection[int]) -> list[int]:
         """Rows of the other listings of the same offer, which are folded into a hit."""
-        copies = self.catalogue.duplicates_of(row)
+        copies = self.catalogue.shown(self.catalogue.duplicates_of(row))
         copies = copies if allowed is None else copies[allowed[copies]]
-        return [copy for copy in copies.tolist() if copy != row and copy not in excluded_rows]
+        return [other for other in copies.tolist() if other != row and other not in excluded_rows]
 
     def candidates(
         self,
@@ -355,14 +366,17 @@ class OpenIndex:
             listing_of_photo = self.catalogue.listing_of_photo
             allowed_photos = None if allowed is None else allowed[listing_of_photo]
             for vector in query.photos:
-                found.append(self.photo_index.nearest_groups(vector, depth, listing_of_photo, allowed_photos))
+                photos = functools.partial(
+                    self.photo_index.nearest_groups, vector, group_of_row=listing_of_photo, allowed=allowed_photos
+                )
+                found.append(self.catalogue.first_shown(photos, depth))
         if query.text is not None:
-            found.append(self.text_index.nearest(query.text, depth, allowed)[0])
+            found.append(self.catalogue.first_shown(lambda k: self.text_index.nearest(query.text, k, allowed)[0], depth))
         if query.typed is not None:
             found.append(self.typed_search.find(query.typed, depth, filters, allowed))
         rows = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
         # Not by `allowed`: a search among all is faster than one with a filter.
-        return rows[~np.isin(rows, query.excluded_rows)]
+        return self.catalogue.shown(rows[~np.isin(rows, query.excluded_rows)])
 
     def evidence(self, query: Query, rows: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """What speaks for each listing of `rows`: kind -> (N,) in [0, 1], and (N,) the row of its photo nearest to the query's,
