@@ -229,6 +229,12 @@ class Catalogue:
         with self._connection() as connection:
             return {one: own for one, (_, own) in _find(connection, product_ids).items()}
 
+    def rows_of(self, product_ids: Sequence[str]) -> list[int]:
+        """The row of each listing, hidden ones among them; KeyError where one is not in the catalogue."""
+        with self._connection() as connection:
+            found = _find(connection, product_ids)
+        return [found[one][0] for one in product_ids]
+
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         """A connection that no other thread uses meanwhile."""

@@ -181,6 +181,20 @@ class OpenIndex:
         diversity: float = 0.0,
         step: Step = contextlib.nullcontext,
     ) -> list[dict]:
+        """The hits of like(), as a client gets them."""
+        hits = self.like(query, k, filters, offset, min_score, diversity, step)
+        return answers.describe(self.catalogue, self.typed_search, hits, query)
+
+    def like(
+        self,
+        query: Query,
+        k: int,
+        filters: Filters = Filters(),  # noqa: B008
+        offset: int = 0,
+        min_score: float = 0.0,
+        diversity: float = 0.0,
+        step: Step = contextlib.nullcontext,
+    ) -> list[Hit]:
         """Listings that the evidence speaks for most, best first, from place `offset` on, at most k, none below min_score.
 
         diversity: how much the first WINDOW are spread, as several.diversify() does. Raises ValueError where the query's weights
@@ -193,10 +207,8 @@ class OpenIndex:
 
         if diversity:  # always of the same hits, whatever the page
             hits = _reaching(min_score, self._hits(rank, 0, max(offset + k, WINDOW), allowed, query.excluded_rows))
-            hits = [*several.diversify(self, hits[:WINDOW], diversity), *hits[WINDOW:]][offset : offset + k]
-        else:
-            hits = _reaching(min_score, self._hits(rank, offset, offset + k, allowed, query.excluded_rows))
-        return answers.describe(self.catalogue, self.typed_search, hits, query)
+            return [*several.diversify(self, hits[:WINDOW], diversity), *hits[WINDOW:]][offset : offset + k]
+        return _reaching(min_score, self._hits(rank, offset, offset + k, allowed, query.excluded_rows))
 
     def search(
         self,
@@ -342,8 +354,10 @@ class OpenIndex:
 
     def _folded(self, row: int, allowed: np.ndarray | None, excluded_rows: Collection[int]) -> list[int]:
         """Rows of the other listings of the same offer, which are folded into a hit."""
-        copies = self.catalogue.shown(self.catalogue.duplicates_of(row))
-        copies = copies if allowed is None else copies[allowed[copies]]
+        copies = self.catalogue.duplicates_of(row)
+        if len(copies) == 1:
+            return []
+        copies = self.catalogue.shown(copies) if allowed is None else copies[allowed[copies]]
         return [other for other in copies.tolist() if other != row and other not in excluded_rows]
 
     def candidates(
