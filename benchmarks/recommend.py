@@ -18,10 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import results
-from serving import ROOT, Client, Server, clustered, show, write_generation
+from serving import DIMENSION, ROOT, Client, Server, clustered, make_products, show, write_generation
 
 sys.path.insert(0, str(ROOT))
-from api import DIMENSION, make_products
 from marketplace.cleaning import listings as table
 from marketplace.files import generations
 from marketplace.retrieval.catalogue import Catalogue
