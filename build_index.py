@@ -8,9 +8,12 @@ Run     python build_index.py
 """
 
 import argparse
+import contextlib
+import functools
 import hashlib
 import json
 import shutil
+import sqlite3
 import sys
 import time
 from pathlib import Path
@@ -19,7 +22,7 @@ import numpy as np
 
 from marketplace.cleaning.listings import read_currency
 from marketplace.cleaning.prices import POUNDS
-from marketplace.files import atomic, cli, generations, reading, stages
+from marketplace.files import atomic, cli, generations, hidden, reading, stages
 from marketplace.files.stages import StageError
 from marketplace.models.text_encoder import TextEncoder
 from marketplace.retrieval import builds, catalogue, typed
@@ -73,6 +76,7 @@ def run(args: argparse.Namespace) -> dict:
         source = current if not args.full and current.was_built_with(settings) and current.is_whole() else None
         key = key_of(settings, stage.inputs)
         name = name_of(key, source, args.purge)
+        forget_gone(stage.folder, current)
         if (ready := made_already(stage.folder, source, key, name, args.purge)) is not None:
             generations.publish(stage.folder, ready.folder.name)
             return finish(stage, ready.report)
@@ -82,6 +86,12 @@ def run(args: argparse.Namespace) -> dict:
             report |= write(stage, folder, entries, settings, current, source, args.purge)
             atomic.write_json(folder / builds.REPORT, report)
         return finish(stage, report)
+
+
+def forget_gone(index_dir: Path, current: Published) -> None:
+    """Forget which listings are hidden of those that have been gone from the table since the generation before this one."""
+    with contextlib.suppress(sqlite3.Error):  # of a damaged one nobody can tell: all stay hidden
+        hidden.forget_gone(index_dir, functools.partial(catalogue.find_ids, current.folder))
 
 
 def write(

@@ -20,7 +20,19 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 import results
-from serving import ROOT, Client, Server, clustered, load, percentile_ms, renamed_generation, show, write_generation
+from serving import (
+    DIMENSION,
+    ROOT,
+    Client,
+    Server,
+    clustered,
+    load,
+    make_products,
+    percentile_ms,
+    renamed_generation,
+    show,
+    write_generation,
+)
 
 sys.path.insert(0, str(ROOT))
 from marketplace.cleaning import listings
@@ -29,7 +41,6 @@ from marketplace.files import generations
 from marketplace.models import photo_model
 
 CLIENTS = 32
-DIMENSION = 256  # of the photo vectors at 100,000 listings, a projected embedding's
 PUBLISH_S = 20
 SETTLED_S = 60  # after which memory is taken as what the service needs
 
@@ -51,18 +62,6 @@ def resnet50(source: Path, folder: Path) -> dict[str, Path]:
     }
     replace(description, **plain).save(folder)
     return {name: folder / name for name in (photo_model.ONNX, photo_model.DESCRIPTION)}
-
-
-def make_products(source: pd.DataFrame, rows: int, seed: int = 0) -> pd.DataFrame:
-    """Listings put together from words of real ones and from others whose frequencies fall as in any language (Zipf)."""
-    generator = np.random.default_rng(seed)
-    picked = source.iloc[generator.integers(len(source), size=rows)].reset_index(drop=True)
-    rare = np.minimum(generator.zipf(1.2, size=(rows, 20)), 200_000)
-    picked["product_id"] = [f"p{row}" for row in range(rows)]
-    picked["name"] = [f"{name} w{numbers[0]} w{numbers[1]}" for name, numbers in zip(picked["name"], rare, strict=True)]
-    words = [" ".join(f"w{number}" for number in numbers) for numbers in rare]
-    picked["description"] = [f"{text} {more}" for text, more in zip(picked["description"], words, strict=True)]
-    return picked
 
 
 def measure_photos(data_dir: Path, port: int, photos: list[bytes], queries: int) -> dict:

@@ -19,6 +19,7 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 START_S = 120
 KEY = "benchmark-key-0123456789"
+DIMENSION = 256  # of the photo vectors at 100,000 listings, a projected embedding's
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -161,6 +162,18 @@ def show(figures: dict) -> int:
         print(f"{name:24} {value}", file=sys.stderr)
     print(json.dumps(figures))
     return 0
+
+
+def make_products(source: pd.DataFrame, rows: int, seed: int = 0) -> pd.DataFrame:
+    """Listings put together from words of real ones and from others whose frequencies fall as in any language (Zipf)."""
+    generator = np.random.default_rng(seed)
+    picked = source.iloc[generator.integers(len(source), size=rows)].reset_index(drop=True)
+    rare = np.minimum(generator.zipf(1.2, size=(rows, 20)), 200_000)
+    picked["product_id"] = [f"p{row}" for row in range(rows)]
+    picked["name"] = [f"{name} w{numbers[0]} w{numbers[1]}" for name, numbers in zip(picked["name"], rare, strict=True)]
+    words = [" ".join(f"w{number}" for number in numbers) for numbers in rare]
+    picked["description"] = [f"{text} {more}" for text, more in zip(picked["description"], words, strict=True)]
+    return picked
 
 
 def clustered(rows: int, dimension: int, seed: int) -> np.ndarray:

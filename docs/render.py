@@ -22,7 +22,7 @@ from marketplace.files import stages
 
 SCRIPTS = (
     *("clean_tabular_data.py", "clean_images.py", "dataset.py", "train.py", "extract_embeddings.py", "build_index.py"),
-    *("evaluate.py", "api.py"),
+    *("evaluate.py", "api.py", "hide.py", "recommend.py"),
 )
 WIDTH = 100  # columns of the command line's page
 NOT_MEASURED = "not measured"

@@ -43,6 +43,19 @@ def hold(folder: Path, exclusive: bool) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def wait_for(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock of a file, made where there is none, as soon as whoever holds it lets go: for what takes moments."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    _held.add(descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
 def _let_go_in_child() -> None:
     """A forked child, such as a DataLoader's worker, must not hold on to the lock when its parent was killed."""
     for descriptor in _held:

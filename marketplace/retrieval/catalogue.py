@@ -1,10 +1,11 @@
 """Listings and photos for serving: SQLite, memory-mapped filter columns, word search."""
 
 import contextlib
+import copy
 import json
 import queue
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ LISTING_COLUMNS = ("price", *CODED)
 COLUMNS = (*LISTING_COLUMNS, "product_of_photo", "duplicates")  # each a .npy of the same name
 ROWS_AT_A_TIME = 16_384  # of listings in memory
 LEAST_ALIKE, SUGGESTIONS = 75, 3  # per cent of the letters that a name suggested for an unknown one shares with it
+MANY_HIDDEN = 0.1  # of the listings: from here on searches are told which are not, by which they take longer
 CONNECTIONS = 8  # to the database, shared by all threads: each query holds one for a millisecond or two
 PRODUCT_FIELDS = (
     "product_id", "name", "description", "category", "price", "price_plausible", "town", "county", "posted_on",
@@ -76,6 +78,18 @@ def write(
     groups = np.arange(len(columns)) if duplicates is None else duplicates
     atomic.write_array(folder / "duplicates.npy", np.asarray(groups).astype(np.int32))
     atomic.write_array(folder / "product_of_photo.npy", np.asarray(listing_of_photo).astype(np.int32))
+
+
+def find_ids(folder: Path, product_ids: Collection[str]) -> set[str]:
+    """Those of some ids that a generation's listings have."""
+    with contextlib.closing(sqlite3.connect(_immutable(folder / DATABASE), uri=True)) as connection:
+        return set(_find(connection, product_ids))
+
+
+def _find(connection: sqlite3.Connection, product_ids: Collection[str]) -> dict[str, int]:
+    """The rows of the listings that have some ids."""
+    query = "SELECT product_id, row FROM products WHERE product_id IN (SELECT value FROM json_each(?))"
+    return dict(connection.execute(query, (json.dumps(list(product_ids)),)))
 
 
 def read_listings(folder: Path, rows: np.ndarray | None = None) -> Iterator[pd.DataFrame]:
@@ -176,9 +190,55 @@ class Catalogue:
         self._duplicates = _Grouped(self.columns["duplicates"], int(self.columns["duplicates"].max(initial=-1)) + 1)
         self.keys = np.asarray(reading.read_array(folder / LISTING_KEYS))
         self.row_of_key, self.words = RowsByKey(self.keys), words.WordIndex(folder)
+        self.hidden_rows, self._is_shown = np.empty(0, np.int64), np.ones(self.n_products, bool)
         counted = [self._count("products"), self._count("photos"), len(self.keys), len(self.words)]
         if counted != [self.n_products, self.n_photos, self.n_products, self.n_products]:
             raise StageError(f"{self._path} and the files beside it do not belong together: run python build_index.py again")
+
+    def hiding(self, product_ids: Collection[str]) -> "Catalogue":
+        """The same catalogue, in which no listing of these ids is found; ids that it does not have change nothing."""
+        with self._connection() as connection:
+            rows = {row for row, _ in _find(connection, product_ids).values()}
+        view = copy.copy(self)
+        view.hidden_rows, view._is_shown = np.array(sorted(rows), np.int64), np.ones(self.n_products, bool)
+        view._is_shown[view.hidden_rows] = False
+        view.words = self.words.hiding(self.keys[view.hidden_rows])
+        return view
+
+    def shown(self, listing_rows: np.ndarray) -> np.ndarray:
+        """Rows without those of hidden listings."""
+        return listing_rows[self._is_shown[listing_rows]] if len(self.hidden_rows) else listing_rows
+
+    def first_shown(self, find: Callable[[int], np.ndarray], depth: int) -> np.ndarray:
+        """The first `depth` rows that are not hidden of what find(depth) gives, best first; fewer only where there are fewer."""
+        deeper = depth
+        while True:
+            rows = find(deeper)
+            shown = self.shown(rows)
+            if len(shown) >= depth or len(rows) < deeper:
+                return shown[:depth]
+            deeper = 2 * deeper
+
+    @property
+    def shown_rows(self) -> np.ndarray:
+        """Rows, ascending, of the listings that are not hidden."""
+        return np.flatnonzero(self._is_shown)
+
+    @property
+    def shown_photos(self) -> np.ndarray:
+        """Rows, ascending, of their photos."""
+        return np.flatnonzero(self._is_shown[self.listing_of_photo])
+
+    def find_ids(self, product_ids: Collection[str]) -> set[str]:
+        """find_ids() of this generation, hidden listings among them."""
+        with self._connection() as connection:
+            return set(_find(connection, product_ids))
+
+    def rows_of(self, product_ids: Sequence[str]) -> list[int]:
+        """The row of each listing, hidden ones among them; KeyError where one is not in the catalogue."""
+        with self._connection() as connection:
+            found = _find(connection, product_ids)
+        return [found[one] for one in product_ids]
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -199,7 +259,7 @@ class Catalogue:
         return found and found[0]
 
     def allowed(self, filters: Filters) -> np.ndarray | None:
-        """(P,) bool of the listings that pass, or None when everything does."""
+        """(P,) bool of the listings that pass and are not hidden, or None when everything passes and not MANY_HIDDEN are."""
         masks = []
         if filters.category is not None:
             wanted = self._categories.get(category_path(filters.category), [])
@@ -210,7 +270,9 @@ class Catalogue:
             masks.append(self.columns["price"] <= np.float32(comparable_price(filters.max_price)))
         if filters.location is not None:
             masks.append(self._places.within(filters.location))
-        return np.logical_and.reduce(masks) if masks else None
+        if not masks and len(self.hidden_rows) <= MANY_HIDDEN * self.n_products:
+            return None
+        return np.logical_and.reduce([*masks, self._is_shown])
 
     def check(self, filters: Filters) -> None:
         """Raises UnknownName for a category or place that no listing has."""
@@ -235,11 +297,14 @@ class Catalogue:
         return self._duplicates[self.columns["duplicates"][listing_row]]
 
     def product_row(self, product_id: str) -> int | None:
-        """The row of a listing, None where there is none; a UUID in capitals is the same id."""
-        return self._row("SELECT row FROM products WHERE product_id = ?", canonical_id(product_id))
+        """The row of a listing that is not hidden; a UUID in capitals is the same id."""
+        row = self._row("SELECT row FROM products WHERE product_id = ?", canonical_id(product_id))
+        return row if row is not None and self._is_shown[row] else None
 
     def has_photo(self, image_id: str) -> bool:
-        return self._row("SELECT row FROM photos WHERE image_id = ?", image_id) is not None
+        """Whether a listing that is not hidden has a photo."""
+        row = self._row("SELECT row FROM photos WHERE image_id = ?", image_id)
+        return row is not None and bool(self._is_shown[self.listing_of_photo[row]])
 
     def product(self, listing_row: int) -> dict:
         """PRODUCT_FIELDS of one listing."""
@@ -273,27 +338,27 @@ class Catalogue:
         filters: Filters | None = None,
         allowed: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Rows of the listings that WordIndex.candidates() finds.
+        """Rows of the listings that WordIndex.candidates() finds and that are not hidden.
 
         filters: what a listing must pass; allowed: (P,) bool, which must hold as well and leave most of what passes.
         """
         deeper = depth
         while True:
             rows = self.row_of_key.rows(self.words.candidates(typed, meant, deeper, filters))
-            kept = rows if allowed is None else rows[allowed[rows]]
+            kept = self.shown(rows) if allowed is None else rows[allowed[rows]]
             if len(kept) >= depth or len(rows) < deeper:
                 return kept
             deeper *= 4
 
     def choices(self) -> dict:
         """What the filters can be set to, with the number of listings of each, for a page's menus."""
-        counts = {}
+        counts, rows = {}, self.shown_rows
         for kind, names in self.names.items():
-            codes, comparable = self.columns[kind], place_name if kind in PLACES else category_path
+            codes, comparable = self.columns[kind][rows], place_name if kind in PLACES else category_path
             listings = np.bincount(codes[codes >= 0], minlength=len(names)).tolist()
-            named = ((name, count) for name, count in zip(names, listings, strict=True) if comparable(name))
+            named = ((name, count) for name, count in zip(names, listings, strict=True) if count and comparable(name))
             counts[kind] = dict(sorted(named))
-        prices = self.columns["price"]
+        prices = self.columns["price"][rows]
         bounds = {"min": float(np.nanmin(prices)), "max": float(np.nanmax(prices))} if len(prices) else None
         price = bounds and bounds | {"currency": self.currency}
         return {"categories": counts["category"], "towns": counts["town"], "counties": counts["county"], "price": price}

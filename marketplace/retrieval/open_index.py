@@ -1,10 +1,13 @@
 """One generation of the index, opened: queries in, ranked and explained listings out."""
 
 import contextlib
+import copy
+import functools
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -110,6 +113,13 @@ class OpenIndex:
         columns, names = self.catalogue.columns, self.catalogue.names
         self.tree = CategoryTree(columns["category"], names["category"], self.classes, paths)
 
+    def hiding(self, product_ids: Collection[str]) -> Self:
+        """The same index, which answers as though the listings of some ids were not there; they share their files and models."""
+        view = copy.copy(self)
+        view.catalogue = self.catalogue.hiding(product_ids)
+        view.typed_search = self.typed_search.over(view.catalogue)
+        return view
+
     def typed(self, text: str) -> Query:
         """A query of a person's words alone."""
         return Query(typed=self.typed_search.read(text))
@@ -172,6 +182,20 @@ class OpenIndex:
         diversity: float = 0.0,
         step: Step = contextlib.nullcontext,
     ) -> list[dict]:
+        """The hits of like(), as a client gets them."""
+        hits = self.like(query, k, filters, offset, min_score, diversity, step)
+        return self._describe(hits, query)
+
+    def like(
+        self,
+        query: Query,
+        k: int,
+        filters: Filters = Filters(),  # noqa: B008
+        offset: int = 0,
+        min_score: float = 0.0,
+        diversity: float = 0.0,
+        step: Step = contextlib.nullcontext,
+    ) -> list[Hit]:
         """Listings that the evidence speaks for most, best first, from place `offset` on, at most k, none below min_score.
 
         diversity: how much the first WINDOW are spread, as several.diversify() does. Raises ValueError where the query's weights
@@ -184,10 +208,8 @@ class OpenIndex:
 
         if diversity:  # always of the same hits, whatever the page
             hits = _reaching(min_score, self._hits(rank, 0, max(offset + k, WINDOW), allowed, query.excluded_rows))
-            hits = [*several.diversify(self, hits[:WINDOW], diversity), *hits[WINDOW:]][offset : offset + k]
-        else:
-            hits = _reaching(min_score, self._hits(rank, offset, offset + k, allowed, query.excluded_rows))
-        return self._describe(hits, query)
+            return [*several.diversify(self, hits[:WINDOW], diversity), *hits[WINDOW:]][offset : offset + k]
+        return _reaching(min_score, self._hits(rank, offset, offset + k, allowed, query.excluded_rows))
 
     def search(
         self,
@@ -214,7 +236,7 @@ class OpenIndex:
         with step("rank"):
             ranked = self._rank_typed(typed, candidates)
         corrections = typed.query.corrections
-        is_close = candidates.is_close() and (allowed is None or ranked.scores[0] >= LEAST_FILTERED)
+        is_close = candidates.is_close() and (filters == Filters() or ranked.scores[0] >= LEAST_FILTERED)
         if not is_close:
             hits = self._hits(lambda window: ranked, 0, NEAREST, allowed)
             nearest = self._describe(hits, query)
@@ -338,14 +360,17 @@ class OpenIndex:
         # What passes the filters without any evidence, such as listings without a photo, comes last.
         others = np.ones(self.catalogue.n_products, bool) if allowed is None else allowed.copy()
         others[rows] = False
+        others[self.catalogue.hidden_rows] = False
         others[query.excluded_rows] = False
         return np.concatenate([rows, np.flatnonzero(others)[: window - len(rows)]])
 
     def _folded(self, row: int, allowed: np.ndarray | None, excluded_rows: Collection[int]) -> list[int]:
         """Rows of the other listings of the same offer, which are folded into a hit."""
         copies = self.catalogue.duplicates_of(row)
-        copies = copies if allowed is None else copies[allowed[copies]]
-        return [copy for copy in copies.tolist() if copy != row and copy not in excluded_rows]
+        if len(copies) == 1:
+            return []
+        copies = self.catalogue.shown(copies) if allowed is None else copies[allowed[copies]]
+        return [other for other in copies.tolist() if other != row and other not in excluded_rows]
 
     def candidates(
         self,
@@ -367,14 +392,17 @@ class OpenIndex:
             listing_of_photo = self.catalogue.listing_of_photo
             allowed_photos = None if allowed is None else allowed[listing_of_photo]
             for vector in query.photos:
-                found.append(self.photo_index.nearest_groups(vector, depth, listing_of_photo, allowed_photos))
+                photos = functools.partial(
+                    self.photo_index.nearest_groups, vector, group_of_row=listing_of_photo, allowed=allowed_photos
+                )
+                found.append(self.catalogue.first_shown(photos, depth))
         if query.text is not None:
-            found.append(self.text_index.nearest(query.text, depth, allowed)[0])
+            found.append(self.catalogue.first_shown(lambda k: self.text_index.nearest(query.text, k, allowed)[0], depth))
         if query.typed is not None:
             found.append(self.typed_search.find(query.typed, depth, filters, allowed))
         rows = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
         # Not by `allowed`: a search among all is faster than one with a filter.
-        return rows[~np.isin(rows, query.excluded_rows)]
+        return self.catalogue.shown(rows[~np.isin(rows, query.excluded_rows)])
 
     def evidence(self, query: Query, rows: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """What speaks for each listing of `rows`: kind -> (N,) in [0, 1], and (N,) the row of its photo nearest to the query's,

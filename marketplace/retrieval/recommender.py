@@ -11,19 +11,23 @@ from marketplace.models import photo_model, price_model, text_model
 from marketplace.retrieval.open_index import OpenIndex, Query
 
 
+def check_files(generation_dir: Path) -> dict:
+    """The report of a generation; StageError where it is of another version, or its files are not those it was published with."""
+    report = reading.read_json(generation_dir / "report.json")
+    if report.get("schema") != stages.STAGES["index"].schema:
+        raise StageError(f"{generation_dir} was built by another version of this program: run python build_index.py")
+    recorded = report["files"]
+    if stages.digests(generation_dir, *recorded) != recorded:
+        raise StageError(f"the files in {generation_dir} are not those it was published with: run python build_index.py --full")
+    return report
+
+
 class Recommender(OpenIndex):
     """A published generation and its photo, table and price models; safe to use from many threads."""
 
     def __init__(self, generation_dir: Path, runtime: str = "auto", device: str | None = None):
         """Raises StageError when files are missing or do not belong together."""
-        self.report = reading.read_json(generation_dir / "report.json")
-        if self.report.get("schema") != stages.STAGES["index"].schema:
-            raise StageError(f"{generation_dir} was built by another version of this program: run python build_index.py")
-        recorded = self.report["files"]
-        if stages.digests(generation_dir, *recorded) != recorded:
-            raise StageError(
-                f"the files in {generation_dir} are not those it was published with: run python build_index.py --full"
-            )
+        self.report = check_files(generation_dir)
         super().__init__(generation_dir)
         self.table_models = text_model.TableModels.load(generation_dir, self.text_encoder)
         self.price_model = price_model.PriceModel.load(generation_dir, self.table_models)

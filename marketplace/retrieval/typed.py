@@ -133,6 +133,10 @@ class Reader:
         self._index, self._synonyms, self._pieces = index, synonyms, pieces
         self._spelling = Spelling(index.name_words, index.frequency, len(index))
 
+    def over(self, index: WordIndex) -> "Reader":
+        """The same reader by the words of another view of the generation."""
+        return Reader(index, self._synonyms, self._pieces)
+
     def read(self, text: str) -> TypedQuery:
         sequence = analysis.split(text)
         typed = list(dict.fromkeys(sequence))[:MAX_WORDS]

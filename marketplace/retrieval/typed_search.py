@@ -1,5 +1,6 @@
 """Search by what a shopper typed: candidates by words and by meaning, ranked by a rule, and nothing where nothing is close."""
 
+import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -90,6 +91,12 @@ class TypedSearch:
             self.names, self.meanings = (VectorIndex.open(folder, FILES[kind]) for kind in ("names", "meanings"))
             self._category_vectors = reading.read_array(folder / CATEGORY_VECTORS)
 
+    def over(self, catalogue: Catalogue) -> "TypedSearch":
+        """The same search of another view of the generation's catalogue."""
+        view = copy.copy(self)
+        view._catalogue, view._reader = catalogue, self._reader.over(catalogue.words)
+        return view
+
     def read(self, text: str) -> Typed | None:
         """None for a text without words."""
         query = self._reader.read(text)
@@ -118,7 +125,9 @@ class TypedSearch:
         meant = [word.alternatives for word in typed.query.required]
         found = [self._catalogue.match_words([word.exact for word in content], meant, depth, filters, allowed)]
         if typed.vector is not None:
-            found += [index.nearest(typed.vector, depth, allowed)[0] for index in (self.names, self.meanings)]
+            for index in (self.names, self.meanings):
+                nearest = lambda k, index=index: index.nearest(typed.vector, k, allowed)[0]  # noqa: E731
+                found.append(self._catalogue.first_shown(nearest, depth))
         return np.unique(np.concatenate(found))
 
     def evidence(self, typed: Typed, rows: np.ndarray) -> Candidates:

@@ -1,6 +1,7 @@
 """Word search over tantivy: stems of words and their exact forms, filters and counts, sorting, snippets."""
 
 import contextlib
+import copy
 import datetime
 import functools
 import itertools
@@ -251,9 +252,17 @@ class WordIndex:
         self._searcher = index.searcher()
         self._schema = index.schema
         self._deleted = sum(segment["deletes"]["num_deleted_docs"] for segment in segments if segment["deletes"])
+        self._hidden = np.empty(0, np.int64)
 
     def __len__(self) -> int:
-        return self._searcher.num_docs
+        return self._searcher.num_docs - len(self._hidden)
+
+    def hiding(self, keys: np.ndarray) -> "WordIndex":
+        """The same index, whose totals, counts, pages and frequencies are those without the listings of some keys (n,), which are
+        all in it; candidates() finds them still."""
+        view = copy.copy(self)
+        view._hidden = keys
+        return view
 
     def search(
         self,
@@ -375,12 +384,28 @@ class WordIndex:
 
     def _frequency(self, fields: tuple[str, ...], word: str) -> int:
         counts = [self._searcher.doc_freq(field, word) for field in fields]
-        if 0 < max(counts) <= self._deleted:  # maybe only listings that are gone hold it
-            return max(self._searcher.search(self._term(field, word), 1).count for field in fields)
+        if 0 < max(counts) <= self._deleted + len(self._hidden):  # maybe only listings that are gone or hidden hold it
+            return max(self._held(field, word, count) for field, count in zip(fields, counts, strict=True))
         return min(max(counts), len(self))  # counts are of deleted listings too
 
+    def _held(self, field: str, word: str, most: int) -> int:
+        """In how many listings' field a word is. most: those that are gone or hidden among them."""
+        found = self._searcher.search(self._term(field, word), max(most, 1))
+        return found.count - int(np.isin(self._keys(found.hits), self._hidden).sum()) if len(self._hidden) else found.count
+
     def _asked(self, wanted: Wanted | None, filters: Filters | None) -> Query:
-        """The listings that pass the filters and are wanted."""
+        """The listings that pass the filters, are wanted, and are not hidden."""
+        asked = self._passing(wanted, filters)
+        if not len(self._hidden):
+            return asked
+        hidden = self._hidden.tolist()
+        if len(hidden) <= KEYS_AT_ONCE:
+            left_out = _holding_keys(self._schema, hidden)
+        else:  # its walk through the dictionary of all keys takes less time than a union of so many
+            left_out = Query.term_set_query(self._schema, "key", hidden)
+        return Query.boolean_query([(Occur.Must, asked), (Occur.MustNot, left_out)])
+
+    def _passing(self, wanted: Wanted | None, filters: Filters | None) -> Query:
         conditions = self._conditions(filters)
         if wanted is None:
             return _every(*conditions)

@@ -1,4 +1,4 @@
-"""Hot reload: the published generation is opened, warmed, and takes the place of the one being served."""
+"""What is served follows the files: a published generation, once it is open and warm, and which listings are hidden."""
 
 import contextlib
 import ctypes
@@ -7,9 +7,9 @@ import io
 import logging
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import anyio
 import threadpoolctl
@@ -17,11 +17,12 @@ from fastapi import FastAPI
 from PIL import Image
 
 from marketplace.files import generations as generation_files
+from marketplace.files import hidden
 from marketplace.files.stages import StageError
 from marketplace.retrieval.recommender import Recommender
 from marketplace.service.meters import Meters
 
-POLL_S = 1  # between two looks at current.json
+POLL_S = 1  # between two looks at current.json, and two at hidden.json
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of glibc's mallopt
 LARGE_BYTES = 4 * 2**20
 # What opening a generation of another version, or one that goes meanwhile, may raise beside StageError.
@@ -46,15 +47,24 @@ class Opened(Protocol):
 
     generation: str
 
+    def hiding(self, product_ids: Collection[str]) -> Self:
+        """The same without some listings."""
+
 
 class Generations:
-    """The generation being served; a newly published one takes its place once it is open and warm."""
+    """The generation being served, without the listings that are hidden; a newly published one takes its place once it is open
+    and warm."""
 
     def __init__(self, index_dir: Path, open_generation: Callable[[Path], Opened], meters: Meters):
         self.current: Opened | None = None
         self._index_dir, self._open, self._meters = index_dir, open_generation, meters
         self._lock = threading.Lock()
         self._seen: tuple[int, int] | None = None
+        # A lock of their own: listings are hidden while a generation is being opened, which takes seconds.
+        self._switching = threading.Lock()
+        self._whole: Opened | None = None  # the current one with every listing
+        self._hidden: frozenset[str] = frozenset()
+        self._hidden_seen: tuple[int, int] | None = None
 
     def open_first(self) -> None:
         """Open the published generation, unless one is open, in a process set up for serving it; raises StageError."""
@@ -62,6 +72,7 @@ class Generations:
             keep_memory_compact()
             # A query's matrices are small: BLAS threads that wait for each other double what a title query costs.
             threadpoolctl.threadpool_limits(1, user_api="blas")
+            self.follow_hidden()
             self.reload()
 
     def reload(self) -> bool:
@@ -87,7 +98,8 @@ class Generations:
                 self._seen = None  # it may be the machine's fault: tried again with the next poll
                 raise StageError(f"{folder} cannot be served ({error!r}): run python build_index.py again") from error
             self._meters.reloads.labels("switched").inc()
-            self.current = fresh
+            with self._switching:
+                self._serve(fresh, self._hidden)
             _give_memory_back()
             return True
 
@@ -101,12 +113,46 @@ class Generations:
         except StageError as error:
             log.error("%s; generation %s goes on being served", error, self.current.generation)
 
+    def hide(self, product_ids: Collection[str], hide: bool) -> int:
+        """Hide listings, or show them again, here now and in other processes with their next look; returns how many are hidden.
+
+        Raises hidden.UnknownIds, StageError, and OSError where the file cannot be written.
+        """
+        left = hidden.change(self._index_dir, product_ids, hide, self._whole.catalogue.find_ids)
+        self.follow_hidden()
+        return len(left)
+
+    def follow_hidden(self) -> None:
+        """Serve without the listings that are hidden now, or raise StageError, and those of before stay hidden."""
+        with self._switching:
+            self._hidden_seen = hidden.signature(self._index_dir)
+            ids = hidden.read(self._index_dir)
+            if ids != self._hidden:
+                self._serve(self._whole, ids)
+                log.info("listings that are hidden: %d", len(ids))
+
+    def _serve(self, whole: Opened | None, hidden_ids: frozenset[str]) -> None:
+        """A request that holds what was served before keeps it to its end. Without hidden ids there is nothing to leave out."""
+        self.current = whole.hiding(hidden_ids) if whole is not None and hidden_ids else whole
+        self._whole, self._hidden = whole, hidden_ids
+
+    def poll_hidden(self) -> None:
+        """Follow hidden.json if it was written since it was last looked at; a refusal is logged in one sentence."""
+        if hidden.signature(self._index_dir) == self._hidden_seen:
+            return
+        try:
+            self.follow_hidden()
+        except StageError as error:
+            log.error("%s; the same listings as before stay hidden", error)
+
     async def watch(self) -> None:
-        """Poll until cancelled."""
-        thread = anyio.CapacityLimiter(1)  # its own: uploads may hold all of the others
-        while True:
-            await anyio.sleep(POLL_S)
-            await anyio.to_thread.run_sync(self.poll, limiter=thread)
+        """Poll for both until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            for poll in (self.poll, self.poll_hidden):
+                tasks.start_soon(_repeat, poll)
+
+    def close(self) -> None:
+        self._serve(None, frozenset())
 
     def _signature(self) -> tuple[int, int] | None:
         """Changes whenever current.json is renamed into its place."""
@@ -127,7 +173,14 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             tasks.start_soon(generations.watch)
             yield
             tasks.cancel_scope.cancel()
-    generations.current = None
+    generations.close()
+
+
+async def _repeat(poll: Callable[[], None]) -> None:
+    thread = anyio.CapacityLimiter(1)  # its own: uploads may hold all of the others, and another poll its for seconds
+    while True:
+        await anyio.sleep(POLL_S)
+        await anyio.to_thread.run_sync(poll, limiter=thread)
 
 
 def keep_memory_compact() -> None:

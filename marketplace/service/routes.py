@@ -11,10 +11,11 @@ from fastapi import Path as PathParameter
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from marketplace.cleaning.listings import canonical_id
+from marketplace.files.hidden import UnknownIds
 from marketplace.files.stages import StageError
 from marketplace.retrieval import several
 from marketplace.retrieval.catalogue import UnknownName
@@ -24,6 +25,7 @@ from marketplace.retrieval.recommender import Recommender
 from marketplace.retrieval.words import Counts
 from marketplace.service import schemas
 from marketplace.service.dependencies import (
+    RETRY_AFTER,
     BodyFilters,
     BodyPage,
     CurrentGeneration,
@@ -43,11 +45,13 @@ from marketplace.service.dependencies import (
     check_key,
 )  # fmt: skip
 from marketplace.service.meters import Meters
+from marketplace.service.reload import Generations
 from marketplace.service.schemas import ErrorMessage
 
 WEB_DIR = Path(__file__).parents[2] / "web"
-PHOTO_CACHE_S = 3600
+PHOTO_CACHE_S = 60  # that a photo may be shown after its listing was hidden, by who had it before
 MAX_IDS = 100  # of all lists of one question together: each is a listing to read
+MAX_HIDDEN_IDS = 1000  # at once
 MAX_WEIGHT = 1000
 EXACT_TOTAL = 1000  # a larger total is given as "at least"
 PAGE_POLICY = (
@@ -71,7 +75,10 @@ UNKNOWN = {404: {"model": ErrorMessage, "description": "Unknown id"}}
 BAD_VALUE = {422: {"model": ErrorMessage, "description": "A bad value"}}
 BUSY = {503: {"model": ErrorMessage, "description": "Busy, or not ready: try again after the seconds in Retry-After"}}
 NO_KEY = {401: {"model": ErrorMessage, "description": "The key is missing or wrong"}}
-Id = Annotated[str, Field(max_length=MAX_NAME)]  # no limit would let halves of surrogate pairs through
+Id = Annotated[  # no limit would let halves of surrogate pairs through
+    str, Field(max_length=MAX_NAME), AfterValidator(canonical_id)
+]
+HiddenIds = Annotated[list[Id], Body(embed=True, min_length=1, max_length=MAX_HIDDEN_IDS, description="Listings' ids.")]
 Weight = Annotated[float, Field(ge=0, le=MAX_WEIGHT, allow_inf_nan=False)]
 UPLOAD_ERRORS = NOT_AN_IMAGE | TOO_LARGE | BAD_VALUE
 PHOTO_ANSWERS = {
@@ -80,10 +87,12 @@ PHOTO_ANSWERS = {
     304: {"description": "The photo of If-None-Match, unchanged"},
     416: {"description": "No such Range"},
 }
-ADMIN_ERRORS = NO_KEY | {
-    403: {"model": ErrorMessage, "description": "The service has no key"},
-    409: {"model": ErrorMessage, "description": "What is published cannot be served; the old generation goes on"},
+NO_ADMIN = NO_KEY | {403: {"model": ErrorMessage, "description": "The service has no key"}}
+RELOAD_ERRORS = NO_ADMIN | {
+    409: {"model": ErrorMessage, "description": "What is published cannot be served; the old generation goes on"}
 }
+NOT_CHANGED = "The file of hidden listings is damaged or cannot be written: nothing was changed"
+HIDE_ERRORS = NO_ADMIN | UNKNOWN | BAD_VALUE | {409: {"model": ErrorMessage, "description": NOT_CHANGED}}
 
 router = APIRouter()
 
@@ -94,8 +103,8 @@ async def healthcheck(recommender: CurrentGeneration):
     return {
         "message": "API is up and running!",
         "model": recommender.photo_model.description.backbone,
-        "rows": recommender.catalogue.n_photos,
-        "listings": recommender.catalogue.n_products,
+        "rows": len(recommender.catalogue.shown_photos),
+        "listings": len(recommender.catalogue.shown_rows),
         "dimension": recommender.dimension,
         "generation": recommender.generation,
     }
@@ -271,7 +280,7 @@ def metrics(meters: ServiceMeters):
     return Response(meters.text(), media_type=meters.media_type)
 
 
-@router.post("/admin/reload", response_model=schemas.Reloaded, responses=ADMIN_ERRORS, dependencies=[Depends(check_key)])
+@router.post("/admin/reload", response_model=schemas.Reloaded, responses=RELOAD_ERRORS, dependencies=[Depends(check_key)])
 def reload(generations: ServiceGenerations):
     """Switch to what is published now, without waiting for the next look at it; other workers follow in a second."""
     try:
@@ -279,6 +288,18 @@ def reload(generations: ServiceGenerations):
     except StageError as error:
         raise HTTPException(409, str(error)) from None
     return {"generation": generations.current.generation, "switched": switched}
+
+
+@router.post("/admin/hide", response_model=schemas.Hidden, responses=HIDE_ERRORS, dependencies=[Depends(check_key)])
+def hide(generations: ServiceGenerations, ids: HiddenIds):
+    """Take listings down: they are in no answer of this worker from now on, nor of any other in two seconds."""
+    return change_hidden(generations, ids, True)
+
+
+@router.post("/admin/unhide", response_model=schemas.Hidden, responses=HIDE_ERRORS, dependencies=[Depends(check_key)])
+def unhide(generations: ServiceGenerations, ids: HiddenIds):
+    """Show listings again that were taken down; those that were not stay as they are."""
+    return change_hidden(generations, ids, False)
 
 
 @router.get("/", include_in_schema=False)
@@ -297,6 +318,20 @@ def check_names(recommender: Recommender, filters: Filters) -> None:
         recommender.catalogue.check(filters)
     except UnknownName as error:
         raise HTTPException(422, str(error)) from None
+
+
+def change_hidden(generations: Generations, ids: list[str], hide: bool) -> dict:
+    """Raises HTTPException where an id is unknown, or the file of hidden listings cannot be read or written."""
+    if generations.current is None:
+        raise HTTPException(503, "the models are not loaded yet: try again", RETRY_AFTER)
+    try:
+        return {"hidden": generations.hide(ids, hide)}
+    except UnknownIds as error:
+        raise HTTPException(404, str(error)) from None
+    except StageError as error:
+        raise HTTPException(409, str(error)) from None
+    except OSError as error:
+        raise HTTPException(409, f"the file of hidden listings cannot be written ({error.strerror})") from None
 
 
 def counts_for_client(counts: Counts) -> dict:
@@ -360,10 +395,11 @@ def describe(app: FastAPI) -> dict:
     if generation is None:
         return description
     catalogue = generation.catalogue
-    examples = {
-        "product_id": catalogue.product(0)["product_id"],
-        "image_id": catalogue.image_ids([0])[0],
-    }
+    examples = {}
+    if len(catalogue.shown_rows):
+        examples["product_id"] = catalogue.product(catalogue.shown_rows[0])["product_id"]
+    if len(catalogue.shown_photos):
+        examples["image_id"] = catalogue.image_ids(catalogue.shown_photos[:1])[0]
     for path in description["paths"].values():
         for operation in path.values():
             for parameter in operation.get("parameters", []):

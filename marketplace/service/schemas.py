@@ -218,6 +218,12 @@ class Ready(BaseModel):
     generation: Generation
 
 
+class Hidden(BaseModel):
+    """What is hidden after a change."""
+
+    hidden: int = Field(description="Ids that are hidden now, all together.", examples=[2])
+
+
 class Reloaded(BaseModel):
     """What is served after a reload."""
 

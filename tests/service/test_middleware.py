@@ -62,7 +62,7 @@ def test_nothing_of_a_private_service_is_kept_by_a_cache(data_dir, client):
         for path in paths:
             for headers in ({"X-API-Key": KEY}, {}):
                 assert private.get(path, headers=headers).headers["Cache-Control"] == "private, no-store", path
-    assert client.get(photo).headers["Cache-Control"] == "public, max-age=3600"
+    assert client.get(photo).headers["Cache-Control"] == "public, max-age=60"
 
 
 @pytest.fixture(scope="module")

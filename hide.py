@@ -1,0 +1,54 @@
+"""Take listings down at once, whatever is served, or show them again.
+
+Reads   data/index/ (the published generation, whose listings are named by their ids)
+Writes  data/index/hidden.json, which a running API follows within two seconds
+Run     python hide.py ID ID ...            in no answer from now on, until they are shown again or gone from the table
+        python hide.py --unhide ID ID ...
+        python hide.py --list
+"""
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+
+from marketplace.cleaning.listings import canonical_id
+from marketplace.files import cli, generations, hidden
+from marketplace.files.stages import StageError
+from marketplace.retrieval import catalogue
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="data", type=Path, help="folder of all stages (default: %(default)s)")
+    parser.add_argument("ids", nargs="*", type=canonical_id, metavar="ID", help="a listing's id")
+    parser.add_argument("--unhide", action="store_true", help="show these listings again")
+    parser.add_argument("--list", action="store_true", help="print the ids of all hidden listings, one a line")
+    args = parser.parse_args(argv)
+    if args.list and (args.ids or args.unhide):
+        parser.error("argument --list: goes with neither ids nor --unhide")
+    if not args.list and not args.ids:
+        parser.error("give at least one id, or --list")
+    return args
+
+
+def run(args: argparse.Namespace) -> dict:
+    index_dir = args.data / "index"
+    if args.list:
+        for product_id in sorted(hidden.read(index_dir)):
+            print(product_id)
+        return {}
+    find = functools.partial(catalogue.find_ids, generations.current_generation(index_dir))
+    try:
+        left = hidden.change(index_dir, args.ids, not args.unhide, find)
+    except hidden.UnknownIds as error:
+        raise StageError(f"{error}: nothing was changed") from None
+    return {"hidden": len(left)}
+
+
+def main(argv=None) -> int:
+    return cli.exit_code(run, parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
