@@ -198,9 +198,9 @@ class Catalogue:
     def hiding(self, product_ids: Collection[str]) -> "Catalogue":
         """The same catalogue, in which no listing of these ids is found; ids that it does not have change nothing."""
         with self._connection() as connection:
-            rows = {row for row, _ in _find(connection, product_ids).values()}
+            rows = sorted(_find(connection, product_ids).values())
         view = copy.copy(self)
-        view.hidden_rows, view._is_shown = np.array(sorted(rows), np.int64), np.ones(self.n_products, bool)
+        view.hidden_rows, view._is_shown = np.array(rows, np.int64), np.ones(self.n_products, bool)
         view._is_shown[view.hidden_rows] = False
         view.words = self.words.hiding(self.keys[view.hidden_rows])
         return view

@@ -62,7 +62,7 @@ def test_a_damaged_file_is_told(tmp_path, content):
 def test_writers_at_once_lose_nothing_of_each_other_whatever_a_build_clears_away(tmp_path):
     code = (
         "import sys; from marketplace.files import hidden\n"
-        "for number in range(20): hidden.change(sys.argv[1], [f'{sys.argv[2]}{number}'], True, lambda ids: dict(zip(ids, ids)))"
+        "for number in range(20): hidden.change(sys.argv[1], [f'{sys.argv[2]}{number}'], True, set)"
     )
     writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name], cwd=ROOT) for name in "abc"]
     while any(writer.poll() is None for writer in writers):
@@ -76,7 +76,7 @@ def test_a_writer_killed_before_the_end_leaves_the_file_as_it_was_and_the_next_o
     code = (
         "import os, signal, sys; from marketplace.files import hidden\n"
         "hidden.os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "hidden.change(sys.argv[1], ['b'], True, lambda ids: dict(zip(ids, ids)))"
+        "hidden.change(sys.argv[1], ['b'], True, set)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT).returncode == -9
     assert hidden.read(tmp_path) == {"a"}

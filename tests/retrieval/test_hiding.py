@@ -114,7 +114,7 @@ def test_choices_lookups_and_photos_know_only_what_is_shown(recommender, table, 
     assert sum(count for path, count in choices["categories"].items() if " / " not in path) == (shown["category"] != "").sum()
     prices = shown["price"].dropna()
     if len(prices):
-        assert choices["price"] == {"min": prices.min(), "max": prices.max()}
+        assert choices["price"] == {"min": prices.min(), "max": prices.max(), "currency": "GBP"}
     for row, product_id in table["product_id"].items():
         is_shown = product_id not in hidden
         assert catalogue.product_row(product_id.upper()) == (row if is_shown else None)
