@@ -181,9 +181,9 @@ class Catalogue:
         self.columns = {name: np.asarray(reading.read_array(folder / f"{name}.npy")) for name in COLUMNS}
         self.names: dict[str, list[str]] = reading.read_json(folder / FILTERS)
         self.currency: str = self.names.pop("currency", POUNDS.currency)
-        self._categories = _codes_by_name(self.names["category"])
+        self._categories = self._all_categories = _codes_by_name(self.names["category"])
         self.telling_names = telling_names(self.names["category"])
-        self._places = Places(*(self.columns[kind] for kind in PLACES), *(self.names[kind] for kind in PLACES))
+        self._places = self._all_places = Places(*(self.columns[kind] for kind in PLACES), *(self.names[kind] for kind in PLACES))
         self.listing_of_photo = self.columns["product_of_photo"]
         self.n_products, self.n_photos = len(self.columns["price"]), len(self.listing_of_photo)
         self._photos = _Grouped(self.listing_of_photo, self.n_products)
@@ -202,8 +202,22 @@ class Catalogue:
         view = copy.copy(self)
         view.hidden_rows, view._is_shown = np.array(rows, np.int64), np.ones(self.n_products, bool)
         view._is_shown[view.hidden_rows] = False
-        view.words = self.words.hiding(self.keys[view.hidden_rows])
+        view.words = self.words.hiding(
+            self.keys[view.hidden_rows], lambda: [listing["name"] for listing in self.products(rows, ["name"])]
+        )
+        # A category or place that only hidden listings have is one that no listing has.
+        named, categories = set(view._shown_codes("category").tolist()), self._all_categories.items()
+        view._categories = {name: kept for name, codes in categories if (kept := [code for code in codes if code in named])}
+        view._places = self._all_places.among(view.shown_rows)
         return view
+
+    def _shown_codes(self, kind: str) -> np.ndarray:
+        """The codes of one of CODED, ascending, that listings have which are not hidden."""
+        codes = self.columns[kind][self.shown_rows]
+        return np.flatnonzero(np.bincount(codes[codes >= 0], minlength=len(self.names[kind])))
+
+    def _shown_names(self, kind: str) -> list[str]:
+        return [self.names[kind][code] for code in self._shown_codes(kind)]
 
     def shown(self, listing_rows: np.ndarray) -> np.ndarray:
         """Rows without those of hidden listings."""
@@ -278,10 +292,10 @@ class Catalogue:
         """Raises UnknownName for a category or place that no listing has."""
         if filters.category is not None and category_path(filters.category) not in self._categories:
             levels = {path: path if CATEGORY_SEPARATOR in filters.category else category_levels(path)[-1]
-                      for path in self.names["category"]}  # fmt: skip
+                      for path in self._shown_names("category")}  # fmt: skip
             raise UnknownName("category", filters.category, levels)
         if filters.location is not None and filters.location not in self._places:
-            places = dict.fromkeys(name for kind in PLACES for name in self.names[kind])
+            places = dict.fromkeys(name for kind in PLACES for name in self._shown_names(kind))
             raise UnknownName("place", filters.location, {name: name for name in places})
 
     def photos_of(self, listing_row: int) -> np.ndarray:
