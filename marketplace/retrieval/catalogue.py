@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import json
 import queue
 import sqlite3
@@ -24,7 +25,7 @@ DATABASE, FILTERS, CONTENT = "catalogue.sqlite", "filters.json", "content.npy"
 LISTING_KEYS = "listing_keys.npy"
 PLACES = ("town", "county")
 CODED = ("category", *PLACES)  # columns of codes, whose names are in FILTERS
-LISTING_COLUMNS = ("price", *CODED)
+LISTING_COLUMNS = ("price", *CODED, "seller")  # sellers by numbers alone, which nothing gives names to; -1 for none
 COLUMNS = (*LISTING_COLUMNS, "product_of_photo", "duplicates")  # each a .npy of the same name
 ROWS_AT_A_TIME = 16_384  # of listings in memory
 LEAST_ALIKE, SUGGESTIONS = 75, 3  # per cent of the letters that a name suggested for an unknown one shares with it
@@ -56,8 +57,9 @@ def write(
 ) -> None:
     """Write the catalogue's files into a generation's folder: row i is the i-th listing, or photo.
 
-    listings: PRODUCT_FIELDS, some at a time; image_ids: N; listing_of_photo: (N,) the listing of each photo; duplicates: (P,) the
-    same number for listings of the same photo or text (default: none are); currency: of the prices.
+    listings: PRODUCT_FIELDS and, where there is one, "seller", some at a time; image_ids: N; listing_of_photo: (N,) the listing
+    of each photo; duplicates: (P,) the same number for listings of the same photo or text (default: none are); currency: of the
+    prices.
     """
     columns, contents = _Columns(), [np.empty(0, np.uint64)]
     insert = f"INSERT INTO products VALUES ({', '.join('?' * (len(PRODUCT_FIELDS) + 1))})"
@@ -109,6 +111,7 @@ class _Columns:
 
     def __init__(self):
         self._codes: dict[str, dict[str, int]] = {name: {} for name in CODED}  # column -> name -> code
+        self._sellers = {"": -1}
         self._parts: dict[str, list[np.ndarray]] = {name: [] for name in LISTING_COLUMNS}
 
     def __len__(self) -> int:
@@ -120,11 +123,15 @@ class _Columns:
         for name in PLACES:
             codes, (at, values) = self._codes[name], pd.factorize(listings[name])
             self._parts[name].append(np.array([codes.setdefault(value, len(codes)) for value in values], np.int32)[at])
+        sellers = listings["seller"] if "seller" in listings else [""] * len(listings)
+        self._parts["seller"].append(
+            np.array([self._sellers.setdefault(one, len(self._sellers) - 1) for one in sellers], np.int32)
+        )
 
     def write(self, folder: Path, currency: str) -> None:
         """Write them, the names of the codes, and the currency."""
         atomic.write_array(folder / "price.npy", np.concatenate([np.empty(0, np.float32), *self._parts["price"]]))
-        for name in CODED:
+        for name in (*CODED, "seller"):
             atomic.write_array(folder / f"{name}.npy", self._joined_codes(name))
         atomic.write_json(folder / FILTERS, {name: list(codes) for name, codes in self._codes.items()} | {"currency": currency})
 
@@ -305,6 +312,20 @@ class Catalogue:
     def photos_of_each(self, listing_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the photos of N listings, one listing after the other, and (N,) how many each has."""
         return self._photos.of_each(listing_rows)
+
+    def has_sellers(self) -> bool:
+        """Whether the seller of any listing is told."""
+        return bool((self.columns["seller"] >= 0).any())
+
+    def of_same_seller(self, listing_row: int) -> np.ndarray:
+        """Rows, ascending, of the listings of a listing's seller, this one among them; it alone where none is named."""
+        seller = self.columns["seller"][listing_row]
+        return self._of_seller[seller] if seller >= 0 else np.array([listing_row])
+
+    @functools.cached_property
+    def _of_seller(self) -> "_Grouped":
+        sellers = self.columns["seller"]
+        return _Grouped(sellers, int(sellers.max(initial=-1)) + 1)
 
     def duplicates_of(self, listing_row: int) -> np.ndarray:
         """Rows of the listings of the same offer, this one among them, ascending."""

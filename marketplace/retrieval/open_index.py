@@ -27,6 +27,7 @@ from marketplace.retrieval.words import Counts, Sort, Wanted
 WINDOW = 100  # results are ranked this many at a time, then ten times as many: a later page never changes an earlier one
 CANDIDATES = 2  # of each kind of evidence, for each result of the window
 DEEPER = 3  # times as many at most, for a query of several listings: their mean is near to few, and between many
+MANY_EXCLUDED = 500  # listings that are no answer: to leave more out by a filter takes less time than to look that much deeper
 NEAREST = 3  # listings shown beside an answer of nothing
 LEAST_FILTERED = 0.5  # score that the best listing must have where filters leave out what is meant, or nothing is close
 SAME_KIND = 0.5  # of a category's agreement, from which a listing is said to be of the same kind
@@ -202,6 +203,10 @@ class OpenIndex:
         leave nothing to compare by. step: entered around the "search" for candidates and their "rank".
         """
         allowed = self.catalogue.allowed(filters)
+        if len(query.excluded_rows) > MANY_EXCLUDED:
+            allowed = np.ones(self.catalogue.n_products, bool) if allowed is None else allowed
+            allowed[query.excluded_rows] = False
+            query = replace(query, excluded_rows=query.excluded_rows[:0])
 
         def rank(window: int) -> Ranked:
             return self._rank_by_evidence(query, window, allowed, filters, step=step)
