@@ -68,7 +68,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--location", help="only those of a town, a county, 'Town, County', or what begins so")
     parser.add_argument("--min-score", default=0.0, type=_share, help="only those that score as much (default: %(default)s)")
     parser.add_argument("--exclude", type=Path, help="file of listings that are no answer, one id a line (default: none)")
-    parser.add_argument("--same-seller", default="yes", choices=("yes", "no"), help="no: none of its seller's (default: yes)")
+    parser.add_argument(
+        "--same-seller", default="yes", choices=("yes", "no"), help="no: without its seller's others (default: %(default)s)"
+    )
     parser.add_argument("--format", default="jsonl", choices=FORMATS, help="parquet needs pyarrow (default: %(default)s)")
     parser.add_argument("--workers", type=cli.positive, help="processes (default: one a core)")
     args = parser.parse_args(argv)
@@ -286,7 +288,7 @@ def write_parquet(paths: Sequence[Path], output: Path) -> int:
     rows = 0
     with pyarrow.parquet.ParquetWriter(output, schema) as writer:
         for path in paths:
-            records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            records = [orjson.loads(line) for line in path.read_bytes().splitlines()]
             writer.write_table(pyarrow.Table.from_pylist(records, schema))
             rows += len(records)
     return rows
