@@ -215,7 +215,7 @@ class VectorIndex:
         if len(rows) != self.rows or (rows < 0).any() or (self._list_of_row < 0).any():
             raise ValueError("the index holds other keys than the vectors have")
         self._list_sizes = np.bincount(list_numbers, minlength=1 if (ivf := _ivf(index)) is None else ivf.nlist)
-        self._listed_rows = np.split(rows, self._list_sizes.cumsum()[:-1])  # of each list
+        self._listed_rows = np.split(rows.astype(np.int32), self._list_sizes.cumsum()[:-1])  # of each list
 
     @classmethod
     def open(cls, folder: Path, files: Files) -> "VectorIndex":
@@ -277,11 +277,14 @@ class VectorIndex:
             found = self.index.search(query[None], k)[1][0]
         else:
             depth = min(RERANKED * k, self.rows)
+            nearness = None
             if lists is None:
-                lists = ivf.quantizer.search(query[None], ivf.nprobe)[1][0]
+                nearness, (lists,) = ivf.quantizer.search(query[None], ivf.nprobe)
             if self._list_sizes[lists].sum() <= depth:
-                return np.concatenate([self._listed_rows[number] for number in lists.tolist()])
-            found = self.index.search(query[None], depth)[1][0]
+                return np.concatenate([self._listed_rows[number] for number in lists.tolist()], dtype=np.int64)
+            if nearness is None:  # the codes tell how far a row is from its list's centre
+                nearness, (lists,) = ivf.quantizer.search(query[None], ivf.nprobe)
+            found = ivf.search_preassigned(query[None], depth, lists[None], nearness)[1][0]
         return self._rows_by_key.rows(found[found >= 0])
 
     def cosines(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
