@@ -270,7 +270,7 @@ class OpenIndex:
             alike = self.typed_search.alike(query.typed, rows) if query.typed is not None else {}
         else:
             alike = {}
-            if query.category is not None:
+            if query.category is not None and len(self.catalogue.names["category"]) > 1:  # of one kind alone all are
                 alike["category"] = self.tree.agreement(query.category, rows) >= SAME_KIND
             alike["text"] = np.ones(len(rows), bool)
         return answers.describe(self.catalogue, self.typed_search, hits, query, alike)
