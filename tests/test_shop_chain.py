@@ -73,13 +73,15 @@ def write_shop(folder: Path, rows: int) -> pd.DataFrame:
 
 
 def run_chain(data_dir: Path) -> None:
-    trained = ["--backbone", "efficientnet_lite0", "--image-size", "32", "--epochs", "1", "--workers", "0", "--device", "cpu"]
+    # From scratch on a small network, as what is shown here does not hang on what the photo model has learned.
+    trained = ["--backbone", "resnet18", "--weights", "none", "--image-size", "32", "--epochs", "1", "--batch-size", "64"]
+    trained += ["--embedding-size", "32", "--text-encoder", "none", "--workers", "0", "--device", "cpu"]
     shops = ["--schema", str(data_dir / "shop.toml"), "--products", str(data_dir / "raw" / "shop.csv")]
     for main, flags in (
         (clean_tabular_data.main, shops),
         (clean_images.main, ["--size", "32", "--workers", "1"]),
         (dataset.main, []),
-        (train.main, [*trained, "--text-encoder", "none"]),
+        (train.main, trained),
         (extract_embeddings.main, ["--device", "cpu"]),
         (build_index.main, []),
         (evaluate.main, ["--max-queries", "20"]),
@@ -100,18 +102,19 @@ def shop(tmp_path_factory):
 def test_every_listing_and_photo_of_the_shop_is_served(shop):
     files = list((shop.data_dir / "raw" / "images").iterdir())
     assert shop.client.get("/search", params={"k": 1}).json()["total"] == LISTINGS
-    assert shop.client.get("/healthcheck").json()["photos"] == len(files)
+    assert shop.client.get("/healthcheck").json()["rows"] == len(files)
     row = shop.table.iloc[0]
     answer = shop.client.get("/products/1").json()
     assert (answer["name"], answer["category"], answer["town"]) == (row["title"], row["path"].replace(">", " / "), "")
     assert f"EUR {answer['price']:.2f}".replace(".", ",") == row["price"].replace(".", "") and answer["currency"] == "EUR"
-    assert shop.client.get(answer["photos"][0]["url"]).headers["content-type"] == "image/jpeg"
+    assert shop.client.get(answer["photos"][0]["photo_url"]).headers["content-type"] == "image/jpeg"
     assert shop.client.get("/products/10").json()["photos"] == []  # it has none
 
 
 def test_words_photos_and_listings_find_the_shops_listings_in_its_currency(shop):
     typed = shop.client.get("/search", params={"q": "oak bed", "counts": "true"}).json()
-    assert all(result["category"] == "Home / Beds" and result["currency"] == "EUR" for result in typed["results"])
+    assert typed["results"] and all(result["name"].startswith("Oak bed") for result in typed["results"])
+    assert {result["currency"] for result in typed["results"]} == {"EUR"}
     assert {each["currency"] for each in typed["counts"]["prices"]} == {"EUR"}
     like = shop.client.get("/products/1/similar").json()["results"]
     assert like and all(result["currency"] == "EUR" for result in like)

@@ -2,7 +2,9 @@
 
 import io
 import json
+import re
 import stat
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -198,6 +200,18 @@ def test_a_schema_without_photos_and_no_table_of_them_is_one_sentence(shop, tmp_
         f"{tmp_path / 'shop.toml'} does not tell which photos a listing has, and {path} does not exist: "
         "give photos or photo_pattern there, or --images-csv"
     )
+
+
+def test_the_shop_of_the_docs_is_read_as_they_say(shop):
+    page = (Path(__file__).resolve().parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    schema, table = re.search("```toml\n(.*?)```.*?```\n(sku;.*?)```", page, re.DOTALL).groups()
+    write_photos(shop.data_dir / "raw" / "images", "1001_1.jpg", "1001_2.jpg")
+    assert shop([], schema=schema, text=table)[0] == 0
+    products = shop.read("products.csv")
+    assert products[["product_id", "name", "category", "price", "description", "photos"]].values.tolist() == [
+        ["1001", "Oak bed frame", "Home / Beds", "1249.0", "Solid oak, 160 x 200", "2"],
+        ["1002", "Road bike", "Sport / Bikes", "480.0", "", "0"],
+    ]
 
 
 # The currency
