@@ -226,10 +226,8 @@ def run(args: argparse.Namespace) -> dict:
         wanted = None if listed is None else set(listed["image_id"].str.lower())
         selection = _select(source, uri, listed)
         if not selection.candidates and selection.skipped:
-            raise StageError(
-                f"no listing in {args.data / 'tabular'} has one of the {selection.skipped} photos of {uri}: take Products.csv, "
-                "Images.csv and the photos from one export, or give --all-photos"
-            )
+            raise StageError(none_is_wanted(args.data / "tabular", selection.skipped, uri, listed))
+        tell_missing(selection, uri, listed)
         there = {name for name in _cleaned(stage.folder) if wanted is None or name.lower() in wanted}
         _check_removed(uri, there, {name for name in there if name.lower() not in selection.candidates}, args.max_removed)
         stage.begin()
@@ -245,6 +243,27 @@ def run(args: argparse.Namespace) -> dict:
         _check_removed(uri, there, there - kept, args.max_removed)
         removed = _remove_others(stage.folder, kept)
         return stage.finish(counts, ["photos.csv"]) | {"cleaned": cleaned, "reused": len(records) - cleaned, "removed": removed}
+
+
+def none_is_wanted(tabular_dir: Path, photos_there: int, uri: str, listed: pd.DataFrame) -> str:
+    """The sentence for a source whose photos no listing has. listed: images.csv."""
+    nobodys = f"no listing in {tabular_dir} has one of the {photos_there} photos of {uri}"
+    if FILE in listed and len(listed):
+        return f"{nobodys}: they are not called as the table names them, such as {listed[FILE].iloc[0]}; give their folder"
+    return f"{nobodys}: take Products.csv, Images.csv and the photos from one export, or give --all-photos"
+
+
+def tell_missing(selection: Selection, uri: str, listed: pd.DataFrame | None) -> None:
+    """Say on stderr which photos that a shop's table names are not there. listed: images.csv."""
+    if listed is None or FILE not in listed:
+        return
+    there = selection.candidates.keys() | {photo.image_id.lower() for photo, _ in selection.unread}
+    missing = listed.loc[~listed["image_id"].str.lower().isin(there), FILE]
+    if len(missing):
+        print(
+            f"{len(missing)} of {len(listed)} photos that the table names are not in {uri}, such as {missing.iloc[0]}",
+            file=sys.stderr,
+        )
 
 
 def tabulate(selection: Selection, records: Mapping[Key, Mapping]) -> pd.DataFrame:

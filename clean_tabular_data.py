@@ -21,6 +21,7 @@ import pandas as pd
 from marketplace.cleaning import photo_names, records, sources, tables
 from marketplace.cleaning import schema as schemas
 from marketplace.cleaning.listings import CATEGORY_SEPARATOR, join_spellings, plausible_prices
+from marketplace.cleaning.prices import before_amounts
 from marketplace.files import atomic, cli, s3, stages
 from marketplace.files.stages import StageError
 
@@ -123,12 +124,22 @@ def find_inputs(args: argparse.Namespace) -> Inputs:
     if names_photos and args.images_csv:
         raise StageError(f"{args.schema} says itself how photos are called: leave out --images-csv, or {names_photos} there")
     products = s3.local_file(args.products or raw_dir / "Products.csv", raw_dir / "s3")
-    images_csv = None if names_photos else s3.local_file(args.images_csv or raw_dir / "Images.csv", raw_dir / "s3")
+    images_csv = None if names_photos else find_images_csv(args)
     photos = None
     if schema.photo_pattern:
         photos = sources.list_source(sources.uri_of(args.photos, args.data), raw_dir / "s3", sources.MAX_ZIP_BYTES)
     key = read_sellers_key(args.data / SELLERS_KEY, make=not args.dry_run) if schema.seller else b""
     return Inputs(schema, args.schema, products, images_csv, photos, key)
+
+
+def find_images_csv(args: argparse.Namespace) -> Path:
+    path = args.data / "raw" / "Images.csv"
+    if args.schema and not args.images_csv and not path.exists():
+        raise StageError(
+            f"{args.schema} does not tell which photos a listing has, and {path} does not exist: "
+            "give photos or photo_pattern there, or --images-csv"
+        )
+    return s3.local_file(args.images_csv or path, args.data / "raw" / "s3")
 
 
 def read_sellers_key(path: Path, make: bool) -> bytes:
@@ -178,7 +189,9 @@ def clean_listings(
     path: Path, table: tables.RawTable, cleaner: records.ListingCleaner, folder: Path | None
 ) -> tuple[pd.DataFrame, list[dict]]:
     """The listings that can be kept, and the rejects; StageError when there is none to keep, with the rejects in `folder`."""
-    rows, rejects = records.clean_records(table, "Products.csv", cleaner.schema.id, cleaner.clean, cleaner.is_id)
+    rows, rejects = records.clean_records(
+        table, "Products.csv" if cleaner.schema.is_export else path.name, cleaner.schema.id, cleaner.clean, cleaner.is_id
+    )
     if not rows:
         reasons = ", ".join(f"{reason}: {times}" for reason, times in count_reasons(rejects).items()) or "no records"
         if folder:
@@ -287,9 +300,9 @@ def summarise(report: dict, currency: str) -> str:
     )
     tidied = ", ".join(f"{column} {times}" for column, times in report["texts_tidied"].items() if times) or "none"
     lines.append(f"texts tidied: {tidied}; categories joined to a commoner spelling: {report['categories_joined']}")
-    sign = "£" if currency == "GBP" else f"{currency} "
     prices = ", ".join(
-        f"{float(share):.0%} {sign}{price:,.2f}" for share, price in report["price_quantiles"]["plausible"].items()
+        f"{float(share):.0%} {before_amounts(currency)}{price:,.2f}"
+        for share, price in report["price_quantiles"]["plausible"].items()
     )
     lines.append(f"plausible prices: {prices or 'none'}")
     lines += [f"{rows:>9,}  {name}" for name, rows in report["rows_per_main_category"].items()]

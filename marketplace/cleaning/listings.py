@@ -98,7 +98,7 @@ def _folded(levels: list[str]) -> tuple[str, ...]:
 
 
 def plausible_prices(prices: pd.Series, categories: pd.Series) -> pd.Series:
-    """Whether each price, in pounds, can be meant: a bool each.
+    """Whether each price can be meant: a bool each.
 
     Prices of one category spread over factors, so they are compared as log10. The centre is the category's median, the
     spread 1.4826 times the median absolute deviation (the standard deviation of a normal distribution, unmoved by jokes).

@@ -21,7 +21,7 @@ from marketplace.files import s3
 from marketplace.files.stages import StageError
 
 IMAGE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")  # a file's stem; the export's are UUIDs
-NOT_PHOTOS = {".csv", ".db", ".ini", ".json", ".md", ".txt", ".zip"}  # suffixes of what lies beside photos
+NOT_PHOTOS = {".csv", ".db", ".ini", ".json", ".md", ".parquet", ".txt", ".zip"}  # suffixes of what lies beside photos
 # Suffixes of pictures, in the order in which files of one id are tried: HEIC last, as what lies beside it was made from it for
 # programs that cannot read it. Files of other suffixes, such as a phone's .MOV and .AAE, come after all of these.
 PICTURES = (
