@@ -229,6 +229,12 @@ SPEED = (
     ("api", "{listings:,.0f} listings, queries a CPU second by title; p99", "{title_qps:.0f}; {title_p99_ms:.0f} ms"),
     ("api", "{listings:,.0f} listings, queries a CPU second by listing; p99", "{similar_qps:.0f}; {similar_p99_ms:.0f} ms"),
     (
+        "recommend",
+        "`recommend.py` at {listings:,.0f} listings, one after the other over HTTP in brackets: listings a second",
+        "{bulk_a_second:,.0f} ({http_a_second:,.0f}): {times_as_many:.1f}x",
+    ),
+    ("recommend", "CPU time a listing, likewise", "{bulk_cpu_ms:.1f} ms ({http_cpu_ms:.1f} ms)"),
+    (
         "api",
         "mixed load, a new index every 20 s: answers; failed or mixed",
         "{mixed_answers:,.0f}; {mixed_failures:.0f}",

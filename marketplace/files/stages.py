@@ -134,7 +134,7 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
             Reads("embeddings", EMBEDDED, optional=ENCODED),
         ),
         ("current.json", "<generation>/"),
-        schema=11,
+        schema=12,
     ),
     "evaluation": Contract(
         "evaluate.py",

@@ -1,5 +1,6 @@
 """What a result must be, and the names by which categories and places are asked for; the same for every engine."""
 
+import copy
 import functools
 from collections import Counter
 from collections.abc import Sequence
@@ -94,6 +95,13 @@ class Places:
             if pair >= 0:
                 for name in place_names(town_names[pair >> 32], county_names[pair & 0xFFFFFFFF]):
                     self._places_named.setdefault(name, []).append(place)
+
+    def among(self, rows: np.ndarray) -> "Places":
+        """The same, in which the places of some rows alone have names."""
+        view, named = copy.copy(self), set(np.unique(self._place_of_row[rows]).tolist())
+        places_named = self._places_named.items()
+        view._places_named = {name: kept for name, places in places_named if (kept := [one for one in places if one in named])}
+        return view
 
     def within(self, location: str) -> np.ndarray:
         """(N,) bool of the rows in a place: those whose place is called so; where none is, those whose place begins so."""

@@ -10,7 +10,7 @@ import math
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,7 +25,7 @@ from marketplace.cleaning.redaction import MARK
 from marketplace.files import generations
 from marketplace.files.stages import StageError
 from marketplace.retrieval import filters as names
-from marketplace.retrieval.analysis import ANALYZERS, aligned, clean, fold, stem
+from marketplace.retrieval.analysis import ANALYZERS, aligned, clean, fold, split, stem
 from marketplace.retrieval.filters import MAX_NAME, Filters
 from marketplace.retrieval.forward import MAX_WORDS
 
@@ -252,16 +252,16 @@ class WordIndex:
         self._searcher = index.searcher()
         self._schema = index.schema
         self._deleted = sum(segment["deletes"]["num_deleted_docs"] for segment in segments if segment["deletes"])
-        self._hidden = np.empty(0, np.int64)
+        self._hidden, self._hidden_names = np.empty(0, np.int64), list
 
     def __len__(self) -> int:
         return self._searcher.num_docs - len(self._hidden)
 
-    def hiding(self, keys: np.ndarray) -> "WordIndex":
+    def hiding(self, keys: np.ndarray, names: Callable[[], list[str]]) -> "WordIndex":
         """The same index, whose totals, counts, pages and frequencies are those without the listings of some keys (n,), which are
-        all in it; candidates() finds them still."""
+        all in it; candidates() finds them still. names: gives the names of these listings, in any order."""
         view = copy.copy(self)
-        view._hidden = keys
+        view._hidden, view._hidden_names = keys, names
         return view
 
     def search(
@@ -334,11 +334,13 @@ class WordIndex:
         """How many names hold all of some stems."""
         if not all(self._searcher.doc_freq("name", stem) for stem in stems):
             return 0
-        return self._searcher.search(_every(*(self._term("name", stem) for stem in stems)), 1).count
+        return self._searcher.search(self._shown(_every(*(self._term("name", stem) for stem in stems))), 1).count
 
     def name_words(self) -> list[tuple[str, int]]:
         """Every word of a name, in its exact form, and how many names hold it, those of deleted listings among them."""
-        return self._searcher.terms_with_prefix("name_exact", "")
+        hidden = Counter(word for name in self._hidden_names() for word in set(split(name)[:MAX_WORDS]))
+        counts = self._searcher.terms_with_prefix("name_exact", "")
+        return [(word, count - hidden[word]) for word, count in counts if count > hidden[word]] if hidden else counts
 
     def words_beginning(self, beginning: str, most: int) -> tuple[str, ...]:
         """Stems of the commonest words that begin so."""
@@ -395,7 +397,10 @@ class WordIndex:
 
     def _asked(self, wanted: Wanted | None, filters: Filters | None) -> Query:
         """The listings that pass the filters, are wanted, and are not hidden."""
-        asked = self._passing(wanted, filters)
+        return self._shown(self._passing(wanted, filters))
+
+    def _shown(self, asked: Query) -> Query:
+        """What a query finds and is not hidden."""
         if not len(self._hidden):
             return asked
         hidden = self._hidden.tolist()
@@ -443,7 +448,7 @@ class WordIndex:
     def _in_place(self, name: str) -> Query:
         """The places that are called so; where none is, those that begin so."""
         exactly = self._named("places", name)
-        if not name or self._searcher.search(exactly, 1).count:
+        if not name or self._searcher.search(self._shown(exactly), 1).count:
             return exactly
         # Not phrase_prefix_query, which finds the first 50 names only.
         return Query.fuzzy_term_query(self._schema, "places", name, distance=0, prefix=True)

@@ -397,14 +397,14 @@ def describe(app: FastAPI) -> dict:
     if generation is None:
         return description
     catalogue = generation.catalogue
-    examples = {}
-    if len(catalogue.shown_rows):
-        examples["product_id"] = catalogue.product(catalogue.shown_rows[0])["product_id"]
-    if len(catalogue.shown_photos):
-        examples["image_id"] = catalogue.image_ids(catalogue.shown_photos[:1])[0]
+    examples = {
+        "product_id": [product["product_id"] for product in catalogue.products(catalogue.shown_rows[:1])],
+        "image_id": catalogue.image_ids(catalogue.shown_photos[:1]),
+    }
     for path in description["paths"].values():
         for operation in path.values():
             for parameter in operation.get("parameters", []):
                 if parameter["name"] in examples:
-                    parameter["example"] = examples[parameter["name"]]
+                    parameter.pop("example", None)  # FastAPI keeps the description: its listing may be hidden now
+                    parameter.update(("example", one) for one in examples[parameter["name"]])
     return description

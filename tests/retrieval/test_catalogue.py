@@ -53,6 +53,20 @@ def write(folder: Path, listings: list[pd.DataFrame], *arguments) -> None:
     words.write(folder, catalogue.read_listings(folder), [row_keys])
 
 
+@settings(max_examples=30)
+@given(st.lists(st.sampled_from(["", "a" * 32, "b" * 32, "c" * 32]), min_size=1, max_size=12))
+def test_the_listings_of_one_seller_are_found_by_any_of_them(sellers):
+    products = make_products(len(sellers)).assign(seller=sellers)
+    with tempfile.TemporaryDirectory() as name:
+        write(Path(name), [products[:2], products[2:]], [], np.empty(0, int))
+        written = Catalogue(Path(name))
+        for row, seller in enumerate(sellers):
+            expected = [other for other, name in enumerate(sellers) if name == seller] if seller else [row]
+            assert written.of_same_seller(row).tolist() == expected
+        assert written.has_sellers() is any(sellers)
+        assert not any("aaaa" in path.read_text(errors="ignore") for path in Path(name).rglob("*") if path.is_file())
+
+
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory) -> Catalogue:
     folder = tmp_path_factory.mktemp("catalogue")
