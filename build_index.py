@@ -67,7 +67,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> dict:
     arguments = {name: getattr(args, name) for name in ("kind", "recall", "max_memory", "full", "purge")}
     own = digest_own(args.embeddings) | digest_synonyms(args.data)
-    with stages.open_stage(args.data, "index", arguments, own) as stage:
+    with stages.open_stage(args.data, "index", arguments, own, flags=cli.flags_of(args, "full", "purge")) as stage:
         if stage.is_done():
             return stage.summary()
         entries = Entries.read(args.data, args.embeddings)

@@ -8,6 +8,7 @@ Run     python clean_tabular_data.py
 import argparse
 import functools
 import hashlib
+import json
 import os
 import secrets
 import sys
@@ -27,6 +28,7 @@ from marketplace.files.stages import StageError
 
 REJECT_COLUMNS = ["source", "record", "id", "reason", "raw"]
 SELLERS_KEY = "seller.key"  # below --data: kept from one run to the next, so that a seller's hash stays
+KEPT_ROWS = ".cleaned.jsonl"  # rows of the last run, so that the next one cleans only what is new
 EXAMPLES, EXAMPLE_ENDS = 3, 80  # rejects of a reason that --dry-run shows, and characters of both ends of each
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)  # of the prices, in the report
 
@@ -83,7 +85,8 @@ def run(args: argparse.Namespace) -> dict:
     inputs = find_inputs(args)
     if args.dry_run:
         return preview(inputs, args.category_depth)
-    with stages.open_stage(args.data, "tabular", inputs.arguments(args.category_depth), inputs.digests()) as stage:
+    flags, arguments = cli.flags_of(args, "dry_run", "schema_example"), inputs.arguments(args.category_depth)
+    with stages.open_stage(args.data, "tabular", arguments, inputs.digests(), flags=flags) as stage:
         if stage.is_done():
             return stage.summary()
         stage.begin()
@@ -168,21 +171,27 @@ class Cleaned:
 
 
 def clean_tables(inputs: Inputs, category_depth: int, folder: Path | None) -> Cleaned:
-    """The listings and photos that can be kept. folder: where rejects go when no listing can; None: to stderr."""
-    table, cleaner = open_listings(inputs)
+    """The listings and photos that can be kept. folder: where rows are kept for the next run, and rejects go when no listing can
+    be kept; None: to stderr."""
+    table, cleaner = open_listings(inputs, folder)
     listings, rejects = clean_listings(inputs.products, table, cleaner, folder)
     labels = label(listings, category_depth)
     photos, photo_rejects = clean_photos(inputs, cleaner, listings)
     listings["price_plausible"] = plausible_prices(listings["price"], listings["main_category"])
     listings["photos"] = listings["product_id"].map(photos["product_id"].value_counts()).fillna(0).astype("int64")
     report = make_report(listings, photos, rejects, photo_rejects, cleaner)
+    cleaner.before.save()
     return Cleaned(listings, photos, labels, rejects + photo_rejects, report)
 
 
-def open_listings(inputs: Inputs) -> tuple[tables.RawTable, records.ListingCleaner]:
+def open_listings(inputs: Inputs, folder: Path | None) -> tuple[tables.RawTable, records.ListingCleaner]:
     table = tables.open_table(inputs.products, inputs.schema, inputs.schema_path)
     extra = records.extra_columns(table.columns, inputs.schema)
-    return table, records.ListingCleaner(inputs.schema, extra, inputs.sellers_key)
+    cleaner = records.ListingCleaner(inputs.schema, extra, inputs.sellers_key)
+    if folder:
+        made_by = [stages.STAGES["tabular"].schema, inputs.arguments(0), extra]
+        cleaner.before = records.CleanedBefore(folder / KEPT_ROWS, hashlib.sha256(json.dumps(made_by).encode()).hexdigest())
+    return table, cleaner
 
 
 def clean_listings(

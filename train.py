@@ -156,7 +156,8 @@ def run(args: argparse.Namespace) -> dict:
     currency = read_currency(args.data / "tabular")
     deciding |= {"currency": currency} if currency != POUNDS.currency else {}
     raw = weights_digest(args.weights) | encoder_export.check_name(args.text_encoder)
-    with stages.open_stage(args.data, "model", deciding, raw, locked=ranks.rank == 0) as stage:
+    flags = cli.flags_of(args, *left_out)
+    with stages.open_stage(args.data, "model", deciding, raw, locked=ranks.rank == 0, flags=flags) as stage:
         if config.finetune != "head":
             ranks.start(config.device)
         elif ranks.rank:
@@ -224,6 +225,12 @@ def train(
     summary = accuracies | {f"price_{name}": value for name, value in figures["price"].items()}
     written = [name for name in stages.STAGES["model"].writes if encoder.dimension or name not in stages.TEXT_ENCODER]
     return stage.finish({"validation": summary, "embedding": chosen.name, "text_encoder": encoder.name}, written)
+
+
+def write_learned(listings: pd.DataFrame, classes: list[str], model_dir: Path) -> None:
+    """Of which label and split each listing is now: product_id, label, split; update.py compares them with later ones."""
+    labels = listings["label"].map(dict(enumerate(classes)))
+    atomic.write_csv(model_dir / stages.LEARNED, listings[["product_id", "split"]].assign(label=labels))
 
 
 def evaluation_transform(input_size: int, mean: list[float], std: list[float]) -> Callable[[bytes], torch.Tensor]:
@@ -446,6 +453,7 @@ def fit_table_models(data: Photos, vectors: np.ndarray, by_photo: pd.DataFrame, 
     photo, text and fused category models, and of the price.
     """
     table = listings_with_splits(data.data_dir)
+    write_learned(table, data.every.classes, model_dir)
     table["text"] = texts(table)
     encoder = text_encoder.TextEncoder.load(model_dir, threads=max(1, data.config.workers))
     vectors_of = pd.DataFrame(vectors).groupby(data.every.table["product_id"].to_numpy()).mean()

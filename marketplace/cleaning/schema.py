@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import functools
 import re
 import tomllib
 from pathlib import Path
@@ -122,6 +123,10 @@ class Schema:
         """The raw column of a field, "" where the table has none."""
         return getattr(self, field)
 
+    @functools.cached_property
+    def _columns(self) -> dict[str, str]:
+        return {field: self.column(field) for field in (*FIELDS, *MARKS)}
+
     def used(self) -> list[str]:
         """The raw columns that have a meaning, which the table must have."""
         return [self.column(field) for field in (*FIELDS, *MARKS) if self.column(field)]
@@ -133,7 +138,7 @@ class Schema:
 
     def fields(self, raw: dict[str, str]) -> dict[str, str]:
         """Field -> text of a raw record, the constants in place of what is missing."""
-        texts = {field: raw[self.column(field)] if self.column(field) else "" for field in (*FIELDS, *MARKS)}
+        texts = {field: raw[column] if column else "" for field, column in self._columns.items()}
         return {field: text if text.strip() else self.missing.get(field, text) for field, text in texts.items()}
 
     def date(self, text: str) -> str:

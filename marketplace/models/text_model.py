@@ -4,22 +4,21 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import safetensors.numpy
 import scipy.sparse
-from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
-from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.naive_bayes import ComplementNB
-from sklearn.preprocessing import normalize
-from sklearn.svm import LinearSVC
 
 from marketplace.files import atomic, reading
 from marketplace.files.stages import StageError
 from marketplace.models.text_encoder import TEXT_TOKENS, TextEncoder
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import LinearSVC
 
 DESCRIPTION, WEIGHTS = "table_models.json", "table_models.safetensors"
 FILES = (DESCRIPTION, WEIGHTS)
@@ -236,6 +235,8 @@ def fit(
     texts: N, of listings.text(); labels: (N,) int; paths: N full category paths "A / B / C"; encoder, meanings: what tells the
     texts' meaning, and TableModels.meanings() of them where that is there already.
     """
+    from sklearn.decomposition import TruncatedSVD  # who only uses a model that is there need not wait for it
+
     vectorisers = {name: _vectoriser(name) for name in WHOLE + TITLE}
     try:
         blocks = [vectoriser.fit_transform(_part(name, texts)) for name, vectoriser in vectorisers.items()]
@@ -265,6 +266,11 @@ def _fit_classifiers(
     seed: int,
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """TableModels' classes and FITTED, and its paths."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.naive_bayes import ComplementNB
+    from sklearn.preprocessing import normalize
+    from sklearn.svm import LinearSVC
+
     # Every C and alpha was the best of three or four round numbers on listings outside the training data.
     naive_bayes = ComplementNB(alpha=0.3).fit(_presence(features, n_words), labels)
     told = scipy.sparse.hstack([features, scipy.sparse.csr_matrix(MEANING_SCALE * meanings)], format="csr")
@@ -315,6 +321,8 @@ def _likeliest_weights(scores: np.ndarray, labels: np.ndarray, start: np.ndarray
     scores: (S, N, K); labels: (N,) in 0..K-1. A normal prior around `start`, worth one listing, keeps the weights finite where
     the scores tell every listing apart. Source: temperature scaling, Guo et al. 2017, with a weight for each score.
     """
+    from scipy.optimize import minimize
+
     rows = np.arange(len(labels))
     scores = scores.astype(np.float64)
 
@@ -335,7 +343,7 @@ def _sample(paths: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _fit_linear(
-    linear: LinearSVC | LogisticRegression, features: np.ndarray | scipy.sparse.csr_matrix, labels: np.ndarray
+    linear: "LinearSVC | LogisticRegression", features: np.ndarray | scipy.sparse.csr_matrix, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """A linear classifier's (inputs, K) coefficients and (K,) biases, of which scikit-learn keeps one for two classes, and for
     one class refuses to fit any."""
