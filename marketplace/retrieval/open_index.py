@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,7 +41,7 @@ class Query:
     photos: (n, D) vectors; text: (T,) vector; typed: a person's words; category: (codes,) probabilities of CategoryTree;
     price: in the table's currency; place: codes of town and county. excluded_rows: listings that are no answer, such as the one
     that asks; viewed: how many of the catalogue's listings ask; weights: by kind of evidence, what the ranker's own are
-    multiplied by.
+    multiplied by; photo_lists, text_lists: VectorIndex.probed() of the photos and the text, where that was asked for.
     """
 
     photos: np.ndarray | None = None
@@ -53,6 +53,8 @@ class Query:
     excluded_rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     viewed: int = 0
     weights: Mapping[str, float] = field(default_factory=dict)
+    photo_lists: Sequence[np.ndarray] | None = None
+    text_lists: np.ndarray | None = None
 
     @property
     def kinds(self) -> list[str]:
@@ -165,6 +167,20 @@ class OpenIndex:
             excluded_rows=np.array([listing_row]),
             viewed=1,
         )
+
+    def queries_of(self, listing_rows: Iterable[int]) -> list[Query]:
+        """query_of() each of many, which are answered the same in less time."""
+        queries = [self.query_of(row) for row in listing_rows]
+        with_photos, with_text = ([one for one in queries if kind in one.kinds] for kind in ("photo", "text"))
+        if with_photos:
+            lists = iter(self.photo_index.probed(np.concatenate([query.photos for query in with_photos])))
+            for query in with_photos:
+                query.photo_lists = [next(lists) for _ in query.photos]
+        if with_text:
+            lists = self.text_index.probed(np.stack([query.text for query in with_text]))
+            for query, own in zip(with_text, lists, strict=True):
+                query.text_lists = own
+        return queries
 
     def place_of(self, listing_row: int) -> tuple[int, int] | None:
         """Codes of town and county; None where it has neither."""
@@ -399,13 +415,14 @@ class OpenIndex:
         if query.photos is not None and self.catalogue.n_photos:
             listing_of_photo = self.catalogue.listing_of_photo
             allowed_photos = None if allowed is None else allowed[listing_of_photo]
-            for vector in query.photos:
+            for vector, lists in zip(query.photos, query.photo_lists or [None] * len(query.photos), strict=True):
                 photos = functools.partial(
-                    self.photo_index.nearest_groups, vector, group_of_row=listing_of_photo, allowed=allowed_photos
+                    self.photo_index.nearest_groups, vector, group_of_row=listing_of_photo, allowed=allowed_photos, lists=lists
                 )
                 found.append(self.catalogue.first_shown(photos, depth))
         if query.text is not None:
-            found.append(self.catalogue.first_shown(lambda k: self.text_index.nearest(query.text, k, allowed)[0], depth))
+            texts = lambda k: self.text_index.nearest(query.text, k, allowed, query.text_lists)[0]  # noqa: E731
+            found.append(self.catalogue.first_shown(texts, depth))
         if query.typed is not None:
             found.append(self.typed_search.find(query.typed, depth, filters, allowed))
         rows = np.sort(np.concatenate(found)) if found else np.empty(0, np.int64)
