@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import json
+import math
 import queue
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -30,6 +31,8 @@ COLUMNS = (*LISTING_COLUMNS, "product_of_photo", "duplicates")  # each a .npy of
 ROWS_AT_A_TIME = 16_384  # of listings in memory
 LEAST_ALIKE, SUGGESTIONS = 75, 3  # per cent of the letters that a name suggested for an unknown one shares with it
 MANY_HIDDEN = 0.1  # of the listings: from here on searches are told which are not, by which they take longer
+MOST_PRICE_STEPS = 7  # where ranges begin that prices are counted in,
+USUAL_PRICES = 0.02, 0.98  # between these of their quantiles
 CONNECTIONS = 8  # to the database, shared by all threads: each query holds one for a millisecond or two
 PRODUCT_FIELDS = (
     "product_id", "name", "description", "category", "price", "price_plausible", "town", "county", "posted_on",
@@ -193,6 +196,7 @@ class Catalogue:
         self._places = self._all_places = Places(*(self.columns[kind] for kind in PLACES), *(self.names[kind] for kind in PLACES))
         self.listing_of_photo = self.columns["product_of_photo"]
         self.n_products, self.n_photos = len(self.columns["price"]), len(self.listing_of_photo)
+        self.price_steps = price_steps(self.columns["price"])
         self._photos = _Grouped(self.listing_of_photo, self.n_products)
         self._duplicates = _Grouped(self.columns["duplicates"], int(self.columns["duplicates"].max(initial=-1)) + 1)
         self.keys = np.asarray(reading.read_array(folder / LISTING_KEYS))
@@ -397,6 +401,18 @@ class Catalogue:
         bounds = {"min": float(np.nanmin(prices)), "max": float(np.nanmax(prices))} if len(prices) else None
         price = bounds and bounds | {"currency": self.currency}
         return {"categories": counts["category"], "towns": counts["town"], "counties": counts["county"], "price": price}
+
+
+def price_steps(prices: np.ndarray) -> tuple[float, ...]:
+    """Where the ranges of prices begin that are counted: 1, 2.5 and 5 times powers of ten between nearly all prices (N,), the
+    highest MOST_PRICE_STEPS of them; of no prices PRICE_STEPS."""
+    above_nothing = prices[prices > 0]  # NaN is not
+    if not len(above_nothing):
+        return words.PRICE_STEPS
+    low, high = np.quantile(above_nothing.astype(np.float64), USUAL_PRICES).tolist()
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = [round(digits * 10.0**power, 2) for power in powers for digits in (1, 2.5, 5)]
+    return tuple(step for step in steps if max(low, 0.1) < step <= high)[-MOST_PRICE_STEPS:] or (round(low, 2) or 0.01,)
 
 
 class _Grouped:

@@ -19,7 +19,7 @@ class Filters:
     """What a result must be; None: anything.
 
     category: a name at any level of the path, or a path from its start; location: a place's whole text, its town or its county,
-    or the beginning of one where no place is called so; prices in pounds, both ends included.
+    or the beginning of one where no place is called so; prices in the table's currency, both ends included.
     """
 
     category: str | None = None
@@ -73,9 +73,9 @@ def place_names(town: str, county: str) -> frozenset[str]:
     return frozenset(names - {""})
 
 
-def comparable_price(pounds: float) -> float:
+def comparable_price(amount: float) -> float:
     """A price as the columns hold prices, so that a bound is met by the price that was typed."""
-    return float(np.float32(min(pounds, MAX_PRICE)))
+    return float(np.float32(min(amount, MAX_PRICE)))
 
 
 def _folded(name: str) -> str:

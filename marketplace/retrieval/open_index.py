@@ -39,9 +39,9 @@ class Query:
     """Evidence to look for; any of it may be missing.
 
     photos: (n, D) vectors; text: (T,) vector; typed: a person's words; category: (codes,) probabilities of CategoryTree;
-    price: pounds; place: codes of town and county. excluded_rows: listings that are no answer, such as the one that asks; viewed:
-    how many of the catalogue's listings ask; weights: by kind of evidence, what the ranker's own are multiplied by; photo_lists,
-    text_lists: VectorIndex.probed() of the photos and the text, where that was asked for.
+    price: in the table's currency; place: codes of town and county. excluded_rows: listings that are no answer, such as the one
+    that asks; viewed: how many of the catalogue's listings ask; weights: by kind of evidence, what the ranker's own are
+    multiplied by; photo_lists, text_lists: VectorIndex.probed() of the photos and the text, where that was asked for.
     """
 
     photos: np.ndarray | None = None
@@ -281,7 +281,7 @@ class OpenIndex:
                 return self._rank_typed(typed, more).among(kept)
 
         hits = _reaching(min_score, self._hits(rank, offset, offset + k, allowed))
-        counts = self.catalogue.words.counts(result.wanted, filters) if with_counts else None
+        counts = self.catalogue.words.counts(result.wanted, filters, self.catalogue.price_steps) if with_counts else None
         described = self._describe(hits, query)
         return Found(described, result.total, counts, corrections=corrections)
 
@@ -291,7 +291,7 @@ class OpenIndex:
             alike = self.typed_search.alike(query.typed, rows) if query.typed is not None else {}
         else:
             alike = {}
-            if query.category is not None:
+            if query.category is not None and len(self.catalogue.names["category"]) > 1:  # of one kind alone all are
                 alike["category"] = self.tree.agreement(query.category, rows) >= SAME_KIND
             alike["text"] = np.ones(len(rows), bool)
         return answers.describe(self.catalogue, self.typed_search, hits, query, alike)
@@ -303,7 +303,7 @@ class OpenIndex:
         rows = self.catalogue.row_of_key.rows(keys)
         photos = [None if photo < 0 else photo for photo in self._best_photos(Query(), rows)[0].tolist()]
         hits = [Hit(row, photo, None, {}, []) for row, photo in zip(rows.tolist(), photos, strict=True)]
-        counts = self.catalogue.words.counts(wanted, filters) if with_counts else None
+        counts = self.catalogue.words.counts(wanted, filters, self.catalogue.price_steps) if with_counts else None
         return Found(self._describe(hits, query), total, counts)
 
     def ranked(self, query: Query, k: int, excluded: np.ndarray, kinds: Collection[str] = KINDS) -> np.ndarray:

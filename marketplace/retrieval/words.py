@@ -32,7 +32,7 @@ from marketplace.retrieval.forward import MAX_WORDS
 FOLDER = "words"  # in a generation
 WEIGHTS = {"name": 5.0, "description": 1.0, "category": 2.0}  # in BM25: a title says what a thing is
 HEAP_BYTES = 256_000_000  # that writing may fill before a segment goes to disk: 100,000 listings are one segment
-PRICE_STEPS = (10, 25, 50, 100, 250, 500, 1000)  # pounds; where the price ranges that are counted begin
+PRICE_STEPS = (10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0)  # where the price ranges that are counted begin, by default
 MAX_NAMES = 10_000  # of categories or places that are counted
 KEYS_AT_ONCE = 200  # asked for in one query: the time of a union of more terms grows faster than their number
 SNIPPET_CHARACTERS = 160
@@ -66,7 +66,7 @@ class Wanted:
 def write(folder: Path, listings: Iterable[pd.DataFrame], keys: Iterable[np.ndarray]) -> None:
     """Write the word index of a generation.
 
-    listings: name, description, category, price (pounds or NaN), town, county, posted_on (ISO date or ""), some at a time;
+    listings: name, description, category, price (or NaN), town, county, posted_on (ISO date or ""), some at a time;
     keys: (N,) int64 of each of these blocks, positive, all different.
     """
     (folder / FOLDER).mkdir()
@@ -149,10 +149,10 @@ def _document(
         if value:
             document.add_text(field, value[:MAX_NAME])
     priced, day = price == price, datetime.date.fromisoformat(posted_on[:10]).toordinal() if posted_on else 0
-    pounds = names.comparable_price(price) if priced else math.inf
-    bits = int(np.float32(pounds).view(np.uint32))  # 31 of them, which sort as prices do
+    amount = names.comparable_price(price) if priced else math.inf
+    bits = int(np.float32(amount).view(np.uint32))  # 31 of them, which sort as prices do
     if priced:
-        document.add_float("price", pounds)
+        document.add_float("price", amount)
     for field, value in (("cheapest", bits), ("dearest", bits if priced else -1), ("newest", day)):
         # Listings of one price or day have an order of their own, the same in every generation.
         document.add_integer(field, value << 31 | key >> 32)
@@ -282,10 +282,10 @@ class WordIndex:
         """How many listings search() finds."""
         return self._searcher.search(self._asked(wanted, filters), 1).count
 
-    def counts(self, wanted: Wanted | None, filters: Filters | None = None) -> Counts:
-        """Of all listings that search() finds."""
+    def counts(self, wanted: Wanted | None, filters: Filters | None = None, price_steps: Sequence[float] = PRICE_STEPS) -> Counts:
+        """Of all listings that search() finds. price_steps: where the price ranges begin, ascending."""
         asked = {field: {"terms": {"field": field, "size": MAX_NAMES}} for field in ("category_path", "town", "county")}
-        ranges = _price_ranges()
+        ranges = _price_ranges(price_steps)
         asked["price"] = {"range": {"field": "price", "ranges": list(ranges.values())}}
         found = self._searcher.aggregate(self._asked(wanted, filters), asked)
         towns, counties, paths = (_counted(found, field) for field in ("town", "county", "category_path"))
@@ -488,12 +488,13 @@ class Highlighter:
         return Snippet(found.fragment(), [(start, end) for start, end in marks if start not in redacted])
 
 
-def _price_ranges() -> dict[tuple[float, float | None], dict[str, float]]:
+def _price_ranges(steps: Sequence[float]) -> dict[tuple[float, float | None], dict[str, float]]:
     """The lowest and the highest price of each range, and the range as tantivy takes it: without its upper end, which is the next
     float32 above the highest price."""
-    highest = [round(step - 0.01, 2) for step in PRICE_STEPS]
+    below = np.nextafter(np.array(steps, np.float32), np.float32(0)).tolist()  # of amounts beyond millions a hundredth is nothing
+    highest = [round(min(step - 0.01, lower), 2) for step, lower in zip(steps, below, strict=True)]
     ends = [float(np.nextafter(np.float32(price), np.float32(np.inf))) for price in highest]
-    lowest = (0.0, *map(float, PRICE_STEPS))
+    lowest = (0.0, *steps)
     first, last = {"to": ends[0]}, {"from": ends[-1]}
     between = ({"from": start, "to": end} for start, end in itertools.pairwise(ends))
     return dict(zip(zip(lowest, (*highest, None), strict=True), (first, *between, last), strict=True))
