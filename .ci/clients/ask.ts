@@ -3,8 +3,9 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 
-import { client } from "./shop_client/client.gen";
-import { checkHealth, embedPhoto, findSimilarImages, getProduct, predictListing, recommendProducts, search } from "./shop_client";
+import { client } from "./shop_client/client.gen.js";
+import { type SearchResults } from "./shop_client/index.js";
+import { checkHealth, embedPhoto, findSimilarImages, getPhoto, getProduct, predictListing, recommendProducts, search } from "./shop_client/index.js";
 
 const question = JSON.parse(readFileSync("question.json", "utf8"));
 client.setConfig({ baseUrl: question.url });
@@ -14,9 +15,9 @@ const photo = (name: "photo" | "other_photo") => new File([readFileSync(question
 async function readAllPages(): Promise<string[]> {
   const found: string[] = [];
   for (let offset: number | null = 0; offset !== null; ) {
-    const { data } = await search({ query: { k: 25, offset }, throwOnError: true });
-    found.push(...data.results.map((result) => result.product_id));
-    offset = data.next_offset;
+    const page: SearchResults = (await search({ query: { k: 25, offset }, throwOnError: true })).data;
+    found.push(...page.results.map((result) => result.product_id));
+    offset = page.next_offset;
   }
   return found;
 }
@@ -45,6 +46,8 @@ const recommended = await recommendProducts({ body: { ids: [question.product_id]
 assert.equal(recommended.data.results.length, 5);
 const one = await getProduct({ path: { product_id: question.product_id }, throwOnError: true });
 assert.equal(one.data.product_id, question.product_id);
+const shown = await getPhoto({ path: { image_id: one.data.photos[0].image_id }, parseAs: "blob", throwOnError: true });
+assert.equal((shown.data as Blob).type, "image/jpeg");
 const refused = await getProduct({ path: { product_id: "nobody" } });
 assert.equal(refused.error?.detail, "no listing has the id nobody");
 console.log("the generated TypeScript client: searched, uploaded, recommended");

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -100,27 +101,19 @@ def question(data_dir: Path) -> dict:
 
 
 def ask_by_python(work: Path) -> None:
-    run(
-        "openapi-python-client",
-        "generate",
-        "--path",
-        "openapi.json",
-        "--meta",
-        "none",
-        "--output-path",
-        "shop_client",
-        "--fail-on-warning",
-        work=work,
-    )
+    (work / "config.json").write_text(json.dumps({"content_type_overrides": {"image/jpeg": "application/octet-stream"}}))
+    generate = ["generate", "--path", "openapi.json", "--config", "config.json", "--meta", "none", "--output-path", "shop_client"]
+    run("openapi-python-client", *generate, "--fail-on-warning", work=work)
     run("python", str(HERE / "ask.py"), work=work)
 
 
 def ask_by_typescript(work: Path) -> None:
-    run("openapi-ts", "--input", "openapi.json", "--output", "src/shop_client", "--silent", work=work)
-    (work / "src" / "ask.ts").write_text((HERE / "ask.ts").read_text())
+    options = {"target": "es2022", "module": "nodenext", "strict": True, "types": ["node"], "outDir": "built"}
+    (work / "tsconfig.json").write_text(json.dumps({"compilerOptions": options, "include": ["src"]}))
     (work / "package.json").write_text('{"type": "module"}')
-    run("tsc", "--strict", "--target", "es2022", "--module", "esnext", "--moduleResolution", "bundler",
-        "--lib", "es2022,dom,dom.iterable", "--types", "node", "--outDir", "built", "src/ask.ts", work=work)  # fmt: skip
+    run("openapi-ts", "--input", "openapi.json", "--output", "src/shop_client", "--silent", work=work)
+    shutil.copy(HERE / "ask.ts", work / "src")
+    run("tsc", work=work)
     run("node", "built/ask.js", work=work)
 
 

@@ -11,10 +11,10 @@ from rapidfuzz import fuzz, process
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
+from marketplace.service.sentences import MAX_TOLD, PHOTO_FIELD
+
 LEAST_ALIKE = 65  # per cent of the letters that a name suggested for an unknown one shares with it
 AS_ALIKE = 10  # per cent less than the nearest, up to which others are suggested beside it
-MAX_TOLD = 64  # characters of a client's own words in a sentence
-IMAGE = "image"  # the form's field for photos
 BARE_PHOTO = ("image/", "application/octet-stream")  # how the Content-Type of a body that is a photo begins
 JSON = re.compile(r"application/([\w.-]+\+)?json\b", re.IGNORECASE)
 
@@ -43,7 +43,7 @@ class PhotoCall(Call):
     """A call that takes a form of photos and parameters, or a photo as its body and the parameters in the query."""
 
     def query_names(self) -> list[str]:
-        return [name for name in _names(self.dependant, "body_params") if name != IMAGE]
+        return [name for name in _names(self.dependant, "body_params") if name != PHOTO_FIELD]
 
     def read(self, request: Request) -> Request:
         return PhotoRequest(request.scope, request.receive)
@@ -57,7 +57,7 @@ class PhotoRequest(Request):
             file = tempfile.SpooledTemporaryFile()  # noqa: SIM115  # in memory; the form closes it
             file.write(await self.body())
             file.seek(0)
-            fields = [(IMAGE, UploadFile(file))]
+            fields = [(PHOTO_FIELD, UploadFile(file))]
         else:
             fields = (await super().form(**limits)).multi_items()
         given = dict(fields)
@@ -89,7 +89,7 @@ def refuse_unknown(given: Collection[str], names: Collection[str], kind: str) ->
         advice = f"did you mean {' or '.join(name for name, alike, _ in near if alike > near[0][1] - AS_ALIKE)}?"
     else:
         advice = f"this call takes {', '.join(names)}" if names else "this call takes none"
-    raise HTTPException(422, f"unknown {kind} '{unknown[:MAX_TOLD]}': {advice}")
+    raise HTTPException(422, f"unknown {kind} {unknown[:MAX_TOLD]!r}: {advice}")  # escaped, as it may hold what cannot be written
 
 
 def _names(dependant: Dependant, kind: str) -> Iterator[str]:

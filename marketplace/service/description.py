@@ -5,7 +5,7 @@ import copy
 from fastapi import FastAPI
 
 from marketplace.retrieval.catalogue import Catalogue
-from marketplace.service.calls import IMAGE
+from marketplace.service.sentences import PHOTO_FIELD
 
 FORM, JSON = "multipart/form-data", "application/json"
 
@@ -45,7 +45,7 @@ def _query_parameters(form: dict) -> list[dict]:
             "schema": {key: value for key, value in field.items() if key not in ("default", "description", "examples")},
         }
         for name, field in form["properties"].items()
-        if name != IMAGE
+        if name != PHOTO_FIELD
     ]
 
 

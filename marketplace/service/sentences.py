@@ -18,7 +18,7 @@ SAID = {  # pydantic's types of errors -> what to do; names in braces are those 
     "bool_type": "give true or false",
     "literal_error": "give {expected}",
     "string_type": "give text",
-    "string_unicode": "give text of whole characters, as half of a surrogate pair is none",
+    "string_unicode": "give text that is valid Unicode",
     "string_too_short": "give at least {min_length} characters",
     "string_too_long": "give at most {max_length} characters",
     "list_type": "give a list",
@@ -29,8 +29,9 @@ SAID = {  # pydantic's types of errors -> what to do; names in braces are those 
 ONE_OF_MANY = re.compile("(at least 1 (?:item|character))s")
 IN_REQUEST = ("query", "body", "path", "header")
 KEY = "[key]"  # the last of an error's location where a name in an object is wrong, and not what it stands for
+MAX_TOLD = 64  # characters of a client's own words
 NO_PHOTO = "send a photo as a file of the form, or as the body with its Content-Type, such as image/jpeg"
-PHOTO_FIELD = "image"
+PHOTO_FIELD = "image"  # of a form
 
 
 def sentence(error: Mapping) -> str:
@@ -49,5 +50,5 @@ def _field(where: Sequence[str | int]) -> str:
     """The name of a field, and which part of it is meant."""
     name, *parts = where
     if parts and parts[-1] == KEY:
-        return f"the name '{parts[0]}' in {name}"
+        return f"the name {parts[0][:MAX_TOLD]!r} in {name}"
     return "".join(f"item {part + 1} of " if isinstance(part, int) else f"{part} in " for part in reversed(parts)) + str(name)
