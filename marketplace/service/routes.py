@@ -239,7 +239,7 @@ def search(
     return one_page(found.results, page, k) | {
         "total": min(found.total, EXACT_TOTAL),
         "total_is_at_least": found.total > EXACT_TOTAL,
-        "counts": found.counts and counts_for_client(found.counts),
+        "counts": found.counts and counts_for_client(found.counts, recommender.catalogue.currency),
         "nearest": found.nearest,
         "corrections": found.corrections,
     }
@@ -390,8 +390,10 @@ def change_hidden(generations: Generations, ids: list[str], hide: bool) -> dict:
         raise HTTPException(409, f"the file of hidden listings cannot be written ({error.strerror})") from None
 
 
-def counts_for_client(counts: Counts) -> dict:
-    prices = [{"min": low, "max": high, "listings": listings} for (low, high), listings in counts.prices.items()]
+def counts_for_client(counts: Counts, currency: str) -> dict:
+    prices = [
+        {"min": low, "max": high, "currency": currency, "listings": listings} for (low, high), listings in counts.prices.items()
+    ]
     return {"categories": counts.categories, "towns": counts.towns, "counties": counts.counties, "prices": prices}
 
 
