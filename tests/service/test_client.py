@@ -8,7 +8,6 @@ import pytest
 from starlette.testclient import TestClient
 
 import api
-from marketplace.cleaning import listings
 from marketplace.files import reading
 from marketplace.service.settings import Settings
 from tests.service.conftest import KEY, add_generation, publish
@@ -16,22 +15,6 @@ from tests.service.conftest import KEY, add_generation, publish
 NO_PHOTO = "image: send a photo as a file of the form, or as the body with its Content-Type, such as image/jpeg"
 SEARCH_TAKES = "q, sort, counts, category, min_price, max_price, location, k, offset, min_score"
 PHOTO_TAKES = "text, category, min_price, max_price, location, k, offset, min_score"
-
-
-@pytest.fixture(scope="module")
-def client(demo_dir):
-    with TestClient(api.create_app(Settings(demo_dir))) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def products(demo_dir):
-    return listings.read_products(demo_dir / "tabular").set_index("product_id")
-
-
-@pytest.fixture(scope="module")
-def photos_table(demo_dir):
-    return reading.read_csv(demo_dir / "dataset" / "training_data.csv")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ import pytest
 from starlette.testclient import TestClient
 
 import api
-from marketplace.cleaning import listings
 from marketplace.files import hidden
 from marketplace.files.stages import StageError
 from marketplace.service import reload
@@ -29,11 +28,6 @@ HEADERS = {"X-API-Key": KEY}
 def unwatched(monkeypatch):
     """The service looks at files only when it is asked to."""
     monkeypatch.setattr(reload, "POLL_S", 3600)
-
-
-@pytest.fixture(scope="module")
-def products(demo_dir):
-    return listings.read_products(demo_dir / "tabular").set_index("product_id")
 
 
 @pytest.fixture

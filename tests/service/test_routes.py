@@ -16,29 +16,12 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from starlette.testclient import TestClient
 
 import api
-from marketplace.cleaning import decoders, listings
-from marketplace.files import reading
+from marketplace.cleaning import decoders
 from marketplace.retrieval.recommender import Recommender
 from marketplace.service import dependencies, schemas
 from marketplace.service.settings import Settings
 from tests.cleaning.test_decoders import slow_photo
 from tests.cleaning.test_photos import encoded
-
-
-@pytest.fixture(scope="module")
-def client(demo_dir):
-    with TestClient(api.create_app(Settings(demo_dir))) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def photos_table(demo_dir):
-    return reading.read_csv(demo_dir / "dataset" / "training_data.csv")
-
-
-@pytest.fixture(scope="module")
-def products(demo_dir):
-    return listings.read_products(demo_dir / "tabular").set_index("product_id")
 
 
 def raw_photo(demo_dir: Path, image_id: str) -> bytes:
