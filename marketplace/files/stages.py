@@ -61,6 +61,7 @@ TABLE_MODELS = (
     *("table_models.json", "table_models.safetensors", "price_model.json", "price_model.safetensors"),
     "text_encoder.json",
 )
+PRICE_RANGES = "price_ranges.csv"  # of the listings that the price model learned from, by models that had not seen them
 TEXT_ENCODER = ("text_encoder.onnx", "tokenizer.json")  # where there is one: text_encoder.json tells
 LEARNED = "listings.csv"  # label and split of every listing at the training
 EMBEDDED = ("image_ids.json", "vectors.npy", "probabilities.npy", "text_vectors.npy")
@@ -78,10 +79,10 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
     ),
     "images": Contract(
         "clean_images.py",
-        "makes every photo an upright sRGB square, or says why not",
+        "makes every photo an upright sRGB square, and a copy to look at, or says why not",
         {"--photos": "a folder, a zip or s3://"},
         (Reads("tabular", ("images.csv",)),),
-        ("<image_id>.jpg", "photos.csv"),
+        ("<image_id>.jpg", "photos.csv", "display/<image_id>.jpg", "display.csv"),
         schema=8,
     ),
     "dataset": Contract(
@@ -109,8 +110,8 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
             Reads("images", ("photos.csv",)),
             Reads("dataset", ("settings.json", "listings.csv", "training_data.csv")),
         ),
-        (*PHOTO_MODEL, *TABLE_MODELS, *TEXT_ENCODER, LEARNED, "metrics.json", "curves.png"),
-        schema=8,
+        (*PHOTO_MODEL, *TABLE_MODELS, *TEXT_ENCODER, LEARNED, PRICE_RANGES, "metrics.json", "curves.png"),
+        schema=9,
     ),
     "embeddings": Contract(
         "extract_embeddings.py",
@@ -131,9 +132,10 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
         "builds or updates what the API serves, and publishes it",
         {"--embeddings": "photo vectors of your own"},
         (
-            Reads("tabular", ("products.csv",)),
+            Reads("tabular", ("products.csv", "rejected.csv")),
+            Reads("images", ("photos.csv",), made_from=(), optional=("display.csv",)),
             Reads("dataset", ("listings.csv", "training_data.csv")),
-            Reads("model", (*PHOTO_MODEL, *TABLE_MODELS), made_from=(), optional=TEXT_ENCODER),
+            Reads("model", (*PHOTO_MODEL, *TABLE_MODELS, PRICE_RANGES), made_from=(), optional=TEXT_ENCODER),
             Reads("embeddings", EMBEDDED, optional=ENCODED),
         ),
         ("current.json", "<generation>/"),

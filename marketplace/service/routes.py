@@ -1,9 +1,10 @@
 """The routes of the API, its page, and its description."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import anyio
 import numpy as np
@@ -11,24 +12,25 @@ from fastapi import APIRouter, Body, Depends, HTTPException, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from pydantic import AfterValidator, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from marketplace.cleaning.listings import canonical_id
 from marketplace.files.hidden import UnknownIds
 from marketplace.files.stages import StageError
-from marketplace.retrieval import several
+from marketplace.retrieval import moderation, several
 from marketplace.retrieval.catalogue import UnknownName
 from marketplace.retrieval.filters import MAX_NAME
 from marketplace.retrieval.open_index import WINDOW
 from marketplace.retrieval.recommender import Query as Evidence
 from marketplace.retrieval.recommender import Recommender
 from marketplace.retrieval.words import Counts
-from marketplace.service import schemas
+from marketplace.service import exports, schemas
 from marketplace.service.calls import Call, PhotoCall, refuse_unknown_fields
 from marketplace.service.dependencies import (
     BINARY,
+    MAX_K,
     MAX_OFFSET,
     RETRY_AFTER,
     BodyFilters,
@@ -54,6 +56,7 @@ from marketplace.service.meters import Meters
 from marketplace.service.reload import Generations
 from marketplace.service.schemas import ErrorMessage
 from marketplace.service.sentences import sentence
+from marketplace.service.settings import Settings
 
 WEB_DIR = Path(__file__).parents[2] / "web"
 PHOTO_CACHE_S = 60  # that a photo may be shown after its listing was hidden, by who had it before
@@ -82,6 +85,7 @@ TAGS = [
     {"name": "listings", "description": "One listing, and those like one or several."},
     {"name": "service", "description": "Whether it answers, and its figures."},
     {"name": "admin", "description": "For who holds the key."},
+    {"name": "moderation", "description": "For who holds the key: what a moderator may want to look at."},
 ]
 NOT_AN_IMAGE = {400: {"model": ErrorMessage, "description": "Not a usable image, or not a multipart form"}}
 TOO_LARGE = {413: {"model": ErrorMessage, "description": "Too large"}}
@@ -92,6 +96,7 @@ NO_KEY = {401: {"model": ErrorMessage, "description": "The key is missing or wro
 Id = Annotated[  # no limit would let halves of surrogate pairs through
     str, Field(max_length=MAX_NAME), AfterValidator(canonical_id)
 ]
+PhotoId = Annotated[str, PathParameter(description="A photo's id.")]
 HiddenIds = Annotated[list[Id], Body(embed=True, min_length=1, max_length=MAX_HIDDEN_IDS, description="Listings' ids.")]
 Weight = Annotated[float, Field(ge=0, le=MAX_WEIGHT, allow_inf_nan=False)]
 UPLOAD_ERRORS = NOT_AN_IMAGE | TOO_LARGE | BAD_VALUE
@@ -124,6 +129,7 @@ photo_router = APIRouter(route_class=PhotoCall, tags=["photos"])
 admin = APIRouter(
     prefix="/admin", route_class=Call, tags=["admin"], dependencies=[Depends(check_key), Depends(refuse_unknown_fields)]
 )
+moderators = APIRouter(prefix="/moderate", route_class=Call, tags=["moderation"], dependencies=[Depends(check_key)])
 
 
 @watched.get("/healthcheck", response_model=schemas.Health, responses=ANSWERED)
@@ -199,7 +205,7 @@ async def predict_listing(
     image: Uploads = [],  # noqa: B006
     text: Words = None,
 ):
-    """The likely categories of a new listing, and a price range, from photos of it, words, or both."""
+    """The likely categories of a new listing, a price range, and the listings to compare its price with."""
     vectors, probabilities = await photos.embed(recommender, image) if image else (None, None)
     vector = None if vectors is None else mean_vector(vectors)
     try:
@@ -247,11 +253,8 @@ def search(
 
 @router.get("/products/{product_id}", response_model=schemas.Product, responses=KEPT | UNKNOWN | BAD_VALUE, tags=["listings"])
 def get_product(recommender: UnchangedGeneration, product_id: ProductId):
-    """One listing and its photos."""
-    row = row_of(recommender, product_id)
-    image_ids = recommender.catalogue.image_ids(recommender.catalogue.photos_of(row))
-    shown = [{"image_id": image_id, "photo_url": f"/images/{image_id}.jpg"} for image_id in image_ids]
-    return recommender.catalogue.product(row) | {"currency": recommender.catalogue.currency, "photos": shown}
+    """One listing: its photos, what it could ask, its duplicates, and more of the same seller."""
+    return recommender.product(row_of(recommender, product_id))
 
 
 @router.get(
@@ -312,17 +315,29 @@ def get_filters(recommender: UnchangedGeneration):
 @router.get(
     "/images/{image_id}.jpg", response_class=FileResponse, responses=UNKNOWN | BAD_VALUE | PHOTO_ANSWERS, tags=["listings"]
 )
-def get_photo(
-    request: Request,
-    recommender: CurrentGeneration,
-    settings: CurrentSettings,
-    image_id: Annotated[str, PathParameter(description="A photo's id.")],
-):
-    """A photo, cleaned."""
+def get_photo(request: Request, recommender: CurrentGeneration, settings: CurrentSettings, image_id: PhotoId):
+    """A photo, cleaned: the square that the model sees."""
+    return answer_photo(request, recommender, settings, image_id, [settings.images_dir])
+
+
+@router.get(
+    "/images/{image_id}/display", response_class=FileResponse, responses=UNKNOWN | BAD_VALUE | PHOTO_ANSWERS, tags=["listings"]
+)
+def get_display(request: Request, recommender: CurrentGeneration, settings: CurrentSettings, image_id: PhotoId):
+    """A photo to look at: whole, at most 800 pixels a side; the cleaned square where none was kept."""
+    return answer_photo(request, recommender, settings, image_id, [settings.display_dir, settings.images_dir])
+
+
+def answer_photo(
+    request: Request, recommender: Recommender, settings: Settings, image_id: str, folders: Sequence[Path]
+) -> Response:
+    """The photo of the first of some folders that has it; raises HTTPException where none has, or its listing is hidden."""
     image_id = canonical_id(image_id)
-    path = settings.images_dir / f"{image_id}.jpg"
-    # An id never holds a separator: nothing outside the folder can be named.
-    if not re.fullmatch(r"[\w-]{1,64}", image_id) or not recommender.catalogue.has_photo(image_id) or not path.is_file():
+    # An id never holds a separator: nothing outside the folders can be named.
+    is_shown = re.fullmatch(r"[\w-]{1,64}", image_id) and recommender.catalogue.has_photo(image_id)
+    paths = (folder / f"{image_id}.jpg" for folder in folders if is_shown)
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
         raise HTTPException(404, f"no photo has the id {image_id[:64]}")
     response = request.app.state.photo_files.file_response(path, path.stat(), request.scope)
     if not settings.private:
@@ -356,6 +371,38 @@ def hide_products(generations: ServiceGenerations, ids: HiddenIds):
 def unhide_products(generations: ServiceGenerations, ids: HiddenIds):
     """Show listings again that were taken down; those that were not stay as they are."""
     return change_hidden(generations, ids, False)
+
+
+@moderators.get("/counts", response_model=schemas.ModerationCounts, responses=NO_ADMIN)
+def get_moderation_counts(recommender: CurrentGeneration):
+    """How many entries each list for moderators has, by reason."""
+    counts = recommender.moderation.counts()
+    return {"lists": [{"list": name, "total": sum(found.values()), "reasons": found} for name, found in counts.items()]}
+
+
+@moderators.get(
+    "/{list}",
+    response_model=schemas.ModerationPage,
+    responses=NO_ADMIN | BAD_VALUE | {200: {"content": {"text/csv": {}}}},
+)
+def get_moderation_list(
+    recommender: CurrentGeneration,
+    name: Annotated[moderation.List, PathParameter(alias="list", description="The list.")],
+    reason: Annotated[str | None, Query(max_length=MAX_NAME, description="Entries of this reason alone.")] = None,
+    k: Annotated[int, Query(ge=1, le=MAX_K, description="How many entries.")] = 50,
+    offset: Annotated[int, Query(ge=0, le=2**31, description="How many entries to leave out before.")] = 0,
+    format: Annotated[Literal["json", "csv"], Query(description="json: a page; csv: the whole list.")] = "json",
+):
+    """One of the lists for moderators, hidden listings among them and marked."""
+    found = recommender.moderation
+    if format == "csv":
+        headers = {"Content-Disposition": f'attachment; filename="{name}.csv"', "Cache-Control": "private, no-store"}
+        lines = exports.csv_lines(recommender.catalogue, found, name, reason)
+        return StreamingResponse(lines, media_type="text/csv; charset=utf-8", headers=headers)
+    reasons = found.counts()[name]
+    total = sum(reasons.values()) if reason is None else reasons.get(reason, 0)
+    entries = exports.describe(recommender.catalogue, found.page(name, reason, k, offset))
+    return {"list": name, "total": total, "reasons": reasons, "results": entries}
 
 
 @watched.get("/", include_in_schema=False)
