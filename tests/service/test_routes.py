@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 
 import api
 from marketplace.cleaning import decoders
+from marketplace.files import reading
 from marketplace.retrieval.recommender import Recommender
 from marketplace.service import dependencies, schemas
 from marketplace.service.settings import Settings
