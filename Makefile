@@ -1,6 +1,7 @@
 # make demo   from a bare checkout to ranked answers over HTTP, on a synthetic marketplace
 # make serve  the same, and the service keeps running
 # make test   from a bare checkout to a green suite
+# make check-deploy  the operator's files with DVC, promtool, nginx, systemd and buildah, as root on Debian
 # make docs   the tables of README.md and docs/, and docs/cli.md, from code and benchmarks/results/
 # make setup  only the virtual environment that all of them use
 
@@ -17,7 +18,7 @@ REQUIREMENTS := requirements.txt requirements-dev.txt constraints.txt
 DIGEST := $(shell cat $(REQUIREMENTS) | cksum | cut -d ' ' -f 1)
 READY := .venv/.ready-$(DIGEST)
 
-.PHONY: setup test demo serve docs pipeline curl
+.PHONY: setup test check-deploy demo serve docs pipeline curl
 setup: $(READY)
 
 $(READY): $(REQUIREMENTS)
@@ -28,6 +29,9 @@ $(READY): $(REQUIREMENTS)
 
 test: setup
 	$(PY) -m pytest
+
+check-deploy: setup
+	PYTHON=$(PY) deploy/check.sh
 
 docs: setup
 	$(PY) docs/render.py
