@@ -99,14 +99,14 @@ api=$!
 started+=("$api")
 openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=marketplace.example -days 2 -keyout "$scratch/privkey.pem" -out "$scratch/fullchain.pem" 2>/dev/null
 sed -e "s|127.0.0.1:8080|127.0.0.1:$api_port|; s|listen 80;|listen 127.0.0.1:$plain_port;|; s|listen 443 |listen 127.0.0.1:$tls_port |" \
-  -e "/listen \[::\]/d; s|/etc/marketplace/tls|$scratch|; s|/run/|$scratch/|; s|/var/log/nginx|$scratch|" deploy/nginx.conf >"$scratch/site.conf"
+  -e "/listen \[::\]/d; s|/etc/marketplace/tls|$scratch|; s|/run/marketplace|$scratch/marketplace|; s|/var/log/nginx|$scratch|" deploy/nginx.conf >"$scratch/site.conf"
 cat >"$scratch/nginx.conf" <<EOF
 user root;
 pid $scratch/nginx.pid;
 events {}
 http {
     include $scratch/tools/etc/nginx/mime.types;
-    proxy_temp_path $scratch/proxy; fastcgi_temp_path $scratch/fastcgi; uwsgi_temp_path $scratch/uwsgi; scgi_temp_path $scratch/scgi;
+    client_body_temp_path $scratch/body; proxy_temp_path $scratch/proxy; fastcgi_temp_path $scratch/fastcgi; uwsgi_temp_path $scratch/uwsgi; scgi_temp_path $scratch/scgi;
     include $scratch/site.conf;
 }
 EOF
@@ -147,7 +147,7 @@ container=$("${buildah[@]}" from localhost/marketplace)
 inside=("${buildah[@]}" run --isolation chroot --volume "$data:/data:ro" "$container" --)
 [ "$("${inside[@]}" id -u)" = 10001 ] || fail "the container runs as another user than 10001"
 [ -z "$("${inside[@]}" sh -c 'pip list 2>/dev/null | grep -i -w torch; find /opt/marketplace -name "*.csv" -size +100k')" ] || fail "the image holds torch or data"
-command=$("${buildah[@]}" inspect --format '{{join .OCIv1.Config.Entrypoint " "}} {{join .OCIv1.Config.Cmd " "}}' "$container")
+command=$("${buildah[@]}" inspect --format '{{.OCIv1.Config.Entrypoint}} {{.OCIv1.Config.Cmd}}' "$container" | tr -d '[]')
 [ "$command" = "python api.py --data /data --host 0.0.0.0" ] || fail "the image runs $command"
 "$PYTHON" api.py --data "$data" --port "$api_port" 2>"$scratch/api.log" >/dev/null &
 started+=("$!")
