@@ -17,7 +17,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 import api
-from marketplace.files import stages
+from marketplace.files import hidden, locks, stages
 from marketplace.service import connections, settings, workers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -298,6 +298,11 @@ def test_dvc_runs_the_stages_of_the_table_on_what_they_read_and_write():
     assert set(runs) == {contract.script for contract in stages.STAGES.values()}
     uncached = {name for _, outputs in runs.values() for name, how in outputs.items() if how.get("cache") is False}
     assert uncached == {"images", "features", "embeddings", "index"}
+
+
+def test_dvc_does_not_see_what_changes_while_the_api_serves():
+    ignored = (ROOT / ".dvcignore").read_text(encoding="utf-8").splitlines()
+    assert {locks.LOCK, hidden.LOCK, hidden.FILE} <= set(ignored) and "dvc.lock" not in ignored
 
 
 # The page about it
