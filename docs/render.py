@@ -324,6 +324,25 @@ def speed() -> str:
     return f"{table(['what', 'figure'], rows)}\n\n{measured(*dict.fromkeys(name for name, *_ in ran))}"
 
 
+SIZING = (  # a template's benchmark, what is to be sized, what one unit takes
+    ("api", "queries by words, {listings:,} listings", "{title_qps:,} a core-second"),
+    ("api", "listings like one, of as many", "{similar_qps:,} a core-second"),
+    ("api", "a photo query, ResNet-50 in fp32", "{p50_ms:.0f} ms of the processor"),
+    ("api", "one more worker; ResNet-50 in fp32 in it", "{extra_worker_mb} MB; {model_mb} MB"),
+    ("fuzz", "a decoder: one a core, and one more for two, of each worker", "{decoder_pss_mb:.0f} MB"),
+    ("slow_clients", "the service beside 60 uploads of 19 MB that are not whole", "{now_half_photos_mb} MB"),
+    ("search", "a photo's vector of 256 in the index, mapped from the disk", "{bytes_per_vector:.0f} bytes"),
+    ("scale", "peak memory of build_index.py over the photos' raw vectors (1 KB each at 256)", "{build_peak_over_vectors}x"),
+    ("scale", "an update of 1% over a full build", "{update_over_build:.1%}"),
+)
+
+
+def sizing() -> str:
+    """What one unit of load takes, for who chooses a machine."""
+    rows = [[filled(what, result(name)["figures"]), filled(figure, result(name)["figures"])] for name, what, figure in SIZING]
+    return table(["what", "takes"], rows)
+
+
 GPU = (
     (
         "{training[batch]} photos a step: the whole network, ready photos, fp32 (TF32 in convolutions)",
@@ -507,6 +526,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "quality clothing": quality_clothing,
     "quality demo": quality_demo,
     "speed": speed,
+    "sizing": sizing,
     "redaction": redaction,
     "search peers": search_peers,
     "gpu": gpu,
