@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -104,7 +105,7 @@ class OpenIndex:
 
     def __init__(self, folder: Path):
         """Raises StageError when files are missing or do not belong together."""
-        self.generation = folder.name
+        self.generation = self.version = folder.name
         self.catalogue = Catalogue(folder)
         self.photo_index = VectorIndex.open(folder, FILES["photos"])
         self.text_index = VectorIndex.open(folder, FILES["listings"])
@@ -118,9 +119,13 @@ class OpenIndex:
         self.tree = CategoryTree(columns["category"], names["category"], self.classes, paths)
 
     def hiding(self, product_ids: Collection[str]) -> Self:
-        """The same index, which answers as though the listings of some ids were not there; they share their files and models."""
+        """The same index, which answers as though the listings of some ids were not there; they share their files and models.
+
+        Its version, by which answers that a client has kept are told to be the same, is another.
+        """
         view = copy.copy(self)
         view.catalogue = self.catalogue.hiding(product_ids)
+        view.version = f"{self.generation}-{hashlib.blake2b(view.catalogue.hidden_rows.tobytes(), digest_size=6).hexdigest()}"
         view.typed_search = self.typed_search.over(view.catalogue)
         return view
 
@@ -131,15 +136,16 @@ class OpenIndex:
     def query_by(
         self,
         models: text_model.TableModels,
-        vector: np.ndarray | None = None,
+        vectors: np.ndarray | None = None,
         text: str | None = None,
         probabilities: np.ndarray | None = None,
     ) -> Query:
-        """A query from a photo's vector and its (C,) category probabilities, a person's words, or all of them.
+        """A query from a photo's vector (D,), or those of several (n, D), and (C,) category probabilities, a person's words, or
+        all of them; of several photos the one that is most like a listing's counts.
 
         models: those of the generation, which read the words.
         """
-        query = Query(photos=None if vector is None else vector[None], typed=self.typed_search.read(text or ""))
+        query = Query(photos=None if vectors is None else np.atleast_2d(vectors), typed=self.typed_search.read(text or ""))
         by_text = paths = None
         if query.typed is not None:  # blanks and punctuation are no evidence
             title, _, description = text.partition("\n")
