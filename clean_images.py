@@ -44,8 +44,9 @@ from marketplace.files import atomic, cli, reading, s3, stages
 from marketplace.files.progress import progress
 from marketplace.files.stages import StageError
 
-RECORD = ("image_id", "turn", "settings", "identity", "content", "jpeg", "jpeg_bytes", "row", "file")
+RECORD = ("image_id", "turn", "settings", "identity", "content", "jpeg", "jpeg_bytes", "row")
 PROGRESS = ".progress.jsonl"  # one line a photo done, appended; not *.tmp, so that it outlives a kill
+IDENTITIES = ".identities.json"  # times among them: what a killed run leaves has others
 DUPLICATE = "duplicate_id"  # another file of its id was kept: the reason of a reject by which no photo is lost
 Key = tuple[str, int]  # id in lower case, and the file's place among the candidates for it, from 0
 _PLAIN = re.compile(rf"(?:{UUID.pattern})\.[a-z]{{3,4}}")  # a file of the export, with nothing to take out of its name
@@ -59,14 +60,13 @@ def read_progress(path: Path) -> dict[Key, dict]:
     """The last record of each file; a line torn by a kill is dropped.
 
     A record: image_id and turn (its key), settings (digest of how it was cleaned), identity (of the Photo), content (sha256 of
-    the raw file), jpeg (sha256 of the cleaned one, of jpeg_bytes bytes), row (of photos.csv), file (what _identity() said of the
-    cleaned one at the end of the run; "" before that).
+    the raw file), jpeg (sha256 of the cleaned one, of jpeg_bytes bytes), row (of photos.csv).
     """
     records = {}
     with contextlib.suppress(FileNotFoundError):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-                record = {"file": ""} | orjson.loads(line)
+                record = orjson.loads(line)
                 records[record["image_id"].lower(), int(record["turn"])] = {name: record[name] for name in RECORD}
     return records
 
@@ -88,13 +88,17 @@ def _identity(folder: Path, record: Mapping) -> str:
     return f"{status.st_size}-{status.st_ino}-{status.st_mtime_ns}-{status.st_ctime_ns}"
 
 
-def with_identities(records: Mapping[Key, dict], folder: Path) -> dict[Key, dict]:
-    """The records of a run at its end, by which the next one knows the JPEGs again without reading them."""
+def write_identities(folder: Path, records: Mapping[Key, dict]) -> None:
+    """At the end of a run: what the next one knows its JPEGs by without reading them."""
     os.sync()  # a power cut must not spoil what the next run believes to be whole
-    return {
-        key: record | {"file": _identity(folder, record) if record["row"]["status"] == "ok" else ""}
-        for key, record in records.items()
-    }
+    kept = [record for record in records.values() if record["row"]["status"] == "ok"]
+    atomic.write_json(folder / IDENTITIES, {record["image_id"]: _identity(folder, record) for record in kept}, indent=None)
+
+
+def read_identities(folder: Path) -> dict[str, str]:
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return orjson.loads((folder / IDENTITIES).read_bytes())
+    return {}
 
 
 def _is_whole(record: dict, folder: Path) -> bool:
@@ -113,8 +117,8 @@ def usable_records(records: Mapping[Key, dict], folder: Path, full: bool = False
     """
     cleaned = {key: record for key, record in records.items() if record["row"]["status"] == "ok"}
     usable = {key for key, record in records.items() if key not in cleaned and record["row"]["reason"] not in TRIED_AGAIN}
-    if not full:
-        usable |= {key for key, record in cleaned.items() if record["file"] and record["file"] == _identity(folder, record)}
+    identities = {} if full else read_identities(folder)
+    usable |= {key for key, one in cleaned.items() if identities.get(one["image_id"]) == (_identity(folder, one) or None)}
     unsure = {key: record for key, record in cleaned.items() if key not in usable}
     with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
         whole = pool.map(functools.partial(_is_whole, folder=folder), unsure.values())
@@ -189,7 +193,7 @@ class Cleaning:
             for photo, result in results:
                 image_id = photo.image_id
                 record = {"image_id": image_id, "turn": turn, "settings": self.settings_digest, "identity": photo.identity}
-                record |= {"content": result.content, "file": ""}
+                record["content"] = result.content
                 if result.row is None:
                     record = earlier[image_id.lower(), turn] | record
                 else:
@@ -269,12 +273,13 @@ def run(args: argparse.Namespace) -> dict:
         records, cleaned = cleaning.clean(selection, source.zip_path)
         table = tabulate(selection, records)
         atomic.write_csv(stage.folder / "photos.csv", table)
-        write_progress(stage.folder / PROGRESS, with_identities(records, stage.folder))
+        write_progress(stage.folder / PROGRESS, records)
         counts = count(table, source, selection)
         _check_rejected(stage, counts, uri, args.max_rejected)
         kept = set(table.image_id[table.status == "ok"])
         _check_removed(uri, there, there - kept, args.max_removed)
         removed = _remove_others(stage.folder, kept)
+        write_identities(stage.folder, records)
         return stage.finish(counts, ["photos.csv"]) | {"cleaned": cleaned, "reused": len(records) - cleaned, "removed": removed}
 
 
