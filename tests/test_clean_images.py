@@ -514,6 +514,8 @@ def test_names_that_lead_outside_a_zip_write_nothing_outside(tmp_path, clean):
         "x.jpg",
         "photos.csv",
         "manifest.json",
+        ".flags.json",
+        ".identities.json",
         ".lock",
         clean_images.PROGRESS,
     }
@@ -734,8 +736,8 @@ def kill_after(function, calls: int, before: bool):
         (clean_images, "_line", 3),
         (clean_images, "_remove_others", 1),
         (atomic, "write_csv", 1),
-        (atomic, "write_bytes", 1),
-        (atomic, "write_bytes", 2),
+        (atomic, "write_bytes", 2),  # the first is of the flags, before the manifest goes
+        (atomic, "write_bytes", 3),
         (atomic, "write_json", 1),
         (os, "replace", 3),
     ],
