@@ -17,7 +17,7 @@ import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +45,9 @@ from marketplace.files import atomic, cli, reading, s3, stages
 from marketplace.files.progress import progress
 from marketplace.files.stages import StageError
 
-RECORD = ("image_id", "turn", "settings", "identity", "content", "jpeg", "jpeg_bytes", "display", "row", "files")
+RECORD = ("image_id", "turn", "settings", "identity", "content", "jpeg", "jpeg_bytes", "display", "row")
 PROGRESS = ".progress.jsonl"  # one line a photo done, appended; not *.tmp, so that it outlives a kill
+IDENTITIES = ".identities.json"  # times among them: what a killed run leaves has others
 DUPLICATE = "duplicate_id"  # another file of its id was kept: the reason of a reject by which no photo is lost
 Key = tuple[str, int]  # id in lower case, and the file's place among the candidates for it, from 0
 _PLAIN = re.compile(rf"(?:{UUID.pattern})\.[a-z]{{3,4}}")  # a file of the export, with nothing to take out of its name
@@ -63,13 +64,13 @@ def read_progress(path: Path) -> dict[Key, dict]:
 
     A record: image_id and turn (its key), settings (digest of how it was cleaned), identity (of the Photo), content (sha256 of
     the raw file), jpeg (sha256 of the cleaned one, of jpeg_bytes bytes), display (sha256, bytes, width and height of the copy to
-    look at, null without one), row (of photos.csv), files (what _identity() said of these two at the end of the run; "" before).
+    look at, card_sha256 and card_bytes of the smaller one; null without them), row (of photos.csv).
     """
     records = {}
     with contextlib.suppress(FileNotFoundError):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-                record = {"files": "", "display": None} | orjson.loads(line)
+                record = {"display": None} | orjson.loads(line)
                 records[record["image_id"].lower(), int(record["turn"])] = {name: record[name] for name in RECORD}
     return records
 
@@ -82,32 +83,39 @@ def _line(record: Mapping) -> str:
     return orjson.dumps(record, option=orjson.OPT_SORT_KEYS).decode() + "\n"
 
 
+def _jpegs(folder: Path, record: Mapping) -> Iterator[tuple[str, int, str]]:
+    """The path, bytes and sha256 of each JPEG that a record tells of."""
+    name, display = f"{record['image_id']}.jpg", record["display"]
+    yield f"{folder}/{name}", record["jpeg_bytes"], record["jpeg"]
+    if display:
+        yield f"{folder}/{DISPLAY}/{name}", display["bytes"], display["sha256"]
+
+
 def _identity(folder: Path, record: Mapping) -> str:
     """What is another one when a JPEG of a record is replaced or written to; "" where one is not there."""
-    name = f"{record['image_id']}.jpg"
-    paths = [f"{folder}/{name}", *([f"{folder}/{DISPLAY}/{name}"] if record["display"] else [])]
     try:
-        found = [os.stat(path) for path in paths]
+        found = [os.stat(path) for path, _, _ in _jpegs(folder, record)]
     except (FileNotFoundError, NotADirectoryError):
         return ""
     return " ".join(f"{each.st_size}-{each.st_ino}-{each.st_mtime_ns}-{each.st_ctime_ns}" for each in found)
 
 
-def with_identities(records: Mapping[Key, dict], folder: Path) -> dict[Key, dict]:
-    """The records of a run at its end, by which the next one knows the JPEGs again without reading them."""
+def write_identities(folder: Path, records: Mapping[Key, dict]) -> None:
+    """At the end of a run: what the next one knows its JPEGs by without reading them."""
     os.sync()  # a power cut must not spoil what the next run believes to be whole
-    return {
-        key: record | {"files": _identity(folder, record) if record["row"]["status"] == "ok" else ""}
-        for key, record in records.items()
-    }
+    kept = [record for record in records.values() if record["row"]["status"] == "ok"]
+    atomic.write_json(folder / IDENTITIES, {record["image_id"]: _identity(folder, record) for record in kept}, indent=None)
 
 
-def _has_jpegs(record: dict, folder: Path) -> bool:
+def read_identities(folder: Path) -> dict[str, str]:
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return orjson.loads((folder / IDENTITIES).read_bytes())
+    return {}
+
+
+def _has_jpegs(record: Mapping, folder: Path) -> bool:
     """Whether the JPEGs of a record are those that were made, by their content."""
-    name, display = f"{record['image_id']}.jpg", record["display"]
-    return _is_whole(folder / name, record["jpeg_bytes"], record["jpeg"]) and (
-        display is None or _is_whole(folder / DISPLAY / name, display["bytes"], display["sha256"])
-    )
+    return all(_is_whole(Path(path), size, sha256) for path, size, sha256 in _jpegs(folder, record))
 
 
 def _is_whole(path: Path, size: int, sha256: str) -> bool:
@@ -125,8 +133,8 @@ def usable_records(records: Mapping[Key, dict], folder: Path, with_display: bool
     cleaned = {key: record for key, record in records.items() if record["row"]["status"] == "ok"}
     usable = {key for key, record in records.items() if key not in cleaned and record["row"]["reason"] not in TRIED_AGAIN}
     complete = {key: record for key, record in cleaned.items() if record["display"] or not with_display}
-    if not full:
-        usable |= {key for key, record in complete.items() if record["files"] and record["files"] == _identity(folder, record)}
+    identities = {} if full else read_identities(folder)
+    usable |= {key for key, one in complete.items() if identities.get(one["image_id"]) == (_identity(folder, one) or None)}
     unsure = {key: record for key, record in complete.items() if key not in usable}
     with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
         whole = pool.map(functools.partial(_has_jpegs, folder=folder), unsure.values())
@@ -210,7 +218,7 @@ class Cleaning:
             for photo, result in results:
                 image_id = photo.image_id
                 record = {"image_id": image_id, "turn": turn, "settings": settings_digest, "identity": photo.identity}
-                record |= {"content": result.content, "files": ""}
+                record["content"] = result.content
                 if result.row is None:
                     record = earlier[image_id.lower(), turn] | record
                 else:
@@ -303,7 +311,7 @@ def run(args: argparse.Namespace) -> dict:
         records, cleaned = cleaning.clean(selection, source.zip_path)
         table = tabulate(selection, records)
         atomic.write_csv(stage.folder / "photos.csv", table)
-        write_progress(stage.folder / PROGRESS, with_identities(records, stage.folder))
+        write_progress(stage.folder / PROGRESS, records)
         counts = count(table, source, selection)
         _check_rejected(stage, counts, uri, args.max_rejected)
         kept = set(table.image_id[table.status == "ok"])
@@ -313,6 +321,7 @@ def run(args: argparse.Namespace) -> dict:
         if with_display:
             atomic.write_csv(stage.folder / DISPLAY_TABLE, tabulate_display(records))
             outputs.append(DISPLAY_TABLE)
+        write_identities(stage.folder, records)
         return stage.finish(counts, outputs) | {"cleaned": cleaned, "reused": len(records) - cleaned, "removed": removed}
 
 
