@@ -21,10 +21,10 @@ function commonReasons(listings) {
   return new Set([...counts.keys()].filter((reason) => counts.get(reason) > Math.max(listings.length / 2, 2)));
 }
 
-// What the title's marks do not tell by themselves.
+// What the title's marks, and the line about misspelt words, do not tell.
 function whyLine({ reasons, name_marks: marks }, common) {
-  const told = marks.length ? reasons.filter((reason) => !reason.startsWith("has ") && !common.has(reason)) : reasons;
-  const line = told.join(" · ");
+  const isByMarks = (reason) => /^(has|spelt:) /.test(reason);
+  const line = reasons.filter((reason) => (isByMarks(reason) ? !marks.length : !common.has(reason))).join(" · ");
   return line ? h("p", { class: "why", title: reasons.join(" · ") }, line) : null;
 }
 

@@ -149,7 +149,7 @@ export function closeFilters() {
 function priceText({ min_price: low, max_price: high }) {
   const money = (amount) => (currency() ? formatMoney(Number(amount), currency()) : amount);
   if (low && high) return `${money(low)} – ${money(high)}`;
-  return low ? `from ${money(low)}` : `up to ${money(high)}`;
+  return low ? `From ${money(low)}` : `Up to ${money(high)}`;
 }
 
 // One for each filter that is set: following it takes the filter away.

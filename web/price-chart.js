@@ -2,7 +2,7 @@
 
 import { formatMoney, h, placed } from "./elements.js";
 
-const WIDE = 8; // times that the high end of a range is above its low end, from which it tells nothing
+const WIDE = 20; // a range whose high end is more than this many times its low end tells nothing
 
 // Whether a range says something about the price.
 export const isTelling = ({ low, high }) => high <= WIDE * Math.max(low, 1);

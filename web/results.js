@@ -32,6 +32,7 @@ const listingsOf = (number, text) => `${text ?? formatCount(number)} ${number ==
 function summary(state, listings, { total = 0, total_is_at_least: isAtLeast = false }) {
   if (hasPhoto(state)) {
     const close = listings.filter((listing) => listing.close).length;
+    if (!close) return `Nothing close to ${asked(state)}: the most alike come first`;
     return `${formatCount(close)} close ${close === 1 ? "match" : "matches"} for ${asked(state)}`;
   }
   const all = listingsOf(total, `${formatCount(total)}${isAtLeast ? "+" : ""}`);
@@ -94,9 +95,15 @@ function drawCards(state, key, listings, answer) {
   drawn.count = listings.length;
 }
 
-function drawNothing(state, nearest) {
+function drawNothing(state, nearest, hasMore) {
   drawn = { key: null, count: 0 };
-  results.replaceChildren(...nothingFound(state, nearest));
+  const showWeak = () => {
+    leaveNote({ weak: true });
+    showResults(state);
+    focusWhenDrawn(NEAREST);
+  };
+  const more = h("button", { type: "button", class: "more", onclick: showWeak }, "Show what is less alike too");
+  results.replaceChildren(...nothingFound(state, nearest), hasMore ? more : "");
 }
 
 function drawMore(state, { k, isAll }) {
@@ -149,12 +156,12 @@ export function showResults(state) {
   const done = ({ listings, complete, answer }) => {
     const best = listings.slice(0, k);
     for (const listing of best) foundById.set(listing.product_id, listing);
-    const nothing = !best.length || (hasPhoto(state) && !best[0].close);
+    const nothing = !best.length || (hasPhoto(state) && !best[0].close && !notes().weak);
     setBusy(results, false);
     showFilters(state, answer.counts ?? null);
     const nearest = best.length ? best.slice(0, NEAREST) : answer.nearest ?? [];
     status.textContent = nothing ? nothingClose(state, nearest.length) : summary(state, best, answer);
-    if (nothing) drawNothing(state, nearest);
+    if (nothing) drawNothing(state, nearest, best.length > NEAREST);
     else {
       drawCards(state, key, best, answer);
       drawMore(state, { k, isAll: complete && listings.length <= k });
