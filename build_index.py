@@ -1,6 +1,7 @@
 """Build everything that the API serves, and publish it as a new generation.
 
-Reads   data/embeddings/, data/model/, data/tabular/ (products.csv), data/dataset/ (training_data.csv, listings.csv)
+Reads   data/embeddings/, data/model/, data/tabular/ (products.csv), data/dataset/ (training_data.csv, listings.csv),
+        data/images/ (photos.csv, display.csv)
 Writes  data/index/ (current.json; <generation>/ with index.faiss, text.faiss, names.faiss, meanings.faiss, their vectors,
         catalogue.sqlite, ranker.json, models, report.json)
 Run     python build_index.py
@@ -106,7 +107,7 @@ def write(
     """Fill a generation's folder; returns what its report tells. source: the current generation, where it may be updated."""
     started_s = time.perf_counter()
     currency = checked_currency(stage.data_dir)
-    catalogue.write(folder, entries.listings(), entries.image_ids, entries.owners, entries.duplicates, currency)
+    catalogue.write(folder, entries.listings(), entries.image_ids, entries.owners, entries.duplicates, currency, entries.sizes)
     builds.write_vectors(stage.data_dir, folder, entries, settings)
     copy_models(stage.data_dir, folder, settings.models)
     history = write_engines(folder, entries, settings, source)

@@ -1,8 +1,8 @@
-"""Clean the photos: every one an upright sRGB JPEG square of one size, or a row that says why not.
+"""Clean the photos: every one an upright sRGB JPEG square of one size and a larger copy to look at, or a row that says why not.
 
 Reads   data/raw/images/ or data/raw/images_fb.zip (--photos: a folder, a .zip, s3://bucket/prefix or s3://bucket/file.zip),
         data/tabular/ (images.csv, which photos listings have)
-Writes  data/images/     (<image_id>.jpg, photos.csv)
+Writes  data/images/     (<image_id>.jpg, photos.csv; display/<image_id>.jpg, display.csv)
 Run     python clean_images.py
 """
 
@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -43,11 +44,13 @@ from marketplace.files import atomic, cli, reading, s3, stages
 from marketplace.files.progress import progress
 from marketplace.files.stages import StageError
 
-RECORD = ("image_id", "turn", "settings", "identity", "content", "jpeg", "jpeg_bytes", "row")
+RECORD = ("image_id", "turn", "settings", "identity", "content", "jpeg", "jpeg_bytes", "display", "row")
 PROGRESS = ".progress.jsonl"  # one line a photo done, appended; not *.tmp, so that it outlives a kill
 DUPLICATE = "duplicate_id"  # another file of its id was kept: the reason of a reject by which no photo is lost
 Key = tuple[str, int]  # id in lower case, and the file's place among the candidates for it, from 0
 COLUMNS = ["image_id", "status", "reason", "width", "height", "sha256", "phash", "colours", "source"]
+DISPLAY = "display"  # the folder of the copies to look at; a table of its own, as no model depends on them
+DISPLAY_TABLE, DISPLAY_COLUMNS = "display.csv", ["image_id", "width", "height"]
 
 
 # Records of earlier runs: what need not be done again.
@@ -57,7 +60,8 @@ def read_progress(path: Path) -> dict[Key, dict]:
     """The last record of each file; a line torn by a kill is dropped.
 
     A record: image_id and turn (its key), settings (digest of how it was cleaned), identity (of the Photo), content (sha256 of
-    the raw file), jpeg (sha256 of the cleaned one, of jpeg_bytes bytes), row (of photos.csv).
+    the raw file), jpeg (sha256 of the cleaned one, of jpeg_bytes bytes), display (sha256, bytes, width and height of
+    the copy to look at, null without one), row (of photos.csv).
     """
     records = {}
     with contextlib.suppress(FileNotFoundError):
@@ -76,38 +80,48 @@ def _line(record: Mapping) -> str:
     return json.dumps(record, sort_keys=True) + "\n"
 
 
-def _is_usable(record: dict, folder: Path) -> bool:
-    """Whether a photo that was cleaned need not be cleaned again: its JPEG is whole, or it was read and rejected."""
+def _is_usable(record: dict, folder: Path, with_display: bool) -> bool:
+    """Whether a photo that was cleaned need not be cleaned again: its JPEGs are whole, or it was read and rejected."""
     if record["row"]["status"] != "ok":
         return record["row"]["reason"] not in TRIED_AGAIN
-    path = folder / f"{record['image_id']}.jpg"
+    name, display = f"{record['image_id']}.jpg", record["display"]
+    if not with_display:
+        return _is_whole(folder / name, record["jpeg_bytes"], record["jpeg"])
+    return (
+        display is not None
+        and _is_whole(folder / name, record["jpeg_bytes"], record["jpeg"])
+        and _is_whole(folder / DISPLAY / name, display["bytes"], display["sha256"])
+    )
+
+
+def _is_whole(path: Path, size: int, sha256: str) -> bool:
     try:  # the size first: what took the place of a JPEG may be of any
-        return path.stat().st_size == record["jpeg_bytes"] and stages.digest(path) == record["jpeg"]
-    except (FileNotFoundError, StageError):
+        return path.stat().st_size == size and stages.digest(path) == sha256
+    except (FileNotFoundError, NotADirectoryError, StageError):
         return False
 
 
-def usable_records(records: Mapping[Key, dict], folder: Path) -> set[Key]:
+def usable_records(records: Mapping[Key, dict], folder: Path, with_display: bool) -> set[Key]:
     """Keys of the records for which _is_usable() holds."""
     with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
-        usable = pool.map(functools.partial(_is_usable, folder=folder), records.values())
+        usable = pool.map(functools.partial(_is_usable, folder=folder, with_display=with_display), records.values())
         checked = progress(zip(records, usable, strict=True), "check cleaned photos", "photo", len(records))
         return {key for key, is_usable in checked if is_usable}
 
 
-def nothing_is_left(folder: Path) -> bool:
+def nothing_is_left(folder: Path, with_display: bool) -> bool:
     """Whether every photo of a finished run was read, and every cleaned one is there still, by content."""
     records, counts = read_progress(folder / PROGRESS), stages.read_manifest(folder)["counts"]
     kept = sum(record["row"]["status"] == "ok" for record in records.values())
     all_read = not TRIED_AGAIN & counts["reasons"].keys()
-    return all_read and kept == counts["kept"] and len(usable_records(records, folder)) == len(records)
+    return all_read and kept == counts["kept"] and len(usable_records(records, folder, with_display)) == len(records)
 
 
 def sort_out(
-    readable: Mapping[Key, Photo], earlier: Mapping[Key, dict], folder: Path, full: bool
+    readable: Mapping[Key, Photo], earlier: Mapping[Key, dict], folder: Path, with_display: bool, full: bool
 ) -> tuple[dict[Key, dict], list[Task]]:
     """The records that stay as they are, and what has to be read; a photo whose bytes turn out the same is not cleaned again."""
-    usable = usable_records({key: earlier[key] for key in readable if key in earlier}, folder)
+    usable = usable_records({key: earlier[key] for key in readable if key in earlier}, folder, with_display)
     records, todo = {}, []
     for key, photo in readable.items():
         if key in usable and not full and earlier[key]["identity"] == photo.identity:
@@ -119,30 +133,40 @@ def sort_out(
 
 @dataclass(frozen=True)
 class Cleaning:
-    """One run's cleaning. folder: where the JPEGs go; settings_digest: of how they are made; full: whether to read every file."""
+    """One run's cleaning. folder: where the JPEGs go; with_display: whether to make copies to look at; full: whether to read
+    every file."""
 
     folder: Path
     settings: photos.CleanSettings
-    settings_digest: str
+    with_display: bool
     workers: int
     full: bool
+
+    @property
+    def settings_digest(self) -> str:
+        """Of how the JPEGs are made."""
+        made_by = [stages.STAGES["images"].schema, self.settings.as_dict(), photos.DISPLAY_SIDE, photos.DISPLAY_QUALITY]
+        return hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:16]
 
     def clean(self, selection: Selection, zip_path: str | None) -> tuple[dict[Key, dict], int]:
         """Clean of each id the first file that is a usable photo.
 
         Returns the records of the files that were tried, now or by an earlier run, and how many were cleaned now.
         """
+        settings_digest = self.settings_digest
+        dropped = {} if self.with_display else {"display": None}
         earlier = {
-            (name, turn): record
+            (name, turn): record | dropped
             for (name, turn), record in read_progress(self.folder / PROGRESS).items()
-            if name in selection.candidates and record["settings"] == self.settings_digest
+            if name in selection.candidates and record["settings"] == settings_digest
         }
         write_progress(self.folder / PROGRESS, earlier)
         records, cleaned, waiting = {}, 0, selection.candidates
         for turn in itertools.count():
             readable = {(name, turn): files[turn] for name, files in waiting.items()}
-            usable, todo = sort_out(readable, earlier, self.folder, self.full)
-            with contextlib.closing(clean_all(todo, zip_path, self.settings, self.workers)) as results:
+            usable, todo = sort_out(readable, earlier, self.folder, self.with_display, self.full)
+            cleaned_photos = clean_all(todo, zip_path, self.settings, self.with_display, self.workers)
+            with contextlib.closing(cleaned_photos) as results:
                 fresh, made = self._store(progress(results, "clean photos", "photo", len(todo)), turn, earlier)
             records |= usable | fresh
             cleaned += made
@@ -155,23 +179,31 @@ class Cleaning:
         self, results: Iterable[tuple[Photo, Result]], turn: int, earlier: Mapping[Key, dict]
     ) -> tuple[dict[Key, dict], int]:
         """Write the JPEGs of the results; returns the records of all of them, and how many were cleaned."""
-        records, cleaned = {}, 0
+        records, cleaned, settings_digest = {}, 0, self.settings_digest
         with open(self.folder / PROGRESS, "a", encoding="utf-8", buffering=1) as done:
             for photo, result in results:
                 image_id = photo.image_id
-                record = {"image_id": image_id, "turn": turn, "settings": self.settings_digest, "identity": photo.identity}
+                record = {"image_id": image_id, "turn": turn, "settings": settings_digest, "identity": photo.identity}
                 record["content"] = result.content
                 if result.row is None:
                     record = earlier[image_id.lower(), turn] | record
                 else:
                     cleaned += 1
-                    if result.jpeg:
-                        _write_jpeg(self.folder / f"{image_id}.jpg", result.jpeg)
-                    jpeg = {"jpeg": hashlib.sha256(result.jpeg).hexdigest(), "jpeg_bytes": len(result.jpeg)}
-                    record |= jpeg | {"row": result.row}
+                    record |= self._write(image_id, result) | {"row": result.row}
                 done.write(_line(record))
                 records[image_id.lower(), turn] = record
         return records, cleaned
+
+    def _write(self, image_id: str, result: Result) -> dict:
+        """Write the JPEGs of a photo; returns what its record tells of them."""
+        display, told = result.display, None
+        if result.jpeg:
+            _write_jpeg(self.folder / f"{image_id}.jpg", result.jpeg)
+        if display is not None:
+            _write_jpeg(self.folder / DISPLAY / f"{image_id}.jpg", display.jpeg)
+            told = {"sha256": hashlib.sha256(display.jpeg).hexdigest(), "bytes": len(display.jpeg)}
+            told |= {"width": display.width, "height": display.height}
+        return {"jpeg": hashlib.sha256(result.jpeg).hexdigest(), "jpeg_bytes": len(result.jpeg), "display": told}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -192,6 +224,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=0.2,
         type=float,
         help="share of the photos cleaned before whose removal fails the run, those listed no more aside (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-display",
+        dest="display",
+        action="store_false",
+        help=f"keep no copy to look at (default: keep one of at most {photos.DISPLAY_SIDE} pixels a side)",
     )
     parser.add_argument("--all-photos", action="store_true", help="also clean photos that no listing has (default: skip them)")
     parser.add_argument(
@@ -218,8 +256,9 @@ def run(args: argparse.Namespace) -> dict:
     uri = uri_of(args.photos, args.data)
     source = list_source(uri, args.data / "raw" / "s3", args.max_zip_bytes)
     reads = () if args.all_photos else stages.STAGES["images"].reads
-    with stages.open_stage(args.data, "images", args.settings.as_dict(), {"--photos": source.digest()}, reads=reads) as stage:
-        if not args.full and stage.is_done() and nothing_is_left(stage.folder):
+    arguments = args.settings.as_dict() | {"display": args.display}
+    with stages.open_stage(args.data, "images", arguments, {"--photos": source.digest()}, reads=reads) as stage:
+        if not args.full and stage.is_done() and nothing_is_left(stage.folder, args.display):
             _check_rejected(stage, stage.summary(), uri, args.max_rejected)
             return stage.summary()
         listed = None if args.all_photos else reading.read_csv(args.data / "tabular" / "images.csv")
@@ -233,8 +272,8 @@ def run(args: argparse.Namespace) -> dict:
         there = {name for name in _cleaned(stage.folder) if wanted is None or name.lower() in wanted}
         _check_removed(uri, there, {name for name in there if name.lower() not in selection.candidates}, args.max_removed)
         stage.begin()
-        settings = hashlib.sha256(json.dumps([stages.STAGES["images"].schema, stage.arguments]).encode()).hexdigest()[:16]
-        cleaning = Cleaning(stage.folder, args.settings, settings, args.workers, args.full)
+        _begin_display(stage.folder, args.display)
+        cleaning = Cleaning(stage.folder, args.settings, args.display, args.workers, args.full)
         records, cleaned = cleaning.clean(selection, source.zip_path)
         table = tabulate(selection, records)
         atomic.write_csv(stage.folder / "photos.csv", table)
@@ -244,7 +283,11 @@ def run(args: argparse.Namespace) -> dict:
         kept = set(table.image_id[table.status == "ok"])
         _check_removed(uri, there, there - kept, args.max_removed)
         removed = _remove_others(stage.folder, kept)
-        return stage.finish(counts, ["photos.csv"]) | {"cleaned": cleaned, "reused": len(records) - cleaned, "removed": removed}
+        outputs = ["photos.csv"]
+        if args.display:
+            atomic.write_csv(stage.folder / DISPLAY_TABLE, tabulate_display(records))
+            outputs.append(DISPLAY_TABLE)
+        return stage.finish(counts, outputs) | {"cleaned": cleaned, "reused": len(records) - cleaned, "removed": removed}
 
 
 def tabulate(selection: Selection, records: Mapping[Key, Mapping]) -> pd.DataFrame:
@@ -258,6 +301,12 @@ def tabulate(selection: Selection, records: Mapping[Key, Mapping]) -> pd.DataFra
                 rows.append(_row(photo, {"status": "rejected", "reason": DUPLICATE}))
     table = pd.DataFrame(rows, columns=COLUMNS, dtype=str).fillna("")
     return table.sort_values(["image_id", "source"], kind="stable")
+
+
+def tabulate_display(records: Mapping[Key, Mapping]) -> pd.DataFrame:
+    """display.csv: a row for every photo that is kept, with the size of its copy to look at."""
+    rows = [{"image_id": record["image_id"]} | record["display"] for record in records.values() if record["display"]]
+    return pd.DataFrame(rows, columns=DISPLAY_COLUMNS).sort_values("image_id")
 
 
 def count(table: pd.DataFrame, source: Source, selection: Selection) -> dict:
@@ -308,6 +357,16 @@ def _printable(name: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", lambda match: f"\\x{ord(match[0]):02x}", name)
 
 
+def _begin_display(folder: Path, with_display: bool) -> None:
+    """Make the folder of the copies to look at, without what a killed run left half-written; or take it and its table away."""
+    if with_display:
+        (folder / DISPLAY).mkdir(exist_ok=True)
+        atomic.remove_leftovers(folder / DISPLAY)
+    else:
+        (folder / DISPLAY_TABLE).unlink(missing_ok=True)
+        shutil.rmtree(folder / DISPLAY, ignore_errors=True)
+
+
 def _cleaned(folder: Path) -> set[str]:
     """The ids of the photos whose JPEGs are in the folder."""
     return {path.stem for path in folder.glob("*.jpg")}
@@ -318,6 +377,8 @@ def _remove_others(folder: Path, kept: set[str]) -> int:
     others = _cleaned(folder) - kept
     for name in others:
         (folder / f"{name}.jpg").unlink()
+    for name in _cleaned(folder / DISPLAY) - kept:
+        (folder / DISPLAY / f"{name}.jpg").unlink()
     return len(others)
 
 

@@ -81,7 +81,7 @@ def open_photo_model(data_dir: Path, args: argparse.Namespace) -> model.PhotoMod
     threads = max(1, cli.cores() // args.workers)
     photo_model = model.PhotoModel(data_dir / "model", args.runtime, args.device, threads=threads)
     cleaned_with = stages.read_manifest(data_dir / "images")["arguments"]
-    if cleaned_with != photo_model.description.photo:
+    if photos.CleanSettings.from_dict(cleaned_with) != photo_model.settings:
         raise StageError(
             f"the photos in {data_dir / 'images'} were cleaned with other settings than the model's: run python train.py again"
         )

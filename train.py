@@ -381,7 +381,7 @@ def describe(
         dimension=embedder.linear.out_features if linear else photo_network.head.in_features,
         embedding=embedding,
         projection="none" if not linear else "power" if embedder.power else "linear",
-        photo=stages.read_manifest(args.data / "images")["arguments"],  # how the photos were cleaned
+        photo=photos.CleanSettings.from_dict(stages.read_manifest(args.data / "images")["arguments"]).as_dict(),
     )
 
 

@@ -176,7 +176,13 @@ def test_a_listing_and_a_photo_more_need_no_new_training(copied, demo_dir, tmp_p
     assert stages.digests(copied / "model", *photo_model.FILES) == model_before
     with TestClient(api.create_app(api.Settings(copied))) as client:
         assert client.get(f"/products/{new_product}").json()["photos"] == [
-            {"image_id": new_image.lower(), "photo_url": f"/images/{new_image.lower()}.jpg"}
+            {
+                "image_id": new_image.lower(),
+                "photo_url": f"/images/{new_image.lower()}.jpg",
+                "display_url": f"/images/{new_image.lower()}/display",
+                "width": 90,
+                "height": 60,
+            }
         ]
         assert client.get("/search", params={"q": "trumpet", "k": 1}).json()["results"][0]["product_id"] == new_product
 

@@ -75,10 +75,10 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
     ),
     "images": Contract(
         "clean_images.py",
-        "makes every photo an upright sRGB square, or says why not",
+        "makes every photo an upright sRGB square, and a copy to look at, or says why not",
         {"--photos": "a folder, a zip or s3://"},
         (Reads("tabular", ("images.csv",)),),
-        ("<image_id>.jpg", "photos.csv"),
+        ("<image_id>.jpg", "photos.csv", "display/<image_id>.jpg", "display.csv"),
         schema=8,
     ),
     "dataset": Contract(
@@ -129,12 +129,13 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
         {"--embeddings": "photo vectors of your own"},
         (
             Reads("tabular", ("products.csv",)),
+            Reads("images", ("photos.csv",), made_from=(), optional=("display.csv",)),
             Reads("dataset", ("listings.csv", "training_data.csv")),
             Reads("model", (*PHOTO_MODEL, *TABLE_MODELS), made_from=(), optional=TEXT_ENCODER),
             Reads("embeddings", EMBEDDED, optional=ENCODED),
         ),
         ("current.json", "<generation>/"),
-        schema=11,
+        schema=12,
     ),
     "evaluation": Contract(
         "evaluate.py",

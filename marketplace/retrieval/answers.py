@@ -46,7 +46,7 @@ def describe(
     if not hits:
         return []
     photo_rows = [hit.photo_row for hit in hits if hit.photo_row is not None]
-    image_id_of = dict(zip(photo_rows, catalogue.image_ids(photo_rows), strict=True)) | {None: None}
+    photo_of = dict(zip(photo_rows, catalogue.photos(photo_rows), strict=True)) | {None: None}
     typed = query.typed
     listings = catalogue.products([hit.row for hit in hits], RESULT_FIELDS if typed is None else (*RESULT_FIELDS, "description"))
     highlighter = None if typed is None else catalogue.words.highlighter([word.alternatives for word in typed.query.required])
@@ -56,7 +56,7 @@ def describe(
     described = []
     for place, (hit, listing, words) in enumerate(zip(hits, listings, held, strict=True)):
         kinds = {kind for kind, values in alike.items() if values[place]} | {"photo"}
-        image_id = image_id_of[hit.photo_row]
+        photo = photo_of[hit.photo_row]
         snippet = highlighter and vars(highlighter.snippet(listing.pop("description")))
         described.append(
             listing
@@ -64,8 +64,11 @@ def describe(
                 "currency": catalogue.currency,
                 "name_marks": highlighter.marks(listing["name"]) if highlighter else [],
                 "snippet": snippet,
-                "image_id": image_id,
-                "photo_url": image_id and f"/images/{image_id}.jpg",
+                "image_id": photo and photo.image_id,
+                "photo_url": photo and photo.square_url,
+                "display_url": photo and photo.display_url,
+                "photo_width": photo and photo.width,
+                "photo_height": photo and photo.height,
                 "duplicates": len(hit.folded),
                 "duplicate_ids": [id_of[row] for row in hit.folded[:MOST_DUPLICATE_IDS]],
                 "score": None if hit.score is None else round(hit.score, 6),

@@ -7,11 +7,13 @@ import queue
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from rapidfuzz import fuzz, process, utils
 
+from marketplace.cleaning import photos
 from marketplace.cleaning.listings import CATEGORY_SEPARATOR, canonical_id, category_levels
 from marketplace.cleaning.prices import POUNDS
 from marketplace.files import atomic, reading
@@ -37,7 +39,7 @@ PRODUCT_FIELDS = (
 SCHEMA = """
 CREATE TABLE products (row INTEGER PRIMARY KEY, product_id TEXT NOT NULL, name TEXT NOT NULL, description TEXT NOT NULL,
     category TEXT NOT NULL, price REAL, price_plausible INTEGER, town TEXT, county TEXT, posted_on TEXT);
-CREATE TABLE photos (row INTEGER PRIMARY KEY, image_id TEXT NOT NULL);
+CREATE TABLE photos (row INTEGER PRIMARY KEY, image_id TEXT NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL);
 """
 # After the rows: a million ids at once are sorted, one by one they are looked up.
 INDEXES = """
@@ -53,11 +55,13 @@ def write(
     listing_of_photo: np.ndarray,
     duplicates: np.ndarray | None = None,
     currency: str = POUNDS.currency,
+    sizes: np.ndarray | None = None,
 ) -> None:
     """Write the catalogue's files into a generation's folder: row i is the i-th listing, or photo.
 
     listings: PRODUCT_FIELDS, some at a time; image_ids: N; listing_of_photo: (N,) the listing of each photo; duplicates: (P,) the
-    same number for listings of the same photo or text (default: none are); currency: of the prices.
+    same number for listings of the same photo or text (default: none are); currency: of the prices; sizes: (N, 2) width and
+    height of each photo as it is shown (default: those of the cleaned squares).
     """
     columns, contents = _Columns(), [np.empty(0, np.uint64)]
     insert = f"INSERT INTO products VALUES ({', '.join('?' * (len(PRODUCT_FIELDS) + 1))})"
@@ -70,7 +74,9 @@ def write(
             connection.executemany(insert, zip(rows, *(fields[name].tolist() for name in fields), strict=True))
             columns.add(block)
             contents.append(pd.util.hash_pandas_object(fields, index=False, categorize=False).to_numpy())
-        connection.executemany("INSERT INTO photos VALUES (?, ?)", enumerate(image_ids))
+        shown = np.full((len(image_ids), 2), photos.DEFAULTS.size) if sizes is None else sizes
+        photo_rows = zip(range(len(image_ids)), image_ids, *shown.T.tolist(), strict=True)
+        connection.executemany("INSERT INTO photos VALUES (?, ?, ?, ?)", photo_rows)
         connection.executescript(INDEXES)
         connection.commit()
     columns.write(folder, currency)
@@ -147,6 +153,22 @@ def _category_codes(categories: pd.Series, code_of_path: dict[str, int]) -> np.n
         for level in range(len(path)):
             codes[entry, level] = code_of_path.setdefault(CATEGORY_SEPARATOR.join(path[: level + 1]), len(code_of_path))
     return codes[at]
+
+
+class Photo(NamedTuple):
+    """width, height: pixels of what is shown of it."""
+
+    image_id: str
+    width: int
+    height: int
+
+    @property
+    def square_url(self) -> str:
+        return f"/images/{self.image_id}.jpg"
+
+    @property
+    def display_url(self) -> str:
+        return f"/images/{self.image_id}/display"
 
 
 class UnknownName(ValueError):
@@ -317,6 +339,9 @@ class Catalogue:
         for product in products if "price_plausible" in fields else ():
             product["price_plausible"] = bool(product["price_plausible"])
         return products
+
+    def photos(self, photo_rows: Sequence[int]) -> list[Photo]:
+        return [Photo(*values) for values in self._by_row("photos", ["image_id", "width", "height"], photo_rows)]
 
     def image_ids(self, photo_rows: Sequence[int]) -> list[str]:
         return [image_id for (image_id,) in self._by_row("photos", ["image_id"], photo_rows)]

@@ -1,6 +1,7 @@
 """The routes of the API, its page, and its description."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -47,6 +48,7 @@ from marketplace.service.dependencies import (
 from marketplace.service.meters import Meters
 from marketplace.service.reload import Generations
 from marketplace.service.schemas import ErrorMessage
+from marketplace.service.settings import Settings
 
 WEB_DIR = Path(__file__).parents[2] / "web"
 PHOTO_CACHE_S = 60  # that a photo may be shown after its listing was hidden, by who had it before
@@ -78,6 +80,7 @@ NO_KEY = {401: {"model": ErrorMessage, "description": "The key is missing or wro
 Id = Annotated[  # no limit would let halves of surrogate pairs through
     str, Field(max_length=MAX_NAME), AfterValidator(canonical_id)
 ]
+PhotoId = Annotated[str, PathParameter(description="A photo's id.")]
 HiddenIds = Annotated[list[Id], Body(embed=True, min_length=1, max_length=MAX_HIDDEN_IDS, description="Listings' ids.")]
 Weight = Annotated[float, Field(ge=0, le=MAX_WEIGHT, allow_inf_nan=False)]
 UPLOAD_ERRORS = NOT_AN_IMAGE | TOO_LARGE | BAD_VALUE
@@ -205,8 +208,8 @@ def search(
 def product(recommender: CurrentGeneration, product_id: ProductId):
     """One listing and its photos."""
     row = row_of(recommender, product_id)
-    image_ids = recommender.catalogue.image_ids(recommender.catalogue.photos_of(row))
-    shown = [{"image_id": image_id, "photo_url": f"/images/{image_id}.jpg"} for image_id in image_ids]
+    photos = recommender.catalogue.photos(recommender.catalogue.photos_of(row))
+    shown = [photo._asdict() | {"photo_url": photo.square_url, "display_url": photo.display_url} for photo in photos]
     return recommender.catalogue.product(row) | {"currency": recommender.catalogue.currency, "photos": shown}
 
 
@@ -256,17 +259,27 @@ def filters(recommender: CurrentGeneration):
 
 
 @router.get("/images/{image_id}.jpg", response_class=FileResponse, responses=UNKNOWN | BAD_VALUE | PHOTO_ANSWERS)
-def photo(
-    request: Request,
-    recommender: CurrentGeneration,
-    settings: CurrentSettings,
-    image_id: Annotated[str, PathParameter(description="A photo's id.")],
-):
-    """A photo, cleaned."""
+def photo(request: Request, recommender: CurrentGeneration, settings: CurrentSettings, image_id: PhotoId):
+    """A photo, cleaned: the square that the model sees."""
+    return answer_photo(request, recommender, settings, image_id, [settings.images_dir])
+
+
+@router.get("/images/{image_id}/display", response_class=FileResponse, responses=UNKNOWN | BAD_VALUE | PHOTO_ANSWERS)
+def display(request: Request, recommender: CurrentGeneration, settings: CurrentSettings, image_id: PhotoId):
+    """A photo to look at: whole, at most 800 pixels a side; the cleaned square where none was kept."""
+    return answer_photo(request, recommender, settings, image_id, [settings.display_dir, settings.images_dir])
+
+
+def answer_photo(
+    request: Request, recommender: Recommender, settings: Settings, image_id: str, folders: Sequence[Path]
+) -> Response:
+    """The photo of the first of some folders that has it; raises HTTPException where none has, or its listing is hidden."""
     image_id = canonical_id(image_id)
-    path = settings.images_dir / f"{image_id}.jpg"
-    # An id never holds a separator: nothing outside the folder can be named.
-    if not re.fullmatch(r"[\w-]{1,64}", image_id) or not recommender.catalogue.has_photo(image_id) or not path.is_file():
+    # An id never holds a separator: nothing outside the folders can be named.
+    is_shown = re.fullmatch(r"[\w-]{1,64}", image_id) and recommender.catalogue.has_photo(image_id)
+    paths = (folder / f"{image_id}.jpg" for folder in folders if is_shown)
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
         raise HTTPException(404, f"no photo has the id {image_id[:64]}")
     response = request.app.state.photo_files.file_response(path, path.stat(), request.scope)
     if not settings.private:

@@ -10,7 +10,14 @@ Kind = Literal["photo", "text", "words", "category", "price", "place"]  # of evi
 
 ProductId = Annotated[str, Field(description="The listing's id.", examples=["ec7fe18a-ef4f-4bfc-89f1-c03a6a0b669c"])]
 ImageId = Annotated[str, Field(description="The photo's id.", examples=["b9f7d50f-e966-480c-9290-50375f4fcc24"])]
-PhotoUrl = Annotated[str, Field(description="Where this service answers with it.", examples=["/images/b9f7d50f-e966.jpg"])]
+PhotoUrl = Annotated[
+    str, Field(description="Where this service answers with its cleaned square.", examples=["/images/b9f7d50f-e966.jpg"])
+]
+DisplayUrl = Annotated[
+    str, Field(description="Where this service answers with the whole photo.", examples=["/images/b9f7d50f-e966/display"])
+]
+Width = Annotated[int, Field(description="Pixels of what is at `display_url`.", examples=[800])]
+Height = Annotated[int, Field(description="Pixels of what is at `display_url`.", examples=[600])]
 Name = Annotated[str, Field(description="The listing's title.", examples=["Grey classical guitar"])]
 Category = Annotated[
     str,
@@ -57,6 +64,9 @@ class Recommendation(BaseModel):
     county: County
     image_id: ImageId | None = Field(description="Its photo nearest to the query's, or its first one; null when it has none.")
     photo_url: PhotoUrl | None = Field(description="Where that photo is; null when it has none.")
+    display_url: DisplayUrl | None = Field(description="Where it is to be looked at; null when it has none.")
+    photo_width: Width | None = Field(description="Pixels of what is at `display_url`; null when it has none.")
+    photo_height: Height | None = Field(description="Pixels of what is at `display_url`; null when it has none.")
     name_marks: list[Mark] = Field(
         description="Which characters of the name are words that were looked for, ascending.", examples=[[[15, 21]]]
     )
@@ -163,6 +173,9 @@ class Photo(BaseModel):
 
     image_id: ImageId
     photo_url: PhotoUrl
+    display_url: DisplayUrl
+    width: Width
+    height: Height
 
 
 class Product(BaseModel):

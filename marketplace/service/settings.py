@@ -41,3 +41,7 @@ class Settings:
     @property
     def images_dir(self) -> Path:
         return self.data_dir / "images"
+
+    @property
+    def display_dir(self) -> Path:
+        return self.images_dir / "display"

@@ -387,6 +387,15 @@ def test_a_listing_is_shown_with_its_photos(client, products, photos_table):
     assert {photo["image_id"] for photo in answer["photos"]} == own
     for photo in answer["photos"]:
         assert client.get(photo["photo_url"]).headers["content-type"] == "image/jpeg"
+        display = client.get(photo["display_url"])
+        assert display.headers["content-type"] == "image/jpeg"
+        assert Image.open(io.BytesIO(display.content)).size == (photo["width"], photo["height"])
+    found = client.get("/search", params={"q": answer["name"]}).json()["results"]
+    (itself,) = (result for result in found if result["product_id"] == product_id)
+    (shown,) = (photo for photo in answer["photos"] if photo["image_id"] == itself["image_id"])
+    assert [itself[name] for name in ("display_url", "photo_width", "photo_height")] == [
+        shown[name] for name in ("display_url", "width", "height")
+    ]
 
 
 def test_an_id_in_capitals_is_the_same_id(client, products):
@@ -397,13 +406,27 @@ def test_an_id_in_capitals_is_the_same_id(client, products):
 
 
 def test_a_photo_that_the_client_has_is_not_sent_again(client, photos_table):
-    url = f"/images/{photos_table['image_id'][0]}.jpg"
+    for url in (f"/images/{photos_table['image_id'][0]}.jpg", f"/images/{photos_table['image_id'][0]}/display"):
+        check_that_it_is_sent_once(client, url)
+
+
+def check_that_it_is_sent_once(client, url: str) -> None:
     first = client.get(url)
     assert first.headers["Cache-Control"] == "public, max-age=60"
     again = client.get(url, headers={"If-None-Match": first.headers["ETag"]})
     assert (again.status_code, again.content, again.headers["ETag"]) == (304, b"", first.headers["ETag"])
     assert again.headers["Cache-Control"] == "public, max-age=60"
     assert client.get(url, headers={"If-None-Match": '"another"'}).content == first.content
+
+
+def test_where_no_copy_to_look_at_is_kept_the_square_is_shown(demo_dir, tmp_path, photos_table):
+    name = f"{photos_table['image_id'][0]}.jpg"
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / name).write_bytes((demo_dir / "images" / name).read_bytes())
+    (tmp_path / "index").symlink_to(demo_dir / "index")
+    with TestClient(api.create_app(Settings(tmp_path))) as client:
+        square, display = client.get(f"/images/{name}"), client.get(f"/images/{photos_table['image_id'][0]}/display")
+    assert (display.status_code, display.content) == (200, square.content)
 
 
 def test_a_new_listing_gets_categories_and_a_price_range(client, demo_dir, photos_table, products):
@@ -510,7 +533,8 @@ def test_the_name_of_an_upload_is_never_used(client):
 
 
 @pytest.mark.parametrize(
-    "path", ["/products/nobody", "/products/nobody/similar", "/images/nobody.jpg", "/images/..%2f..%2fraw.jpg"]
+    "path",
+    ["/products/nobody", "/products/nobody/similar", "/images/nobody.jpg", "/images/..%2f..%2fraw.jpg", "/images/nobody/display"],
 )
 def test_unknown_ids_are_404(client, path):
     response = client.get(path)
