@@ -21,6 +21,7 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.staticfiles import StaticFiles
 from starlette.formparsers import MultiPartParser
 
@@ -54,7 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.photo_queue = PhotoQueue(app.state.meters, settings.max_pending, max(1, cli.cores() // settings.workers))
     app.state.photo_files = StaticFiles(directory=settings.images_dir, check_dir=False)
     app.include_router(routes.router)
-    app.mount("/web", StaticFiles(directory=routes.WEB_DIR), name="web")
+    app.mount("/web", GZipMiddleware(StaticFiles(directory=routes.WEB_DIR)), name="web")
     # Only its files are used: Swagger UI, which would otherwise come from another host.
     swagger_dir = Path(importlib.util.find_spec("fastapi_offline").origin).parent / "static"
     app.mount("/swagger", StaticFiles(directory=swagger_dir), name="swagger")

@@ -2,7 +2,7 @@
 
 Reads   data/raw/images/ or data/raw/images_fb.zip (--photos: a folder, a .zip, s3://bucket/prefix or s3://bucket/file.zip),
         data/tabular/ (images.csv, which photos listings have)
-Writes  data/images/     (<image_id>.jpg, photos.csv; display/<image_id>.jpg, display.csv)
+Writes  data/images/     (<image_id>.jpg, photos.csv; display/ and card/<image_id>.jpg, display.csv)
 Run     python clean_images.py
 """
 
@@ -49,7 +49,10 @@ PROGRESS = ".progress.jsonl"  # one line a photo done, appended; not *.tmp, so t
 DUPLICATE = "duplicate_id"  # another file of its id was kept: the reason of a reject by which no photo is lost
 Key = tuple[str, int]  # id in lower case, and the file's place among the candidates for it, from 0
 COLUMNS = ["image_id", "status", "reason", "width", "height", "sha256", "phash", "colours", "source"]
-DISPLAY = "display"  # the folder of the copies to look at; a table of its own, as no model depends on them
+DISPLAY, CARD = COPIES = (
+    "display",
+    "card",
+)  # the folders of the copies to look at; a table of their own, as no model depends on them
 DISPLAY_TABLE, DISPLAY_COLUMNS = "display.csv", ["image_id", "width", "height"]
 
 
@@ -61,7 +64,7 @@ def read_progress(path: Path) -> dict[Key, dict]:
 
     A record: image_id and turn (its key), settings (digest of how it was cleaned), identity (of the Photo), content (sha256 of
     the raw file), jpeg (sha256 of the cleaned one, of jpeg_bytes bytes), display (sha256, bytes, width and height of
-    the copy to look at, null without one), row (of photos.csv).
+    the copy to look at, card_sha256 and card_bytes of the smaller one; null without them), row (of photos.csv).
     """
     records = {}
     with contextlib.suppress(FileNotFoundError):
@@ -91,6 +94,7 @@ def _is_usable(record: dict, folder: Path, with_display: bool) -> bool:
         display is not None
         and _is_whole(folder / name, record["jpeg_bytes"], record["jpeg"])
         and _is_whole(folder / DISPLAY / name, display["bytes"], display["sha256"])
+        and _is_whole(folder / CARD / name, display["card_bytes"], display["card_sha256"])
     )
 
 
@@ -145,7 +149,8 @@ class Cleaning:
     @property
     def settings_digest(self) -> str:
         """Of how the JPEGs are made."""
-        made_by = [stages.STAGES["images"].schema, self.settings.as_dict(), photos.DISPLAY_SIDE, photos.DISPLAY_QUALITY]
+        copies = [photos.DISPLAY_SIDE, photos.DISPLAY_QUALITY, photos.CARD_SIDE, photos.CARD_QUALITY]
+        made_by = [stages.STAGES["images"].schema, self.settings.as_dict(), *copies]
         return hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:16]
 
     def clean(self, selection: Selection, zip_path: str | None) -> tuple[dict[Key, dict], int]:
@@ -201,7 +206,9 @@ class Cleaning:
             _write_jpeg(self.folder / f"{image_id}.jpg", result.jpeg)
         if display is not None:
             _write_jpeg(self.folder / DISPLAY / f"{image_id}.jpg", display.jpeg)
+            _write_jpeg(self.folder / CARD / f"{image_id}.jpg", result.card)
             told = {"sha256": hashlib.sha256(display.jpeg).hexdigest(), "bytes": len(display.jpeg)}
+            told |= {"card_sha256": hashlib.sha256(result.card).hexdigest(), "card_bytes": len(result.card)}
             told |= {"width": display.width, "height": display.height}
         return {"jpeg": hashlib.sha256(result.jpeg).hexdigest(), "jpeg_bytes": len(result.jpeg), "display": told}
 
@@ -229,7 +236,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--no-display",
         dest="display",
         action="store_false",
-        help=f"keep no copy to look at (default: keep one of at most {photos.DISPLAY_SIDE} pixels a side)",
+        help=f"keep no copies to look at (default: of at most {photos.DISPLAY_SIDE} and {photos.CARD_SIDE} pixels a side)",
     )
     parser.add_argument("--all-photos", action="store_true", help="also clean photos that no listing has (default: skip them)")
     parser.add_argument(
@@ -358,13 +365,15 @@ def _printable(name: str) -> str:
 
 
 def _begin_display(folder: Path, with_display: bool) -> None:
-    """Make the folder of the copies to look at, without what a killed run left half-written; or take it and its table away."""
-    if with_display:
-        (folder / DISPLAY).mkdir(exist_ok=True)
-        atomic.remove_leftovers(folder / DISPLAY)
-    else:
+    """Make the folders of the copies to look at, without what a killed run left half-written; or take them and their table away."""
+    if not with_display:
         (folder / DISPLAY_TABLE).unlink(missing_ok=True)
-        shutil.rmtree(folder / DISPLAY, ignore_errors=True)
+    for copies in (folder / name for name in COPIES):
+        if with_display:
+            copies.mkdir(exist_ok=True)
+            atomic.remove_leftovers(copies)
+        else:
+            shutil.rmtree(copies, ignore_errors=True)
 
 
 def _cleaned(folder: Path) -> set[str]:
@@ -377,8 +386,9 @@ def _remove_others(folder: Path, kept: set[str]) -> int:
     others = _cleaned(folder) - kept
     for name in others:
         (folder / f"{name}.jpg").unlink()
-    for name in _cleaned(folder / DISPLAY) - kept:
-        (folder / DISPLAY / f"{name}.jpg").unlink()
+    for copies in (folder / name for name in COPIES):
+        for name in _cleaned(copies) - kept:
+            (copies / f"{name}.jpg").unlink()
     return len(others)
 
 

@@ -62,6 +62,7 @@ function show() {
   shown = { section, state };
   searchForm.elements.q.value = section === "sell" ? "" : state.q;
   setTitle("");
+  if (section === "home" || section === "sell" || hasPhoto(state)) needChoices();
   ({ home: () => showHome(byId("browse")), search: showSearch, listing: showListing, sell: showSelling })[section](state);
 }
 
@@ -137,10 +138,17 @@ async function showPhotoPanel(state) {
   if (before?.contains(document.activeElement)) photoPanel.querySelector(".frame")?.focus();
 }
 
-function showChoices(choices) {
-  setChoices(choices);
-  if (shown.section === "home") showHome(byId("browse"));
-  else if (shown.section === "search") showResults(shown.state);
+// What filters can be set to, asked for where a view or a person needs it.
+function needChoices() {
+  askForChoices({
+    done: (choices) => {
+      if (!setChoices(choices)) return;
+      if (shown.section === "home") showHome(byId("browse"));
+      else if (shown.section === "sell") showSell(shown.state);
+      else if (shown.section === "search" && hasPhoto(shown.state)) showResults(shown.state);
+    },
+    failed: () => {}, // without them, filters can still be typed
+  });
 }
 
 
@@ -200,6 +208,7 @@ function listen() {
   takeDroppedPhotos(take);
   takePastedPhotos(take);
   followFilters((changes) => search(changes));
+  byId("filters").elements.location.addEventListener("focus", needChoices); // places to choose from
   searchForm.addEventListener("submit", (event) => {
     event.preventDefault();
     search({});
@@ -220,4 +229,3 @@ function listen() {
 
 listen();
 show();
-askForChoices({ done: showChoices, failed: () => {} }); // without them, filters can still be typed

@@ -31,7 +31,7 @@ function whyLine({ reasons, name_marks: marks }, common) {
 function card(listing, state, { heading, isFirst, common }) {
   const id = listing.product_id;
   const title = link({ ...state, listing: id }, { "data-listing": id, title: listing.name }, marked(listing.name, listing.name_marks));
-  const loading = isFirst ? { fetchpriority: "high" } : { loading: "lazy" };
+  const loading = isFirst ? { fetchpriority: "high" } : { isLazy: true };
   return h(
     "li",
     { class: "card" },

@@ -3,6 +3,7 @@
 import { address } from "./history.js";
 
 const CARD_SIDE = 400; // pixels of the longest side of the copy for cards
+const NEAR = 500; // pixels from the window at which a photo is loaded: browsers' own lazy loading takes thousands
 const number = new Intl.NumberFormat();
 const day = new Intl.DateTimeFormat(undefined, { dateStyle: "long", timeZone: "UTC" });
 
@@ -48,17 +49,34 @@ export function icon(name) {
   return svg;
 }
 
+const loads = new WeakMap(); // photo that is not near yet -> what loads it
+const nearing = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    if (!isIntersecting) continue;
+    nearing.unobserve(target);
+    loads.get(target)();
+  }
+}, { rootMargin: `${NEAR}px` });
+
+function loadNear(image, load) {
+  loads.set(image, load);
+  nearing.observe(image);
+}
+
 export const displayUrl = (imageId) => `/images/${encodeURIComponent(imageId)}/display`;
 
 // A photo of this service, or the sign that there is none: no other address is ever loaded.
-export function photo(imageId, alt, { sizes, ...attributes } = {}) {
+export function photo(imageId, alt, { sizes, isLazy, ...attributes } = {}) {
   const missing = () => h("span", { class: "no-photo", role: "img", "aria-label": "No photo" }, icon("no-photo"));
   if (!/^[\w-]{1,64}$/.test(imageId ?? "")) return missing();
   const url = displayUrl(imageId);
-  const srcset = sizes ? `${url}?side=${CARD_SIDE} ${CARD_SIDE}w, ${url} 800w` : null;
+  const srcset = sizes ? `/images/${encodeURIComponent(imageId)}/card ${CARD_SIDE}w, ${url} 800w` : null;
+  const image = h("img", { alt, decoding: "async", ...attributes });
   // sizes and srcset go before src, or the larger copy is asked for first
-  const image = h("img", { sizes, srcset, ...attributes, src: url, alt, decoding: "async" });
+  const load = () => Object.entries({ sizes, srcset, src: url }).forEach(([name, value]) => value && image.setAttribute(name, value));
   image.addEventListener("error", () => image.replaceWith(missing()));
+  if (isLazy) loadNear(image, load);
+  else load();
   return image;
 }
 

@@ -14,9 +14,9 @@ const dialog = byId("filters-dialog");
 const wide = matchMedia("(min-width: 60rem)");
 
 let choices = { categories: {}, towns: {}, counties: {}, price: null }; // of the whole catalogue
+let currency = null; // of the prices that are shown
 
 export const lastName = (path) => path.split(SEPARATOR).at(-1);
-export const currency = () => choices.price?.currency ?? null;
 
 // [{ path, count }] right below a category ("" is the root), those with most listings first.
 function childrenOf(categories, parent) {
@@ -32,12 +32,15 @@ export const topCategories = () => childrenOf(choices.categories, "");
 // The paths of categories that can be chosen, most listings first.
 export const allCategories = () => Object.keys(choices.categories).sort();
 
-// What the filters can be set to, as the service tells it.
+// What the filters can be set to, as the service tells it; returns whether that is new.
 export function setChoices(answer) {
+  if (answer === choices) return false;
   choices = answer;
+  currency ??= answer.price?.currency;
   const places = new Map([...Object.entries(answer.counties), ...Object.entries(answer.towns)].filter(([name]) => name));
   byId("places").replaceChildren(
     ...Array.from(places, ([name, count]) => h("option", { value: name, label: `${name} (${formatCount(count)})` })));
+  return true;
 }
 
 function choice(state, name, count, isChosen = false) {
@@ -63,8 +66,8 @@ function categoryChoices(state, counted) {
 }
 
 function priceChoices(state, counted) {
-  if (!counted || !currency()) return [];
-  const money = (amount) => formatMoney(Math.round(amount), currency());
+  if (!counted || !currency) return [];
+  const money = (amount) => formatMoney(Math.round(amount), currency);
   return counted.filter(({ listings }) => listings).map(({ min, max, listings }) => {
     const name = max === null ? `${money(min)} or more` : min ? `${money(min)} – ${money(max)}` : `Below ${money(max)}`;
     const [from, to] = [min ? String(min) : "", max === null ? "" : String(max)];
@@ -78,8 +81,9 @@ function placeChoices(state, counted) {
     .map(([name, count]) => choice({ ...state, location: name }, name, count));
 }
 
-// `counts`: of the result, or null where it has none.
-export function showFilters(state, counts) {
+// `counts`: of the result, or null where it has none; `ofPrices`: the currency of its prices, where it is told.
+export function showFilters(state, counts, ofPrices) {
+  currency = ofPrices ?? currency;
   const held = document.activeElement?.closest?.("#filters a")?.getAttribute("href");
   for (const name of INPUTS) form.elements[name].value = state[name];
   form.elements.min_score.checked = Boolean(state.min_score);
@@ -147,7 +151,7 @@ export function closeFilters() {
 }
 
 function priceText({ min_price: low, max_price: high }) {
-  const money = (amount) => (currency() ? formatMoney(Number(amount), currency()) : amount);
+  const money = (amount) => (currency ? formatMoney(Number(amount), currency) : amount);
   if (low && high) return `${money(low)} – ${money(high)}`;
   return low ? `From ${money(low)}` : `Up to ${money(high)}`;
 }

@@ -28,7 +28,7 @@ export function gallery(photos, asQuestion) {
   const alt = (at) => (photos.length > 1 ? `Photo ${at + 1} of ${photos.length}` : "Its photo");
   let at = 0;
   const slides = photos.map(({ image_id: id }, i) =>
-    h("li", { class: "slide" }, photo(id, alt(i), { sizes: SIZES, ...(i ? { loading: "lazy" } : { fetchpriority: "high" }) })));
+    h("li", { class: "slide" }, photo(id, alt(i), { sizes: SIZES, ...(i ? { isLazy: true } : { fetchpriority: "high" }) })));
   const strip = h("ul", { class: "strip", tabindex: 0, "aria-label": "Photos" }, slides);
   const counter = h("p", { class: "counter", "aria-live": "polite" });
   const lens = h("div", { class: "lens" });

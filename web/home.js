@@ -15,7 +15,7 @@ function tile({ path, count }) {
 }
 
 function setPicture({ picture }, imageId) {
-  picture.replaceChildren(photo(imageId, "", { sizes: "6rem", loading: "lazy" }));
+  picture.replaceChildren(photo(imageId, "", { sizes: "6rem", isLazy: true }));
 }
 
 // A category's picture is that of a new listing of it: among the newest of all, or else asked for.

@@ -158,7 +158,8 @@ export function showResults(state) {
     for (const listing of best) foundById.set(listing.product_id, listing);
     const nothing = !best.length || (hasPhoto(state) && !best[0].close && !notes().weak);
     setBusy(results, false);
-    showFilters(state, answer.counts ?? null);
+    showFilters(state, answer.counts ?? null, (best[0] ?? answer.nearest?.[0])?.currency);
+    byId("chips").replaceChildren(...chips(state));
     const nearest = best.length ? best.slice(0, NEAREST) : answer.nearest ?? [];
     status.textContent = nothing ? nothingClose(state, nearest.length) : summary(state, best, answer);
     if (nothing) drawNothing(state, nearest, best.length > NEAREST);

@@ -270,6 +270,13 @@ def display(request: Request, recommender: CurrentGeneration, settings: CurrentS
     return answer_photo(request, recommender, settings, image_id, [settings.display_dir, settings.images_dir])
 
 
+@router.get("/images/{image_id}/card", response_class=FileResponse, responses=UNKNOWN | BAD_VALUE | PHOTO_ANSWERS)
+def card(request: Request, recommender: CurrentGeneration, settings: CurrentSettings, image_id: PhotoId):
+    """A photo for a list: whole, at most 400 pixels a side; the larger copy, or the cleaned square, where none was kept."""
+    folders = [settings.card_dir, settings.display_dir, settings.images_dir]
+    return answer_photo(request, recommender, settings, image_id, folders)
+
+
 def answer_photo(
     request: Request, recommender: Recommender, settings: Settings, image_id: str, folders: Sequence[Path]
 ) -> Response:

@@ -153,9 +153,7 @@ def test_words_find_listings_and_are_marked_in_their_titles(page, listing):
     cards = search(page, listing["name"])
     assert listing_ids(page)[0] == listing["product_id"]
     answer = page.request.get("/search", params={"q": listing["name"]}).json()
-    expect(status_of(page)).to_have_text(
-        f"{answer['total']} listing{'s' * (answer['total'] != 1)} for “{listing['name']}”"
-    )
+    expect(status_of(page)).to_have_text(f"{answer['total']} listing{'s' * (answer['total'] != 1)} for “{listing['name']}”")
     expect(cards.first).to_contain_text(f"£{listing['price']:,.2f}".removesuffix(".00"))
     expect(cards.first).to_contain_text(listing["town"])
     marked = {text.lower() for text in cards.first.locator("mark").all_inner_texts()}
@@ -413,7 +411,9 @@ def test_filters_that_leave_nothing_can_be_widened_one_by_one(page, listing):
 
 
 @at_both_widths
-@pytest.mark.parametrize(("name", "sort"), [("Price: low to high", "price_up"), ("Price: high to low", "price_down"), ("Newest", "newest")])
+@pytest.mark.parametrize(
+    ("name", "sort"), [("Price: low to high", "price_up"), ("Price: high to low", "price_down"), ("Newest", "newest")]
+)
 def test_results_can_be_sorted(page, name, sort):
     page.goto("/?q=good")
     settled(page)
@@ -791,7 +791,10 @@ def test_what_the_api_refuses_is_told_in_a_shopper_s_words(page, problems, addre
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
-        ({"status": 503, "json": {"detail": "too much is being sent at once: try again in a second"}}, "Many people are searching"),
+        (
+            {"status": 503, "json": {"detail": "too much is being sent at once: try again in a second"}},
+            "Many people are searching",
+        ),
         ({"status": 500, "body": "Internal Server Error"}, "Something went wrong on our side (status 500): try again."),
         (None, "The shop cannot be reached: check your connection, then try again."),
     ],
