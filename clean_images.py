@@ -365,7 +365,7 @@ def _printable(name: str) -> str:
 
 
 def _begin_display(folder: Path, with_display: bool) -> None:
-    """Make the folders of the copies to look at, without what a killed run left half-written; or take them and their table away."""
+    """Make the folders of the copies to look at, without what a killed run left half-written; or remove them and their table."""
     if not with_display:
         (folder / DISPLAY_TABLE).unlink(missing_ok=True)
     for copies in (folder / name for name in COPIES):

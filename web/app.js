@@ -8,7 +8,7 @@ import {
   followBack, followLinks, forgetScroll, hasPhoto, isAsked, reachScroll, stateOf, viewOf, visit,
 } from "./history.js";
 import { showHome } from "./home.js";
-import { backLink, listingDetails, listingTitle, similarSection } from "./listing.js";
+import { backLink, listingDetails, listingTitle, relatedSections, similarSection } from "./listing.js";
 import { photoField, takeDroppedPhotos, takePastedPhotos } from "./photo-field.js";
 import { cropOf, photoToShow } from "./photo-question.js";
 import { keepPhoto } from "./photo-store.js";
@@ -165,7 +165,8 @@ function showListing(state) {
     setTitle(listing.name);
     const hadFocus = document.activeElement?.id === "listing-title";
     const similar = similarSection(search);
-    section.replaceChildren(back, listingDetails(listing, search, foundListing(state.listing)), similar.section);
+    const details = listingDetails(listing, foundListing(state.listing));
+    section.replaceChildren(back, details, ...relatedSections(listing, search), similar.section);
     if (hadFocus) byId("listing-title").focus({ preventScroll: true });
     askForSimilar(state.listing, {
       done: (answer) => {

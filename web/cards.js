@@ -17,12 +17,12 @@ function marked(name, marks) {
 // Reasons of most listings that are found together tell nothing about one of them.
 function commonReasons(listings) {
   const counts = new Map();
-  for (const { reasons } of listings) for (const reason of reasons) counts.set(reason, (counts.get(reason) ?? 0) + 1);
+  for (const { reasons = [] } of listings) for (const reason of reasons) counts.set(reason, (counts.get(reason) ?? 0) + 1);
   return new Set([...counts.keys()].filter((reason) => counts.get(reason) > Math.max(listings.length / 2, 2)));
 }
 
 // What the title's marks, and the line about misspelt words, do not tell.
-function whyLine({ reasons, name_marks: marks }, common) {
+function whyLine({ reasons = [], name_marks: marks = [] }, common) {
   const isByMarks = (reason) => /^(has|spelt:) /.test(reason);
   const line = reasons.filter((reason) => (isByMarks(reason) ? !marks.length : !common.has(reason))).join(" · ");
   return line ? h("p", { class: "why", title: reasons.join(" · ") }, line) : null;
@@ -30,7 +30,7 @@ function whyLine({ reasons, name_marks: marks }, common) {
 
 function card(listing, state, { heading, isFirst, common }) {
   const id = listing.product_id;
-  const title = link({ ...state, listing: id }, { "data-listing": id, title: listing.name }, marked(listing.name, listing.name_marks));
+  const title = link({ ...state, listing: id }, { "data-listing": id, title: listing.name }, marked(listing.name, listing.name_marks ?? []));
   const loading = isFirst ? { fetchpriority: "high" } : { isLazy: true };
   return h(
     "li",

@@ -4,7 +4,7 @@ import { alertLine, formatCount, formatDay, formatPercent, h, icon, link, place,
 import { cards, skeleton } from "./cards.js";
 import { SEPARATOR } from "./filters.js";
 import { gallery } from "./gallery.js";
-import { isTelling, priceChart, rangeText, verdict } from "./price-chart.js";
+import { priceChart, rangeText, VERDICTS } from "./price-chart.js";
 
 export function backLink(state, wasAsked) {
   return link(state, { class: "back" }, icon("back"), wasAsked ? "Back to the results" : "Find something");
@@ -22,20 +22,24 @@ function breadcrumb(category) {
 }
 
 // Nothing where the range tells nothing, or there is no price to compare.
-function usualPrice({ price: asked, price_range: range }) {
-  if (!range || !isTelling(range)) return null;
+function usualPrice({ price: asked, price_range: range, price_verdict: verdict }) {
+  if (!range?.is_informative) return null;
   return h("section", { class: "usual", "aria-label": "Usual price" },
-    h("p", {}, asked ? `${verdict(asked, range)}: ` : "Such things usually cost ", h("strong", {}, rangeText(range))),
-    priceChart(range, asked || null));
+    h("p", {}, verdict ? `${VERDICTS[verdict]}: ` : "Such things usually cost ", h("strong", {}, rangeText(range))),
+    priceChart(range, verdict ? asked : null));
 }
 
-// Links to the other listings of the same offer.
-function copies(listing, state) {
-  const ids = listing.duplicate_ids ?? [];
-  if (!ids.length) return null;
-  const links = ids.slice(0, 10).map((id, at) => h("li", {}, link({ ...state, listing: id }, {}, `Listing ${at + 2}`)));
-  return h("section", { class: "copies", "aria-labelledby": "copies-title" },
-    h("h2", { id: "copies-title" }, `Listed ${formatCount(ids.length + 1)} times`), h("ul", {}, links));
+// Listings that go with this one, below it: the same offer again, and others of its seller, where there are any.
+export function relatedSections(listing, state) {
+  const section = (id, title, listings) =>
+    listings.length
+      ? h("section", { class: "similar", "aria-labelledby": id }, h("h2", { id }, title), cards(listings, state, { heading: "h3" }))
+      : null;
+  const times = `Listed ${formatCount((listing.duplicates ?? 0) + 1)} times`;
+  return [
+    section("copies-title", times, listing.duplicate_listings ?? []),
+    section("seller-title", "From the same seller", listing.same_seller_listings ?? []),
+  ].filter(Boolean);
 }
 
 function fact(name, value) {
@@ -68,7 +72,7 @@ function share(listing) {
   return h("p", { class: "share" }, h("button", { type: "button", onclick }, icon("share"), "Share"), said);
 }
 
-export function listingDetails(listing, state, found) {
+export function listingDetails(listing, found) {
   const asQuestion = (id) => link({ like: id }, { class: "button" }, icon("lens"), "Search with this photo");
   return h(
     "div",
@@ -87,7 +91,6 @@ export function listingDetails(listing, state, found) {
       share(listing),
       h("h2", {}, "Description"),
       h("p", { class: "description" }, listing.description || "None given."),
-      copies({ ...found, ...listing }, state),
       whyFound(found),
     ),
   );

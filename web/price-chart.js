@@ -2,11 +2,6 @@
 
 import { formatMoney, h, placed } from "./elements.js";
 
-const WIDE = 20; // a range whose high end is more than this many times its low end tells nothing
-
-// Whether a range says something about the price.
-export const isTelling = ({ low, high }) => high <= WIDE * Math.max(low, 1);
-
 // Prices spread over decades: their logarithms spread evenly.
 function scale(amounts) {
   const logs = amounts.map((amount) => Math.log(Math.max(amount, 0.5)));
@@ -31,9 +26,8 @@ export function rangeText({ low, high, currency }) {
   return `${formatMoney(low, currency, { whole: true })} – ${formatMoney(high, currency, { whole: true })}`;
 }
 
-// How a price compares with what such things usually cost.
-export function verdict(price, { low, high }) {
-  if (price < low) return "Lower than usual for such things";
-  if (price > high) return "Higher than usual for such things";
-  return "In the usual range for such things";
-}
+export const VERDICTS = {
+  low: "Lower than usual for such things",
+  likely: "In the usual range for such things",
+  high: "Higher than usual for such things",
+};

@@ -6,7 +6,7 @@ import { alertLine, byId, formatMoney, formatPercent, h, link, placed, setBusy, 
 import { allCategories, SEPARATOR } from "./filters.js";
 import { hasPhoto, reachScroll } from "./history.js";
 import { photoToAsk } from "./photo-question.js";
-import { isTelling, priceChart, rangeText } from "./price-chart.js";
+import { priceChart, rangeText } from "./price-chart.js";
 
 const LIKELY_CATEGORIES = 4;
 const SOME = 4; // comparable prices from which a place among them is told
@@ -49,7 +49,7 @@ function placeAmong(price, others) {
 
 // The range, and a price of one's own drawn on it and on the prices of the listings beside.
 function pricePanel(range) {
-  const telling = isTelling(range);
+  const telling = range.is_informative;
   const headline = telling ? rangeText(range) : "Hard to tell";
   const hint = telling
     ? `Half of such things cost less than ${formatMoney(range.median, range.currency, { whole: true })}; eight in ten are in this range.`
@@ -86,8 +86,8 @@ function spread({ currency }, others) {
 }
 
 function showEstimate(answer, state) {
-  const { categories, category_paths: paths, price } = answer;
-  const likely = paths?.length ? paths : categories;
+  const { categories, paths, price } = answer;
+  const likely = paths.length ? paths : categories;
   const heading = h("h2", { id: "comparable-title" }, "Listings like it");
   const comparable = h("section", { "aria-labelledby": "comparable-title" }, heading);
   const panel = pricePanel(price);
@@ -106,8 +106,7 @@ function showEstimate(answer, state) {
     });
   };
   prediction.replaceChildren(panel.node, categoryPanel(likely, change), comparable);
-  if (answer.comparable) show(answer.comparable);
-  else change(likely[0].category);
+  show(answer.comparables);
 }
 
 export function showSell(state) {

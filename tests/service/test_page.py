@@ -668,20 +668,20 @@ def test_the_photos_of_a_listing_are_stepped_through_and_seen_large(page, listin
 
 
 @pytest.mark.parametrize(
-    ("price", "price_range", "told"),
+    ("price", "verdict", "is_informative", "told"),
     [
-        (30, {"low": 20, "median": 40, "high": 60}, "In the usual range for such things: £20 – £60"),
-        (90, {"low": 20, "median": 40, "high": 60}, "Higher than usual for such things: £20 – £60"),
-        (5, {"low": 20, "median": 40, "high": 60}, "Lower than usual for such things: £20 – £60"),
-        (None, {"low": 20, "median": 40, "high": 60}, "Such things usually cost £20 – £60"),
-        (30, {"low": 8, "median": 40, "high": 538}, None),
-        (30, None, None),
+        (30, "likely", True, "In the usual range for such things: £20 – £60"),
+        (90, "high", True, "Higher than usual for such things: £20 – £60"),
+        (5, "low", True, "Lower than usual for such things: £20 – £60"),
+        (None, None, True, "Such things usually cost £20 – £60"),
+        (30, None, False, None),
     ],
 )
-def test_a_listing_says_whether_its_price_is_likely(page, listing, price, price_range, told):
+def test_a_listing_says_whether_its_price_is_likely(page, listing, price, verdict, is_informative, told):
     def change(route):
-        known = price_range and price_range | {"currency": "GBP"}
-        route.fulfill(json=route.fetch().json() | {"price": price, "price_range": known})
+        price_range = {"low": 20, "median": 40, "high": 60, "is_informative": is_informative, "currency": "GBP"}
+        told = {"price": price, "price_range": price_range, "price_verdict": verdict}
+        route.fulfill(json=route.fetch().json() | told)
 
     page.route(re.compile(r"/products/[\w-]+$"), change)
     page.goto(f"/?listing={listing['product_id']}")
@@ -695,14 +695,23 @@ def test_a_listing_says_whether_its_price_is_likely(page, listing, price, price_
     assert line["x"] < band["x"] < band["x"] + band["width"] < line["x"] + line["width"]
 
 
-def test_the_other_listings_of_the_same_offer_are_linked(page, served, listing):
-    other = next(id_ for id_ in served.products["product_id"] if id_ != listing["product_id"])
-    change_results(page, result={"duplicates": 1, "duplicate_ids": [other]})
-    page.goto(f"/?{urlencode({'q': listing['name']})}")
-    settled(page).first.get_by_role("link").click()
-    copies = page.get_by_role("region", name="Listed 2 times")
-    copies.get_by_role("link").click()
-    expect(page).to_have_url(re.compile(f"listing={other}"))
+@pytest.mark.parametrize(
+    ("fields", "title"),
+    [
+        (("duplicates", "duplicate_listings"), "Listed 2 times"),
+        (("same_seller", "same_seller_listings"), "From the same seller"),
+    ],
+)
+def test_the_same_offer_and_the_same_seller_s_listings_are_linked(page, listing, fields, title):
+    other = page.request.get("/search", params={"k": 1}).json()["results"][0]
+    related = dict(zip(fields, (1, [other]), strict=True))
+    page.route(
+        re.compile(r"/products/[\w-]+$"),
+        lambda route: route.fulfill(json=route.fetch().json() | {"duplicates": 0, "duplicate_listings": []} | related),
+    )
+    page.goto(f"/?listing={listing['product_id']}")
+    page.get_by_role("region", name=title).get_by_role("link").click()
+    expect(page).to_have_url(re.compile(f"listing={other['product_id']}"))
 
 
 # Selling
@@ -743,11 +752,11 @@ def test_selling_shows_a_category_a_price_and_listings_like_it(page, served, lis
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "told"), [(8, 538, "Hard to tell"), (20, 60, "£20 – £60")], ids=["a range that says nothing", "a range"]
+    ("low", "high", "is_informative", "told"), [(8, 538, False, "Hard to tell"), (20, 60, True, "£20 – £60")]
 )
-def test_a_price_range_that_says_nothing_is_told_as_such(page, low, high, told):
+def test_a_price_range_that_says_nothing_is_told_as_such(page, low, high, is_informative, told):
     def change(route):
-        price = {"low": low, "median": 40, "high": high, "currency": "GBP"}
+        price = {"low": low, "median": 40, "high": high, "is_informative": is_informative, "currency": "GBP"}
         route.fulfill(json=route.fetch().json() | {"price": price})
 
     page.route("**/predict/listing", change)
