@@ -327,6 +327,11 @@ async def page():
     return FileResponse(WEB_DIR / "index.html", headers={"Content-Security-Policy": PAGE_POLICY})
 
 
+@router.get("/moderate", include_in_schema=False)
+async def moderators_page():
+    return FileResponse(WEB_DIR / "moderate.html", headers={"Content-Security-Policy": PAGE_POLICY})
+
+
 @router.get("/docs", include_in_schema=False)
 async def docs():
     return FileResponse(WEB_DIR / "docs.html", headers={"Content-Security-Policy": DOCS_POLICY})
