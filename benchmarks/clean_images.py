@@ -127,13 +127,13 @@ def reference(data: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def photos_per_second(paths: list[Path], workers: int) -> float:
+def photos_per_second(paths: list[Path], workers: int, with_display: bool = True) -> float:
     """Of clean_images.py's own loop, without the first photos, which are under way while the processes still start.
 
     What it takes the processes to start and to end is the same however many photos there are: together about half a second.
     """
     todo = [pool.Task(Photo(path.name, str(path), "", path.stat().st_size), "") for path in paths]
-    results = pool.clean_all(todo, None, photos.DEFAULTS, workers)
+    results = pool.clean_all(todo, None, photos.DEFAULTS, with_display, workers)
     for _ in range(workers * pool.AHEAD):
         next(results)
     start = time.perf_counter()
@@ -213,12 +213,17 @@ def main() -> int:
             for number, path in enumerate(paths[len(pictures) :]):
                 path.hardlink_to(paths[number % len(pictures)])
             # By turns, and the best of each: the machine may have other work.
-            rounds = [[photos_per_second(paths, workers) for workers in (1, 2)] for _ in range(1 if args.quick else 3)]
-            rates = dict(enumerate(map(max, zip(*rounds, strict=True)), start=1))
-            figures[f"{name}_two_workers_vs_one"] = rates[2] / rates[1]
+            runs = ((1, True), (2, True), (1, False))
+            rounds = [[photos_per_second(paths, *run) for run in runs] for _ in range(1 if args.quick else 3)]
+            one, two, without = map(max, zip(*rounds, strict=True))
+            figures[f"{name}_two_workers_vs_one"], figures[f"{name}_no_display_vs_display"] = two / one, without / one
+            copies = [len(photos.clean(data, with_display=True).display.jpeg) for data in pictures]
+            figures[f"{name}_display_kb"] = float(np.mean(copies)) / 1000
             table(
                 f"{len(paths)} of them through clean_images.py: photos a second, x one worker",
-                *(f"{rate:10.1f} {rate / rates[1]:6.2f}x  {workers} worker(s)" for workers, rate in rates.items()),
+                f"{one:10.1f} {1:6.2f}x  one worker (copies to look at of {figures[f'{name}_display_kb']:.0f} kB)",
+                f"{two:10.1f} {two / one:6.2f}x  two workers",
+                f"{without:10.1f} {without / one:6.2f}x  one worker, --no-display",
             )
             for path in paths:
                 path.unlink()

@@ -59,6 +59,7 @@ TABLE_MODELS = (
     *("table_models.json", "table_models.safetensors", "price_model.json", "price_model.safetensors"),
     "text_encoder.json",
 )
+PRICE_RANGES = "price_ranges.csv"  # of the listings that the price model learned from, by models that had not seen them
 TEXT_ENCODER = ("text_encoder.onnx", "tokenizer.json")  # where there is one: text_encoder.json tells
 EMBEDDED = ("image_ids.json", "vectors.npy", "probabilities.npy", "text_vectors.npy")
 ENCODED = ("name_vectors.npy", "meaning_vectors.npy")  # by the text encoder
@@ -106,8 +107,8 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
             Reads("images", ("photos.csv",)),
             Reads("dataset", ("settings.json", "listings.csv", "training_data.csv")),
         ),
-        (*PHOTO_MODEL, *TABLE_MODELS, *TEXT_ENCODER, "metrics.json", "curves.png"),
-        schema=8,
+        (*PHOTO_MODEL, *TABLE_MODELS, *TEXT_ENCODER, PRICE_RANGES, "metrics.json", "curves.png"),
+        schema=9,
     ),
     "embeddings": Contract(
         "extract_embeddings.py",
@@ -128,10 +129,10 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
         "builds or updates what the API serves, and publishes it",
         {"--embeddings": "photo vectors of your own"},
         (
-            Reads("tabular", ("products.csv",)),
+            Reads("tabular", ("products.csv", "rejected.csv")),
             Reads("images", ("photos.csv",), made_from=(), optional=("display.csv",)),
             Reads("dataset", ("listings.csv", "training_data.csv")),
-            Reads("model", (*PHOTO_MODEL, *TABLE_MODELS), made_from=(), optional=TEXT_ENCODER),
+            Reads("model", (*PHOTO_MODEL, *TABLE_MODELS, PRICE_RANGES), made_from=(), optional=TEXT_ENCODER),
             Reads("embeddings", EMBEDDED, optional=ENCODED),
         ),
         ("current.json", "<generation>/"),

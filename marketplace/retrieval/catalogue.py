@@ -5,7 +5,7 @@ import copy
 import json
 import queue
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,16 +35,19 @@ CONNECTIONS = 8  # to the database, shared by all threads: each query holds one 
 PRODUCT_FIELDS = (
     "product_id", "name", "description", "category", "price", "price_plausible", "town", "county", "posted_on",
 )  # fmt: skip
+SELLER = "seller"  # a keyed hash, by which listings of one seller are found; no answer tells it
 
 SCHEMA = """
 CREATE TABLE products (row INTEGER PRIMARY KEY, product_id TEXT NOT NULL, name TEXT NOT NULL, description TEXT NOT NULL,
-    category TEXT NOT NULL, price REAL, price_plausible INTEGER, town TEXT, county TEXT, posted_on TEXT);
+    category TEXT NOT NULL, price REAL, price_plausible INTEGER, town TEXT, county TEXT, posted_on TEXT, seller TEXT NOT NULL);
+CREATE TABLE price_ranges (row INTEGER PRIMARY KEY, low REAL NOT NULL, median REAL NOT NULL, high REAL NOT NULL);
 CREATE TABLE photos (row INTEGER PRIMARY KEY, image_id TEXT NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL);
 """
 # After the rows: a million ids at once are sorted, one by one they are looked up.
 INDEXES = """
 CREATE INDEX products_by_id ON products (product_id);
 CREATE INDEX photos_by_id ON photos (image_id);
+CREATE INDEX products_by_seller ON products (seller, posted_on) WHERE seller != '';
 """
 
 
@@ -56,22 +59,27 @@ def write(
     duplicates: np.ndarray | None = None,
     currency: str = POUNDS.currency,
     sizes: np.ndarray | None = None,
+    ranges: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
     """Write the catalogue's files into a generation's folder: row i is the i-th listing, or photo.
 
-    listings: PRODUCT_FIELDS, some at a time; image_ids: N; listing_of_photo: (N,) the listing of each photo; duplicates: (P,) the
-    same number for listings of the same photo or text (default: none are); currency: of the prices; sizes: (N, 2) width and
-    height of each photo as it is shown (default: those of the cleaned squares).
+    listings: PRODUCT_FIELDS and, where it is told, SELLER, some at a time; image_ids: N; listing_of_photo: (N,) the listing of
+    each photo; duplicates: (P,) the same number for listings of the same photo or text (default: none are); currency: of the
+    prices; sizes: (N, 2) width and height of each photo as it is shown (default: those of the cleaned squares); ranges: low,
+    median and high price by product_id.
     """
     columns, contents = _Columns(), [np.empty(0, np.uint64)]
-    insert = f"INSERT INTO products VALUES ({', '.join('?' * (len(PRODUCT_FIELDS) + 1))})"
+    insert = f"INSERT INTO products VALUES ({', '.join('?' * (len(PRODUCT_FIELDS) + 2))})"
     with contextlib.closing(sqlite3.connect(folder / DATABASE)) as connection:
         connection.execute("PRAGMA journal_mode = OFF")
         connection.execute("PRAGMA synchronous = OFF")
         connection.executescript(SCHEMA)
         for block in listings:
             fields, rows = block[list(PRODUCT_FIELDS)], range(len(columns), len(columns) + len(block))
-            connection.executemany(insert, zip(rows, *(fields[name].tolist() for name in fields), strict=True))
+            sellers = block[SELLER].tolist() if SELLER in block else [""] * len(block)
+            connection.executemany(insert, zip(rows, *(fields[name].tolist() for name in fields), sellers, strict=True))
+            told = [(row, *ranges[one]) for row, one in zip(rows, fields["product_id"], strict=True) if ranges and one in ranges]
+            connection.executemany("INSERT INTO price_ranges VALUES (?, ?, ?, ?)", told)
             columns.add(block)
             contents.append(pd.util.hash_pandas_object(fields, index=False, categorize=False).to_numpy())
         shown = np.full((len(image_ids), 2), photos.DEFAULTS.size) if sizes is None else sizes
@@ -198,7 +206,7 @@ class Catalogue:
         self._path = folder / DATABASE
         if not self._path.is_file():
             raise StageError(f"{self._path} is missing: run python build_index.py again")
-        self._connections = _connections(self._path)
+        self._connections = open_connections(self._path)
         # Plain views of the mapped files: slicing a numpy.memmap costs a microsecond more, thousands of times a query.
         self.columns = {name: np.asarray(reading.read_array(folder / f"{name}.npy")) for name in COLUMNS}
         self.names: dict[str, list[str]] = reading.read_json(folder / FILTERS)
@@ -318,6 +326,21 @@ class Catalogue:
         """Rows of the listings of the same offer, this one among them, ascending."""
         return self._duplicates[self.columns["duplicates"][listing_row]]
 
+    def price_range(self, listing_row: int) -> tuple[float, float, float] | None:
+        """Low, median and high price of a listing that the price model learned from, told without it; None for any other."""
+        with self._connection() as connection:
+            query = "SELECT low, median, high FROM price_ranges WHERE row = ?"
+            return connection.execute(query, (int(listing_row),)).fetchone()
+
+    def same_seller(self, listing_row: int, k: int) -> tuple[list[int], int]:
+        """Rows of at most k other listings of the same seller, the newest first, and how many there are: 0 where none is told."""
+        query = """SELECT row FROM products WHERE seller != '' AND seller = (SELECT seller FROM products WHERE row = ?)
+            ORDER BY posted_on DESC, row"""
+        with self._connection() as connection:
+            rows = np.fromiter((row for (row,) in connection.execute(query, (int(listing_row),))), np.int64)
+        others = self.shown(rows[rows != listing_row])
+        return others[:k].tolist(), len(others)
+
     def product_row(self, product_id: str) -> int | None:
         """The row of a listing that is not hidden; a UUID in capitals is the same id."""
         row = self._row("SELECT row FROM products WHERE product_id = ?", canonical_id(product_id))
@@ -406,7 +429,7 @@ class _Grouped:
         return self._rows[np.arange(counts.sum()) + np.repeat(shifts, counts)], counts
 
 
-def _connections(path: Path) -> queue.SimpleQueue[sqlite3.Connection]:
+def open_connections(path: Path) -> queue.SimpleQueue[sqlite3.Connection]:
     """CONNECTIONS to a database; all threads share them.
 
     All are opened now: a generation that is no longer current may lose its files while it is still served.

@@ -4,28 +4,29 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import anyio
 from fastapi import APIRouter, Body, Depends, FastAPI, File, HTTPException, Query, Request, UploadFile
 from fastapi import Path as PathParameter
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from pydantic import AfterValidator, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from marketplace.cleaning.listings import canonical_id
 from marketplace.files.hidden import UnknownIds
 from marketplace.files.stages import StageError
-from marketplace.retrieval import several
+from marketplace.retrieval import moderation, several
 from marketplace.retrieval.catalogue import UnknownName
 from marketplace.retrieval.filters import MAX_NAME
 from marketplace.retrieval.recommender import Query as Evidence
 from marketplace.retrieval.recommender import Recommender
 from marketplace.retrieval.words import Counts
-from marketplace.service import schemas
+from marketplace.service import exports, schemas
 from marketplace.service.dependencies import (
+    MAX_K,
     RETRY_AFTER,
     BodyFilters,
     BodyPage,
@@ -159,7 +160,7 @@ async def predict_listing(
     image: Annotated[UploadFile | None, File(description="A photo of the thing.")] = None,
     text: Words = None,
 ):
-    """The likely categories of a new listing, and a price range."""
+    """The likely categories of a new listing, a price range, and the listings to compare its price with."""
     vector, probabilities = (None, None) if image is None else await photos.embed(recommender, image)
     try:
         return await anyio.to_thread.run_sync(recommender.predict, vector, probabilities, text)
@@ -206,11 +207,8 @@ def search(
 
 @router.get("/products/{product_id}", response_model=schemas.Product, responses=UNKNOWN | BAD_VALUE)
 def product(recommender: CurrentGeneration, product_id: ProductId):
-    """One listing and its photos."""
-    row = row_of(recommender, product_id)
-    photos = recommender.catalogue.photos(recommender.catalogue.photos_of(row))
-    shown = [photo._asdict() | {"photo_url": photo.square_url, "display_url": photo.display_url} for photo in photos]
-    return recommender.catalogue.product(row) | {"currency": recommender.catalogue.currency, "photos": shown}
+    """One listing: its photos, what it could ask, its duplicates, and more of the same seller."""
+    return recommender.product(row_of(recommender, product_id))
 
 
 @router.get("/products/{product_id}/similar", response_model=schemas.Recommendations, responses=UNKNOWN | BAD_VALUE)
@@ -320,6 +318,39 @@ def hide(generations: ServiceGenerations, ids: HiddenIds):
 def unhide(generations: ServiceGenerations, ids: HiddenIds):
     """Show listings again that were taken down; those that were not stay as they are."""
     return change_hidden(generations, ids, False)
+
+
+@router.get("/moderate/counts", response_model=schemas.ModerationCounts, responses=NO_ADMIN, dependencies=[Depends(check_key)])
+def moderation_counts(recommender: CurrentGeneration):
+    """How many entries each list for moderators has, by reason."""
+    counts = recommender.moderation.counts()
+    return {"lists": [{"list": name, "total": sum(found.values()), "reasons": found} for name, found in counts.items()]}
+
+
+@router.get(
+    "/moderate/{list}",
+    response_model=schemas.ModerationPage,
+    responses=NO_ADMIN | BAD_VALUE | {200: {"content": {"text/csv": {}}}},
+    dependencies=[Depends(check_key)],
+)
+def moderation_list(
+    recommender: CurrentGeneration,
+    name: Annotated[moderation.List, PathParameter(alias="list", description="The list.")],
+    reason: Annotated[str | None, Query(max_length=MAX_NAME, description="Entries of this reason alone.")] = None,
+    k: Annotated[int, Query(ge=1, le=MAX_K, description="How many entries.")] = 50,
+    offset: Annotated[int, Query(ge=0, le=2**31, description="How many entries to leave out before.")] = 0,
+    format: Annotated[Literal["json", "csv"], Query(description="json: a page; csv: the whole list.")] = "json",
+):
+    """One of the lists for moderators, hidden listings among them and marked."""
+    found = recommender.moderation
+    if format == "csv":
+        headers = {"Content-Disposition": f'attachment; filename="{name}.csv"', "Cache-Control": "private, no-store"}
+        lines = exports.csv_lines(recommender.catalogue, found, name, reason)
+        return StreamingResponse(lines, media_type="text/csv; charset=utf-8", headers=headers)
+    reasons = found.counts()[name]
+    total = sum(reasons.values()) if reason is None else reasons.get(reason, 0)
+    entries = exports.describe(recommender.catalogue, found.page(name, reason, k, offset))
+    return {"list": name, "total": total, "reasons": reasons, "results": entries}
 
 
 @router.get("/", include_in_schema=False)

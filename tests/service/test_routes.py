@@ -441,6 +441,42 @@ def test_a_new_listing_gets_categories_and_a_price_range(client, demo_dir, photo
         assert {entry["category"] for entry in answer["categories"]} == set(products["main_category"])
         assert probabilities == sorted(probabilities, reverse=True) and abs(sum(probabilities) - 1) < 1e-4
         assert 0 < answer["price"]["low"] <= answer["price"]["median"] <= answer["price"]["high"]
+        assert isinstance(answer["price"]["is_informative"], bool)
+        shares = [path["probability"] for path in answer["paths"]]
+        assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1 + 1e-4
+        assert {path["category"] for path in answer["paths"]} <= set(products["category"])
+        assert answer["category"] is None or any(path.startswith(answer["category"]) for path in products["category"])
+        assert 0 < len(answer["comparables"]) <= 8
+        assert all(each["price"] > 0 and each["price_plausible"] for each in answer["comparables"])
+        scores = [each["score"] for each in answer["comparables"]]
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_signs_alone_are_words_without_anything_like_them(client):
+    answer = client.post("/predict/listing", data={"text": "?!"}).json()
+    assert answer["comparables"] == [] and answer["price"]["low"] > 0
+
+
+def test_a_listing_is_told_with_its_levels_its_price_range_and_its_duplicates(client, demo_dir, products):
+    told = reading.read_csv(demo_dir / "model" / "price_ranges.csv").set_index("product_id").astype(float)
+    table = reading.read_csv(demo_dir / "dataset" / "listings.csv").set_index("product_id")
+    verdicts = set()
+    for product_id in products.index:
+        answer = client.get(f"/products/{product_id}").json()
+        levels = products["category"][product_id].split(" / ")
+        assert [level["name"] for level in answer["breadcrumb"]] == levels
+        assert answer["breadcrumb"][-1]["category"] == products["category"][product_id]
+        own = table["duplicates"][product_id]
+        others = set(table.index[table["duplicates"] == own]) - {product_id}
+        assert {card["product_id"] for card in answer["duplicate_listings"]} == others and answer["duplicates"] == len(others)
+        found, price = answer["price_range"], answer["price"]
+        if product_id in told.index:
+            assert [found[name] for name in told] == told.loc[product_id].tolist()
+        expected = "low" if price < found["low"] else "high" if price > found["high"] else "likely"
+        assert answer["price_verdict"] == (expected if price and found["is_informative"] else None)
+        verdicts.add(answer["price_verdict"])
+        assert (answer["same_seller"], answer["same_seller_listings"]) == (0, [])
+    assert "likely" in verdicts and set(told.index) < set(products.index)
 
 
 def test_filters_can_be_listed(client, products):
@@ -483,13 +519,17 @@ def test_the_examples_of_the_description_work(client):
     for path, operations in client.get("/openapi.json").json()["paths"].items():
         parameters = operations.get("get", {}).get("parameters", [])
         examples = {p["name"]: p.get("example", next(iter(p["schema"].get("examples", [])), None)) for p in parameters}
-        if path == "/metrics" or None in (examples[p["name"]] for p in parameters if p["required"]):
+        if (
+            path == "/metrics"
+            or path.startswith("/moderate/")
+            or None in (examples[p["name"]] for p in parameters if p["required"])
+        ):
             continue
         query = {p["name"]: examples[p["name"]] for p in parameters if p["in"] == "query" and examples[p["name"]] is not None}
         answer = client.get(path.format(**examples), params=query)
         assert answer.status_code == (405 if "get" not in operations else 200), path
         tried += "get" in operations
-    assert tried == 7
+    assert tried == 8
 
 
 def test_every_field_parameter_and_error_is_described(client):
