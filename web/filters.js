@@ -14,6 +14,7 @@ const dialog = byId("filters-dialog");
 const wide = matchMedia("(min-width: 60rem)");
 
 let choices = { categories: {}, towns: {}, counties: {}, price: null }; // of the whole catalogue
+let isTyping = false; // in one of the fields, since it was last taken
 let currency = null; // of the prices that are shown
 
 export const lastName = (path) => path.split(SEPARATOR).at(-1);
@@ -85,7 +86,10 @@ function placeChoices(state, counted) {
 export function showFilters(state, counts, ofPrices) {
   currency = ofPrices ?? currency;
   const held = document.activeElement?.closest?.("#filters a")?.getAttribute("href");
-  for (const name of INPUTS) form.elements[name].value = state[name];
+  for (const name of INPUTS) {
+    const input = form.elements[name];
+    if (input !== document.activeElement || !isTyping) input.value = state[name]; // an answer does not undo what is being typed
+  }
   form.elements.min_score.checked = Boolean(state.min_score);
   byId("close-only").hidden = !state.q && !hasPhoto(state);
   byId("category-choices").replaceChildren(...categoryChoices(state, counts?.categories));
@@ -117,6 +121,7 @@ function typedFilters() {
 // Calls `change` with the filters that are typed, or says what is wrong with them.
 function takeTyped(change) {
   const typed = typedFilters();
+  isTyping = false;
   const isUpsideDown = typed.min_price && typed.max_price && Number(typed.min_price) > Number(typed.max_price);
   if (isUpsideDown) {
     const swap = () => change({ ...typed, min_price: typed.max_price, max_price: typed.min_price });
@@ -129,6 +134,7 @@ function takeTyped(change) {
 }
 
 export function followFilters(change) {
+  form.addEventListener("input", () => { isTyping = true; });
   form.addEventListener("change", () => takeTyped(change));
   form.addEventListener("submit", (event) => {
     event.preventDefault();

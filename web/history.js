@@ -85,7 +85,7 @@ export function followBack(restore) {
     restore();
     reachScroll();
   });
-  addEventListener("pagehide", () => leaveNote({ scroll: scrollY }));
+  addEventListener("scrollend", () => waitingScroll === null && leaveNote({ scroll: scrollY })); // for a reload
 }
 
 // Called whenever something was drawn.

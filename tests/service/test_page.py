@@ -9,7 +9,8 @@ from playwright.sync_api import expect, sync_playwright
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LAUNCH_FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-gpu"]
-TIMEOUT_MS = 10_000
+TIMEOUT_MS = 30_000
+expect.set_options(timeout=TIMEOUT_MS)
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 HOSTILE = '<img src="https://elsewhere.invalid/x.png" onerror="window.hacked = true"><script>window.hacked = true</script>'
 
@@ -124,11 +125,6 @@ def choose_photo(page, path):
     expect(page.locator("#search-view")).to_be_visible()
 
 
-def reasons_of(cards):
-    cards.first.wait_for()
-    return {reason for line in cards.locator(".why").all_inner_texts() for reason in line.split(" · ")}
-
-
 def change_results(page, **changes):
     """Searches for words are answered with other fields."""
 
@@ -200,7 +196,9 @@ def test_a_chosen_photo_finds_its_own_listing_and_words_can_be_added(page, serve
     cards = settled(page)
     expect(status_of(page)).to_have_text(re.compile(r"^\d+ close match(es)? for your photo$"))
     expect(page.get_by_role("img", name="The photo that is looked for")).to_be_visible()
-    assert "looks like your photo" in reasons_of(cards)
+    photo = {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": served.test_photo.read_bytes()}
+    answer = page.request.post("/predict/similar_images", multipart={"image": photo}).json()["results"]
+    assert listing_ids(page)[0] == answer[0]["product_id"] and cards.count() >= len(answer)
     search(page, "good condition")
     expect(status_of(page)).to_contain_text("for your photo and “good condition”")
     assert set(query_of(page)) == {"q", "photo"}
@@ -235,8 +233,7 @@ def test_a_dropped_or_pasted_photo_is_searched_for(page, served, way):
         }""",
         [way, f"/images/{served.test_photo.stem}.jpg"],
     )
-    expect(status_of(page)).to_contain_text("for your photo")
-    assert "looks like your photo" in reasons_of(settled(page))
+    expect(status_of(page)).to_have_text(re.compile(r"^\d+ close match(es)? for your photo$"))
 
 
 @at_both_widths
@@ -314,15 +311,23 @@ def test_a_photo_to_which_nothing_is_close_is_told_and_the_nearest_three_are_sho
     expect(status_of(page)).to_have_text("Nothing close to your photo: these come nearest")
     expect(page.get_by_role("region", name="These come nearest").locator(".card")).to_have_count(3)
     page.get_by_role("button", name="Show what is less alike too").click()
-    expect(settled(page)).to_have_count(24)
+    settled(page).nth(23).wait_for()
     expect(settled(page).nth(3).get_by_role("link")).to_be_focused()
 
 
 def test_what_is_hardly_alike_is_not_asked_for(page, served):
+    page.add_init_script(
+        """const ask = fetch;
+        window.sent = [];
+        window.fetch = (path, options) => {
+            if (options?.body) window.sent.push(options.body.get("min_score"));
+            return ask(path, options);
+        };"""
+    )
     page.goto("/")
-    with page.expect_request("**/predict/similar_images") as asked:
-        choose_photo(page, served.test_photo)
-    assert re.search(rb'name="min_score"\r\n\r\n0\.05\r\n', asked.value.post_data_buffer)
+    choose_photo(page, served.test_photo)
+    settled(page).first.wait_for()
+    assert page.evaluate("window.sent") == ["0.05"]
 
 
 # Filters, sorting, more
@@ -971,8 +976,8 @@ def test_the_keyboard_alone_finds_and_opens_a_listing(page, served, listing):
         tab_to("#filters input[name=location]")
         keyboard.press("Escape")
         expect(page.locator("#open-filters")).to_be_focused()
-    tab_to(".card a")
-    assert page.locator(".card").first.evaluate("node => getComputedStyle(node).outlineStyle") == "solid"
+    tab_to("#results .card a")
+    assert page.locator("#results .card").first.evaluate("node => getComputedStyle(node).outlineStyle") == "solid"
     name = focused.inner_text()
     keyboard.press("Enter")
     expect(page.locator("#listing-title")).to_be_focused()
@@ -981,7 +986,7 @@ def test_the_keyboard_alone_finds_and_opens_a_listing(page, served, listing):
     while not focused.evaluate("node => node.matches('.back')"):
         keyboard.press("Shift+Tab")
     keyboard.press("Enter")
-    expect(page.locator(".card a").first).to_be_focused()
+    expect(page.locator("#results .card a").first).to_be_focused()
 
 
 @pytest.mark.parametrize(("page", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")], indirect=["page"])
