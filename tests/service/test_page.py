@@ -1,12 +1,14 @@
 import os
 import re
 import shutil
+from dataclasses import replace
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 
+KEY = "a-key-of-twenty-four-chr"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LAUNCH_FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-gpu"]
 TIMEOUT_MS = 30_000
@@ -768,6 +770,90 @@ def test_a_price_range_that_says_nothing_is_told_as_such(page, low, high, is_inf
     page.goto("/?view=sell&q=lamp")
     expect(page.locator(".range-text")).to_have_text(told)
     expect(page.get_by_label("Your price")).to_have_value("40" if told != "Hard to tell" else "")
+
+
+# Moderating
+
+
+@pytest.fixture
+def key(served, monkeypatch):
+    monkeypatch.setattr(served.app.state, "settings", replace(served.app.state.settings, api_key=KEY))
+    return {"X-API-Key": KEY}
+
+
+def open_moderation(page, key):
+    page.goto("/moderate")
+    page.get_by_label("The service’s key").fill(key)
+    page.get_by_role("button", name="Open").click()
+
+
+@at_both_widths
+def test_moderators_see_every_list_with_its_counts_and_can_export_it(page, key):
+    open_moderation(page, KEY)
+    lists = page.get_by_role("navigation", name="Lists")
+    counts = page.request.get("/moderate/counts", headers=key).json()["lists"]
+    expect(lists.locator("ul > li > .choice")).to_have_count(len(counts) + sum(len(one["reasons"]) for one in counts))
+    name = {"rejected-rows": "Rejected rows", "rejected-photos": "Rejected photos", "implausible-prices": "Implausible prices"}
+    for one in counts:
+        if one["list"] not in name:
+            continue
+        lists.get_by_role("link", name=name[one["list"]]).click()
+        expect(page.get_by_role("heading", level=2)).to_be_focused()
+        expect(page.locator("#entries")).to_have_attribute("aria-busy", "false")
+        expect(page.locator("#list-status")).to_have_text(re.compile(rf"^{one['total']} entr(y|ies)$"))
+        for reason, n in one["reasons"].items():
+            shown = reason.replace("_", " ").capitalize()
+            lists.locator(f"a[href='/moderate?list={one['list']}&reason={reason}']").click()
+            expect(page.locator("#list-status")).to_have_text(re.compile(rf"^{n} entr(y|ies): {shown.lower()}$"))
+            expect(page.locator(".cases > li")).to_have_count(min(n, 50))
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export as CSV").click()
+    asked = dict(list=query_of(page)["list"], reason=query_of(page)["reason"])
+    path = f"/moderate/{asked['list']}"
+    whole = page.request.get(path, params={"reason": asked["reason"], "format": "csv"}, headers=key)
+    assert download.value.path().read_bytes() == whole.body()
+    assert download.value.suggested_filename == f"{asked['list']}-{asked['reason']}.csv"
+    assert Axe().run(page).violations_count == 0
+
+
+@at_both_widths
+def test_listings_of_one_offer_are_side_by_side_and_opinions_are_told(page, key):
+    listings = page.request.get("/search", params={"k": 2}).json()["results"]
+    group = [
+        {"reason": "same_offer", "listing": one, "hidden": False, "details": {"group": 0, "listings": 2}} for one in listings
+    ]
+    odd = {"by_words": "Toys", "probability_by_words": 0.9, "by_photo": "Lamps", "probability_by_photo": 0.8}
+    disagreement = {"reason": "words_and_photo", "listing": listings[0], "hidden": True, "details": odd}
+    for name, results in (("duplicates", group), ("category-disagreements", [disagreement])):
+        answer = {"list": name, "total": len(results), "reasons": {}, "results": results}
+        page.route(f"**/moderate/{name}?*", lambda route, answer=answer: route.fulfill(json=answer))
+    open_moderation(page, KEY)
+    page.get_by_role("link", name="The same offer again").click()
+    cases = page.locator(".side-by-side .case")
+    expect(cases).to_have_count(2)
+    first, second = cases.nth(0).bounding_box(), cases.nth(1).bounding_box()
+    assert (first["y"] == second["y"]) == (not is_phone(page))
+    page.get_by_role("link", name="Words and photo disagree").click()
+    expect(page.locator(".cases")).to_contain_text("Toys (90%)")
+    expect(page.locator(".cases")).to_contain_text("Lamps (80%)")
+    expect(page.locator(".cases")).to_contain_text("Taken down")
+    assert Axe().run(page).violations_count == 0
+
+
+def test_a_wrong_key_is_told_and_the_right_one_is_kept_until_it_is_forgotten(page, problems, key):
+    open_moderation(page, "another-key-of-no-use-at-all")
+    expect(page.get_by_role("alert")).to_have_text("That is not the key.")
+    assert problems == ["401 /moderate/counts"]
+    problems.clear()
+    open_moderation(page, KEY)
+    lists = page.get_by_role("navigation", name="Lists")
+    expect(lists).to_be_visible()
+    page.reload()
+    expect(lists).to_be_visible()
+    page.get_by_role("button", name="Forget the key").click()
+    expect(lists).to_be_hidden()
+    page.reload()
+    expect(page.get_by_label("The service’s key")).to_be_visible()
 
 
 # What goes wrong
