@@ -12,7 +12,7 @@ export const formatDay = (iso) => (/^\d{4}-\d\d-\d\d/.test(iso ?? "") ? day.form
 export const formatPercent = (share) => (share < 0.01 ? "under 1%" : `${Math.round(share * 100)}%`);
 
 export function formatMoney(amount, currency, { whole = false } = {}) {
-  const digits = whole && amount >= 10 ? { maximumFractionDigits: 0 } : { trailingZeroDisplay: "stripIfInteger" };
+  const digits = whole && amount >= 1 ? { maximumFractionDigits: 0 } : { trailingZeroDisplay: "stripIfInteger" };
   return new Intl.NumberFormat(undefined, { style: "currency", currency, ...digits }).format(amount);
 }
 

@@ -47,10 +47,11 @@ function correctionLine(corrections) {
 }
 
 // In place of results: what may be done, and the listings that come nearest.
-function nothingFound(state, nearest) {
+function nothingFound(state, { nearest, corrections }) {
   const sentence = isFiltered(state) ? "Nothing matches within these filters. Widen one of them:" : adviceFor(state);
   const ways = [...widerFilters(state), ...shorterWords(state)];
   return [
+    correctionLine(corrections),
     h("div", { class: "empty" }, h("p", {}, sentence), ways.length ? h("p", { class: "ways-out" }, ways) : null),
     nearest.length
       ? h("section", { class: "nearest", "aria-labelledby": "nearest-title" },
@@ -95,7 +96,7 @@ function drawCards(state, key, listings, answer) {
   drawn.count = listings.length;
 }
 
-function drawNothing(state, nearest, hasMore) {
+function drawNothing(state, found, hasMore) {
   drawn = { key: null, count: 0 };
   const showWeak = () => {
     leaveNote({ weak: true });
@@ -103,7 +104,7 @@ function drawNothing(state, nearest, hasMore) {
     focusWhenDrawn(NEAREST);
   };
   const more = h("button", { type: "button", class: "more", onclick: showWeak }, "Show what is less alike too");
-  results.replaceChildren(...nothingFound(state, nearest), hasMore ? more : "");
+  results.replaceChildren(...nothingFound(state, found), hasMore ? more : "");
 }
 
 function drawMore(state, { k, isAll }) {
@@ -162,7 +163,7 @@ export function showResults(state) {
     byId("chips").replaceChildren(...chips(state));
     const nearest = best.length ? best.slice(0, NEAREST) : answer.nearest ?? [];
     status.textContent = nothing ? nothingClose(state, nearest.length) : summary(state, best, answer);
-    if (nothing) drawNothing(state, nearest, best.length > NEAREST);
+    if (nothing) drawNothing(state, { nearest, corrections: answer.corrections ?? {} }, best.length > NEAREST);
     else {
       drawCards(state, key, best, answer);
       drawMore(state, { k, isAll: complete && listings.length <= k });

