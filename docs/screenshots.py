@@ -17,7 +17,8 @@ from playwright.sync_api import Page, sync_playwright
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDE, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
-WORDS = "guitar"
+WORDS, TO_SELL = "excellent condition", "acoustic guitar with case"
+DARK = ("", "-listing")  # the views that are shown dark too
 COLOURS = 256  # of a picture: drawn photos and flat surfaces need no more
 KEY_VARIABLE = "MARKETPLACE_API_KEY"  # where the service's key is, for the moderators' page; without it, that is left out
 
@@ -40,7 +41,8 @@ def main(argv=None) -> int:
                 base_url=args.url, viewport=viewport, color_scheme=scheme, locale="en-GB", is_mobile=is_phone, has_touch=is_phone
             )
             for name, picture in views(context.new_page(), args.photo, is_phone):
-                save(picture, args.out / f"page{name}{suffix}.png")
+                if scheme == "light" or name in DARK:
+                    save(picture, args.out / f"page{name}{suffix}.png")
             context.close()
         browser.close()
     return 0
@@ -59,7 +61,7 @@ def views(page: Page, photo: Path, is_phone: bool):
     yield "-photo", picture_of(page)
     first = page.request.get("/search", params={"q": WORDS, "k": 1}).json()["results"][0]["product_id"]
     yield "-listing", look(page, f"/?q={WORDS}&listing={first}", ".similar .card img")
-    yield "-sell", look(page, f"/?view=sell&q={WORDS}", "#prediction .card img")
+    yield "-sell", look(page, f"/?view=sell&q={TO_SELL}", "#prediction .card img")
     if os.environ.get(KEY_VARIABLE):
         page.goto("/moderate")
         page.get_by_label("key").fill(os.environ[KEY_VARIABLE])

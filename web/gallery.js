@@ -55,7 +55,7 @@ export function gallery(photos, asQuestion) {
   };
   enlarge.addEventListener("click", open);
   strip.addEventListener("click", open);
-  strip.addEventListener("scrollend", () => mark(Math.round(strip.scrollLeft / Math.max(strip.clientWidth, 1))));
+  strip.addEventListener("onscrollend" in strip ? "scrollend" : "scroll", () => mark(Math.round(strip.scrollLeft / Math.max(strip.clientWidth, 1))));
   const step = (name, label, by) =>
     h("button", { type: "button", class: `icon-button step ${name}`, "aria-label": label, onclick: () => show(at + by) }, icon(name));
   const several = photos.length > 1;

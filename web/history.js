@@ -85,7 +85,8 @@ export function followBack(restore) {
     restore();
     reachScroll();
   });
-  addEventListener("scrollend", () => waitingScroll === null && leaveNote({ scroll: scrollY })); // for a reload
+  const settles = "onscrollend" in window ? "scrollend" : "pagehide";
+  addEventListener(settles, () => waitingScroll === null && leaveNote({ scroll: scrollY })); // for a reload
 }
 
 // Called whenever something was drawn.
