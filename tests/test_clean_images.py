@@ -842,7 +842,8 @@ def test_a_run_killed_under_other_settings_leaves_nothing_that_passes_for_the_fi
 def test_a_killed_run_is_resumed_not_repeated(tmp_path, clean, monkeypatch):
     source = write_folder(tmp_path / "source", good_photos())
     with monkeypatch.context() as patch:
-        patch.setattr(clean_images, "_write_jpeg", kill_after(clean_images._write_jpeg, 5, before=True))
+        # Four photos are done, each with its square and two copies.
+        patch.setattr(clean_images, "_write_jpeg", kill_after(clean_images._write_jpeg, 13, before=True))
         with pytest.raises(Killed):
             clean("--photos", source)
     progress = tmp_path / "data" / "images" / clean_images.PROGRESS

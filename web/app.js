@@ -115,13 +115,13 @@ async function showPhotoPanel(state) {
   panelKey = key;
   photoPanel.dataset.crop = state.crop;
   if (!key) return photoPanel.replaceChildren();
-  const remove = h("button", { type: "button", class: "icon-button remove", "aria-label": "Remove the photo" }, icon("close"));
+  const remove = h("button", { type: "button", class: "quiet", "aria-label": "Remove the photo" }, icon("close"), "Remove");
   remove.addEventListener("click", () => {
     search(NO_PHOTO);
     searchForm.elements.q.focus();
   });
   const whole = state.crop ? link({ ...state, crop: "" }, { class: "whole" }, "Whole photo") : null;
-  const head = h("p", { class: "photo-head" }, "Drag the corners to the thing itself", whole);
+  const head = h("p", { class: "photo-head" }, h("span", {}, "Drag the corners to the thing itself"), whole, remove);
   const before = photoPanel.querySelector(".cropper");
   let box = null;
   try {
@@ -134,7 +134,7 @@ async function showPhotoPanel(state) {
     box = h("p", { class: "hint" }, "This photo cannot be shown here, but it can be searched with.");
   }
   if (key !== panelKey) return;
-  photoPanel.replaceChildren(box, remove, head);
+  photoPanel.replaceChildren(box, head);
   if (before?.contains(document.activeElement)) photoPanel.querySelector(".frame")?.focus();
 }
 

@@ -201,7 +201,7 @@ def test_a_chosen_photo_finds_its_own_listing_and_words_can_be_added(page, serve
     answer = page.request.post("/predict/similar_images", multipart={"image": photo}).json()["results"]
     assert listing_ids(page)[0] == answer[0]["product_id"]
     search(page, "good condition")
-    expect(status_of(page)).to_contain_text("for your photo and “good condition”")
+    expect(status_of(page)).to_contain_text("your photo and “good condition”")
     assert set(query_of(page)) == {"q", "photo"}
     page.get_by_role("button", name="Remove the photo").first.click()
     expect(status_of(page)).to_contain_text("for “good condition”")
@@ -775,9 +775,12 @@ def test_a_price_range_that_says_nothing_is_told_as_such(page, low, high, is_inf
 
 
 @pytest.fixture
-def key(served, monkeypatch):
-    monkeypatch.setattr(served.app.state, "settings", replace(served.app.state.settings, api_key=KEY))
-    return {"X-API-Key": KEY}
+def key(served):
+    """The headers that carry the key, which the service has for one test."""
+    state, settings = served.app.state, served.app.state.settings
+    state.settings = replace(settings, api_key=KEY)
+    yield {"X-API-Key": KEY}
+    state.settings = settings
 
 
 def open_moderation(page, key):
