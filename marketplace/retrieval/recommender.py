@@ -140,8 +140,10 @@ class Recommender(OpenIndex):
             return self.price_model.range_of(*unseen)
         photos = self.catalogue.photos_of(listing_row)
         vector = self.photo_index.vectors[photos].mean(axis=0) if len(photos) and self.takes_photos else None
+        meanings = self.typed_search.meanings
+        meaning = None if meanings is None else np.asarray(meanings.vectors[listing_row])
         text = listings.text(fields["name"], fields["description"])
-        return self.price_model.price_range(text, fields["category"], fields["county"], vector)
+        return self.price_model.price_range(text, fields["category"], fields["county"], vector, meaning)
 
 
 def _verdict(price: float | None, price_range: dict) -> str | None:

@@ -286,7 +286,7 @@ def test_a_photo_with_a_display_copy_has_the_same_square(kind, size):
     assert alone.display is None and dataclasses.replace(beside, display=None) == alone
     expected = Image.open(io.BytesIO(data)).convert("RGB").resize((beside.display.width, beside.display.height), photos.RESAMPLE)
     shown = photos.pixels(beside.display.jpeg).astype(int)
-    assert np.abs(shown - np.asarray(expected)).mean() < 4
+    assert np.abs(shown - np.asarray(expected)).mean() < 8  # grey levels, of a texture that JPEG blurs
 
 
 def test_grey_with_alpha_is_flattened_on_white():
