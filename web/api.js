@@ -18,7 +18,9 @@ const REWORDED = [
   [/^not a usable image/, "That photo cannot be used: choose another."],
   [/^the request is larger/, "That photo is too large: choose a smaller one."],
   [/^(too many photos|too much is being sent)/, "Many people are searching by photo right now: try again in a moment."],
-  [/^category: .*|^no listing has the category.*/, "There is no such category any more: choose another."],
+  [/^no listing has the category .*/, "There is no such category any more: choose another."],
+  [/^no listing has the place "(.*)": try (.*)$/, "Nothing is for sale in “$1”: try $2."],
+  [/^no listing has the place "(.*)".*/, "Nothing is for sale in “$1”: try a town or county nearby."],
   [/^q: .*/, "Type at least one word, or show a photo."],
   [/^no listing has the id/, "This listing is no longer here: it may have been sold or taken down."],
 ];
@@ -30,8 +32,9 @@ const running = new Map(); // slot -> AbortController of its request
 class ApiError extends Error {}
 
 function inShoppersWords(detail) {
-  const reworded = REWORDED.find(([pattern]) => pattern.test(detail))?.[1];
-  return reworded ?? `${detail.charAt(0).toUpperCase()}${detail.slice(1).replace(/[.]?$/, ".")}`;
+  const [pattern, sentence] = REWORDED.find(([each]) => each.test(detail)) ?? [];
+  if (pattern) return pattern.exec(detail)[0].replace(pattern, sentence);
+  return `${detail.charAt(0).toUpperCase()}${detail.slice(1).replace(/[.]?$/, ".")}`;
 }
 
 function formData(values) {

@@ -56,12 +56,13 @@ export function gallery(photos, asQuestion) {
   enlarge.addEventListener("click", open);
   strip.addEventListener("click", open);
   strip.addEventListener("onscrollend" in strip ? "scrollend" : "scroll", () => mark(Math.round(strip.scrollLeft / Math.max(strip.clientWidth, 1))));
-  const step = (name, label, by) =>
-    h("button", { type: "button", class: `icon-button step ${name}`, "aria-label": label, onclick: () => show(at + by) }, icon(name));
+  const step = (by, label) =>
+    h("button", { type: "button", class: `icon-button step ${by < 0 ? "previous" : "next"}`, "aria-label": label, onclick: () => show(at + by) },
+      icon(by < 0 ? "back" : "forward"));
   const several = photos.length > 1;
   const box = h("div", { class: "gallery" },
     h("div", { class: "stage" }, strip, enlarge, lens,
-      several ? [step("back", "Previous photo", -1), step("forward", "Next photo", 1), counter] : null),
+      several ? [step(-1, "Previous photo"), step(1, "Next photo"), counter] : null),
     several ? h("div", { class: "thumbs" }, thumbs) : null);
   box.addEventListener("keydown", (event) => {
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];

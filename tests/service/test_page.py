@@ -138,6 +138,10 @@ def change_results(page, **changes):
     page.route("**/search?*", change)
 
 
+def answer_with(answer):
+    return lambda route: route.fulfill(json=answer)
+
+
 def query_of(page):
     return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}
 
@@ -828,7 +832,7 @@ def test_listings_of_one_offer_are_side_by_side_and_opinions_are_told(page, key)
     disagreement = {"reason": "words_and_photo", "listing": listings[0], "hidden": True, "details": odd}
     for name, results in (("duplicates", group), ("category-disagreements", [disagreement])):
         answer = {"list": name, "total": len(results), "reasons": {}, "results": results}
-        page.route(f"**/moderate/{name}?*", lambda route, answer=answer: route.fulfill(json=answer))
+        page.route(f"**/moderate/{name}?*", answer_with(answer))
     open_moderation(page, KEY)
     page.get_by_role("link", name="The same offer again").click()
     cases = page.locator(".side-by-side .case")
@@ -880,6 +884,7 @@ def test_a_text_file_as_photo_is_refused_in_words(page, problems, tmp_path, addr
     ("address", "sentence"),
     [
         ("/?q=lamp&category=Nothing+here", "There is no such category any more: choose another."),
+        ("/?q=lamp&location=Zzyzx", "Nothing is for sale in “Zzyzx”: try a town or county nearby."),
         ("/?listing=no-such-listing", "This listing is no longer here: it may have been sold or taken down."),
     ],
 )
