@@ -26,7 +26,7 @@ const REWORDED = [
 ];
 
 const answers = new Map(); // what was asked -> the answer
-const searches = new Map(); // a search -> { listings: those found so far, complete: whether there are no more, answer: the first }
+const searches = new Map(); // a search -> { listings: found so far, complete: whether there are no more, answer: the first }
 const running = new Map(); // slot -> AbortController of its request
 
 class ApiError extends Error {}

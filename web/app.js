@@ -18,7 +18,8 @@ import { showSell } from "./sell.js";
 const TITLE = document.title;
 
 const sections = { home: byId("home-view"), search: byId("search-view"), listing: byId("listing-view"), sell: byId("sell-view") };
-const [searchForm, sellForm, photoWays, photoPanel, sort] = ["search-form", "sell-form", "photo-ways", "photo-panel", "sort"].map(byId);
+const [searchForm, sellForm] = ["search-form", "sell-form"].map(byId);
+const [photoWays, photoPanel, sort] = ["photo-ways", "photo-panel", "sort"].map(byId);
 const NO_PHOTO = { photo: "", like: "", crop: "" };
 const sellPhoto = photoField(sellForm.querySelector(".photo-field"), (file) => estimate(file ? asPhoto(file) : NO_PHOTO));
 

@@ -30,7 +30,8 @@ function whyLine({ reasons = [], name_marks: marks = [] }, common) {
 
 function card(listing, state, { heading, isFirst, common }) {
   const id = listing.product_id;
-  const title = link({ ...state, listing: id }, { "data-listing": id, title: listing.name }, marked(listing.name, listing.name_marks ?? []));
+  const name = marked(listing.name, listing.name_marks ?? []);
+  const title = link({ ...state, listing: id }, { "data-listing": id, title: listing.name }, name);
   const loading = isFirst ? { fetchpriority: "high" } : { isLazy: true };
   return h(
     "li",

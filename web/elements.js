@@ -73,7 +73,9 @@ export function photo(imageId, alt, { sizes, isLazy, ...attributes } = {}) {
   const srcset = sizes ? `/images/${encodeURIComponent(imageId)}/card ${CARD_SIDE}w, ${url} 800w` : null;
   const image = h("img", { alt, decoding: "async", ...attributes });
   // sizes and srcset go before src, or the larger copy is asked for first
-  const load = () => Object.entries({ sizes, srcset, src: url }).forEach(([name, value]) => value && image.setAttribute(name, value));
+  const load = () => {
+    for (const [name, value] of Object.entries({ sizes, srcset, src: url })) if (value) image.setAttribute(name, value);
+  };
   image.addEventListener("error", () => image.replaceWith(missing()));
   if (isLazy) loadNear(image, load);
   else load();

@@ -22,9 +22,10 @@ export const lastName = (path) => path.split(SEPARATOR).at(-1);
 // [{ path, count }] right below a category ("" is the root), those with most listings first.
 function childrenOf(categories, parent) {
   const depth = parent ? parent.split(SEPARATOR).length : 0;
+  const isBelow = (path) => path.split(SEPARATOR).length === depth + 1 && (!parent || path.startsWith(parent + SEPARATOR));
   return Object.entries(categories)
     .map(([path, count]) => ({ path, count }))
-    .filter(({ path, count }) => count && path.split(SEPARATOR).length === depth + 1 && (!parent || path.startsWith(parent + SEPARATOR)))
+    .filter(({ path, count }) => count && isBelow(path))
     .sort((one, other) => other.count - one.count);
 }
 
@@ -52,8 +53,9 @@ function choice(state, name, count, isChosen = false) {
 function categoryChoices(state, counted) {
   const levels = state.category ? state.category.split(SEPARATOR) : [];
   const above = levels.map((name, at) => ({ name, path: levels.slice(0, at).join(SEPARATOR) }));
-  const ways = above.map(({ path }) =>
-    h("li", {}, link({ ...state, category: path }, { class: "choice up" }, icon("back"), path ? lastName(path) : "All categories")));
+  const wayUp = (path) =>
+    link({ ...state, category: path }, { class: "choice up" }, icon("back"), path ? lastName(path) : "All categories");
+  const ways = above.map(({ path }) => h("li", {}, wayUp(path)));
   const below = childrenOf(counted ?? choices.categories, state.category);
   const item = ({ path, count }) => choice({ ...state, category: path }, lastName(path), counted ? count : null);
   const rest = below.slice(MOST_CATEGORIES).map(item);
@@ -164,8 +166,10 @@ function priceText({ min_price: low, max_price: high }) {
 
 // One for each filter that is set: following it takes the filter away.
 export function chips(state) {
-  const chip = (text, without) => h("li", {},
-    link({ ...state, ...without }, { class: "chip", "aria-label": `Remove the filter ${text}` }, h("span", {}, text), icon("close")));
+  const chip = (text, without) => {
+    const attributes = { class: "chip", "aria-label": `Remove the filter ${text}` };
+    return h("li", {}, link({ ...state, ...without }, attributes, h("span", {}, text), icon("close")));
+  };
   return [
     state.category && chip(lastName(state.category), { category: "" }),
     (state.min_price || state.max_price) && chip(priceText(state), { min_price: "", max_price: "" }),

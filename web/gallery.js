@@ -6,7 +6,8 @@ const SIZES = "(min-width: 60rem) 40rem, 100vw";
 
 function zoomed(imageId, alt, closed) {
   const image = photo(imageId, alt);
-  const toggle = h("button", { type: "button", class: "zoom-photo", "aria-label": "Closer, or whole", "aria-pressed": "false" }, image);
+  const state = { "aria-label": "Closer, or whole", "aria-pressed": "false" };
+  const toggle = h("button", { type: "button", class: "zoom-photo", ...state }, image);
   toggle.addEventListener("click", () => {
     const isClose = toggle.getAttribute("aria-pressed") !== "true";
     toggle.setAttribute("aria-pressed", String(isClose));
@@ -33,7 +34,8 @@ export function gallery(photos, asQuestion) {
   const counter = h("p", { class: "counter", "aria-live": "polite" });
   const lens = h("div", { class: "lens" });
   const thumbs = photos.map(({ image_id: id }, i) =>
-    h("button", { type: "button", "aria-label": `Show photo ${i + 1}`, onclick: () => show(i) }, photo(id, "", { sizes: "4.5rem" })));
+    h("button", { type: "button", "aria-label": `Show photo ${i + 1}`, onclick: () => show(i) },
+      photo(id, "", { sizes: "4.5rem" })));
 
   function mark(i) {
     at = i;
@@ -44,10 +46,12 @@ export function gallery(photos, asQuestion) {
 
   function show(i) {
     mark((i + photos.length) % photos.length);
-    strip.scrollTo({ left: at * strip.clientWidth, behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+    const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    strip.scrollTo({ left: at * strip.clientWidth, behavior: isCalm ? "auto" : "smooth" });
   }
 
-  const enlarge = h("button", { type: "button", class: "icon-button enlarge", "aria-label": "See the photo large" }, icon("zoom"));
+  const toEnlarge = { class: "icon-button enlarge", "aria-label": "See the photo large" };
+  const enlarge = h("button", { type: "button", ...toEnlarge }, icon("zoom"));
   const open = () => {
     const dialog = zoomed(photos[at].image_id, alt(at), () => enlarge.focus({ preventScroll: true }));
     box.append(dialog);
@@ -55,10 +59,13 @@ export function gallery(photos, asQuestion) {
   };
   enlarge.addEventListener("click", open);
   strip.addEventListener("click", open);
-  strip.addEventListener("onscrollend" in strip ? "scrollend" : "scroll", () => mark(Math.round(strip.scrollLeft / Math.max(strip.clientWidth, 1))));
-  const step = (by, label) =>
-    h("button", { type: "button", class: `icon-button step ${by < 0 ? "previous" : "next"}`, "aria-label": label, onclick: () => show(at + by) },
-      icon(by < 0 ? "back" : "forward"));
+  const markShown = () => mark(Math.round(strip.scrollLeft / Math.max(strip.clientWidth, 1)));
+  strip.addEventListener("onscrollend" in strip ? "scrollend" : "scroll", markShown);
+  const step = (by, label) => {
+    const [place, sign] = by < 0 ? ["previous", "back"] : ["next", "forward"];
+    const attributes = { type: "button", class: `icon-button step ${place}`, "aria-label": label };
+    return h("button", { ...attributes, onclick: () => show(at + by) }, icon(sign));
+  };
   const several = photos.length > 1;
   const box = h("div", { class: "gallery" },
     h("div", { class: "stage" }, strip, enlarge, lens,

@@ -33,7 +33,8 @@ function usualPrice({ price: asked, price_range: range, price_verdict: verdict }
 export function relatedSections(listing, state) {
   const section = (id, title, listings) =>
     listings.length
-      ? h("section", { class: "similar", "aria-labelledby": id }, h("h2", { id }, title), cards(listings, state, { heading: "h3" }))
+      ? h("section", { class: "similar", "aria-labelledby": id },
+        h("h2", { id }, title), cards(listings, state, { heading: "h3" }))
       : null;
   const times = `Listed ${formatCount((listing.duplicates ?? 0) + 1)} times`;
   return [

@@ -36,7 +36,8 @@ async function ask(path) {
   if (answer.ok) return answer;
   if (answer.status === 401) sessionStorage.removeItem(STORED_KEY);
   const said = await answer.json().catch(() => ({}));
-  throw new Refused(answer.status === 401 ? "That is not the key." : said.detail ?? `The service failed (status ${answer.status}).`);
+  const sentence = said.detail ?? `The service failed (status ${answer.status}).`;
+  throw new Refused(answer.status === 401 ? "That is not the key." : sentence);
 }
 
 // Does what may be refused, and says so where it is.
@@ -72,9 +73,11 @@ function listLink(list, reason, name, count) {
 }
 
 function showLists() {
-  byId("lists").replaceChildren(h("ul", {}, lists.map(({ list, total, reasons }) => [
-    listLink(list, "", TITLES[list] ?? list, total),
-    h("li", {}, h("ul", { class: "below" }, Object.entries(reasons).map(([reason, n]) => listLink(list, reason, reasonName(reason), n)))),
+  const byReason = ({ list, reasons }) =>
+    Object.entries(reasons).map(([reason, count]) => listLink(list, reason, reasonName(reason), count));
+  byId("lists").replaceChildren(h("ul", {}, lists.map((one) => [
+    listLink(one.list, "", TITLES[one.list] ?? one.list, one.total),
+    h("li", {}, h("ul", { class: "below" }, byReason(one))),
   ]).flat()));
 }
 
@@ -96,8 +99,8 @@ function opinions({ by_words: words, probability_by_words: sureWords, by_photo: 
 
 function rejected({ reason, details }) {
   const facts = Object.entries(details).filter(([, value]) => value !== "");
-  return h("li", { class: "panel" }, h("h3", {}, reasonName(reason)),
-    h("dl", {}, facts.map(([name, value]) => h("div", {}, h("dt", {}, reasonName(name)), h("dd", { class: "raw" }, String(value))))));
+  const fact = ([name, value]) => h("div", {}, h("dt", {}, reasonName(name)), h("dd", { class: "raw" }, String(value)));
+  return h("li", { class: "panel" }, h("h3", {}, reasonName(reason)), h("dl", {}, facts.map(fact)));
 }
 
 // Listings of one group side by side; all others one by one.
@@ -121,10 +124,13 @@ async function showList({ list, reason }, before = []) {
   const isAll = !results.length || all.length >= total;
   const title = byId("list-title");
   title.textContent = TITLES[list] ?? list;
-  status.textContent = `${formatCount(total)} ${total === 1 ? "entry" : "entries"}${reason ? `: ${reasonName(reason).toLowerCase()}` : ""}`;
+  const ofReason = reason ? `: ${reasonName(reason).toLowerCase()}` : "";
+  status.textContent = `${formatCount(total)} ${total === 1 ? "entry" : "entries"}${ofReason}`;
   byId("export").hidden = !total;
-  const more = h("button", { type: "button", class: "more", onclick: () => attempt(() => showList({ list, reason }, all)) }, "Show more");
-  const shown = all.length ? h("ul", { class: "cases" }, cases(list, all)) : h("p", { class: "empty" }, "Nothing to look at here.");
+  const onclick = () => attempt(() => showList({ list, reason }, all));
+  const more = h("button", { type: "button", class: "more", onclick }, "Show more");
+  const nothing = h("p", { class: "empty" }, "Nothing to look at here.");
+  const shown = all.length ? h("ul", { class: "cases" }, cases(list, all)) : nothing;
   entries.replaceChildren(shown, ...(isAll ? [] : [more]));
   setBusy(entries, false);
   document.title = `${title.textContent} – Moderation – Marketplace`;

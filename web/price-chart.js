@@ -18,8 +18,9 @@ export function priceChart(range, price, others = []) {
   const band = placed(h("span", { class: "band" }), { left: at(low), width: at(high) - at(low) });
   const dots = others.map((other) => placed(h("span", { class: "dot" }), { left: at(other) }));
   const mark = price ? placed(h("span", { class: "price-mark" }), { left: at(price) }) : null;
-  const ends = [low, high].map((amount, i) => placed(h("span", { class: i ? "end high" : "end low" }, money(amount)), { left: at(amount) }));
-  return h("div", { class: "price-chart", "aria-hidden": "true" }, h("div", { class: "line" }, band, dots, mark), h("div", { class: "ends" }, ends));
+  const ends = [low, high].map((amount) => placed(h("span", { class: "end" }, money(amount)), { left: at(amount) }));
+  return h("div", { class: "price-chart", "aria-hidden": "true" },
+    h("div", { class: "line" }, band, dots, mark), h("div", { class: "ends" }, ends));
 }
 
 export function rangeText({ low, high, currency }) {

@@ -16,9 +16,10 @@ const [status, prediction, error] = ["sell-status", "prediction", "sell-error"].
 function categoryOption({ category, probability }, isChosen) {
   const levels = category.split(SEPARATOR);
   const bar = placed(h("span", {}), { width: probability });
+  const above = levels.slice(0, -1).map((name) => [h("span", { class: "above" }, name), " › "]).flat();
   return h("li", {}, h("label", { class: "likely" },
     h("input", { type: "radio", name: "category", value: category, checked: isChosen }),
-    h("span", { class: "likely-name" }, levels.slice(0, -1).map((name) => [h("span", { class: "above" }, name), " › "]).flat(), levels.at(-1)),
+    h("span", { class: "likely-name" }, above, levels.at(-1)),
     h("strong", {}, formatPercent(probability)),
     h("span", { class: "chance", "aria-hidden": "true" }, bar)));
 }
@@ -38,7 +39,8 @@ function categoryPanel(likely, change) {
     for (const radio of list.querySelectorAll("input")) radio.checked = false;
     change(other.value);
   });
-  return h("section", { class: "panel", "aria-labelledby": "category-title" }, h("h2", { id: "category-title" }, "Category"), list, other);
+  return h("section", { class: "panel", "aria-labelledby": "category-title" },
+    h("h2", { id: "category-title" }, "Category"), list, other);
 }
 
 function placeAmong(price, others) {
@@ -51,10 +53,10 @@ function placeAmong(price, others) {
 function pricePanel(range) {
   const telling = range.is_informative;
   const headline = telling ? rangeText(range) : "Hard to tell";
+  const [low, median, high] = ["low", "median", "high"].map((name) => formatMoney(range[name], range.currency, { whole: true }));
   const hint = telling
-    ? `Half of such things cost less than ${formatMoney(range.median, range.currency, { whole: true })}; eight in ten are in this range.`
-    : `Such things cost anything from ${formatMoney(range.low, range.currency, { whole: true })} to `
-      + `${formatMoney(range.high, range.currency, { whole: true })}. Add a photo, the brand or the model, or go by the listings below.`;
+    ? `Half of such things cost less than ${median}; eight in ten are in this range.`
+    : `Such things cost anything from ${low} to ${high}. Add a photo, the brand or the model, or go by the listings below.`;
   const input = h("input", { inputmode: "decimal", maxlength: 12, "aria-describedby": "price-place" });
   if (telling) input.value = String(Math.round(range.median));
   const chart = h("div", {});
@@ -62,7 +64,8 @@ function pricePanel(range) {
   let others = [];
   const draw = () => {
     const price = Number(input.value.replace(",", ".").replace(/[^\d.]/g, "")) || null;
-    chart.replaceChildren(...(telling || others.length ? [priceChart(telling ? range : spread(range, others), price, others)] : []));
+    const drawn = telling ? range : spread(range, others);
+    chart.replaceChildren(...(telling || others.length ? [priceChart(drawn, price, others)] : []));
     where.textContent = placeAmong(price, others);
   };
   input.addEventListener("input", draw);
@@ -114,7 +117,8 @@ export function showSell(state) {
   if (!state.q && !hasPhoto(state)) {
     setBusy(prediction, false);
     status.textContent = "";
-    prediction.replaceChildren(h("p", { class: "empty" }, "The likely category, a price range and listings like yours will be shown here."));
+    const sentence = "The likely category, a price range and listings like yours will be shown here.";
+    prediction.replaceChildren(h("p", { class: "empty" }, sentence));
     return;
   }
   status.textContent = hasPhoto(state) ? "Looking at the photo…" : "Reading…";
