@@ -58,7 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.generations = reload.Generations(settings.index_dir, open_generation, app.state.meters)
     app.state.photo_queue = PhotoQueue(app.state.meters, settings.max_pending, max(1, cli.cores() // settings.workers))
     app.state.photo_files = StaticFiles(directory=settings.images_dir, check_dir=False)
-    for router in (routes.router, routes.photo_router, routes.watched, routes.admin, routes.moderators):
+    for router in (routes.router, routes.photo_router, routes.photo_files, routes.watched, routes.admin, routes.moderators):
         app.include_router(router)
     app.mount("/web", StaticFiles(directory=routes.WEB_DIR), name="web")
     # Only its files are used: Swagger UI, which would otherwise come from another host.

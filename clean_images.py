@@ -2,7 +2,7 @@
 
 Reads   data/raw/images/ or data/raw/images_fb.zip (--photos: a folder, a .zip, s3://bucket/prefix or s3://bucket/file.zip),
         data/tabular/ (images.csv, which photos listings have)
-Writes  data/images/     (<image_id>.jpg, photos.csv; display/<image_id>.jpg, display.csv)
+Writes  data/images/     (<image_id>.jpg, photos.csv; display/ and card/<image_id>.jpg, display.csv)
 Run     python clean_images.py
 """
 
@@ -52,7 +52,7 @@ DUPLICATE = "duplicate_id"  # another file of its id was kept: the reason of a r
 Key = tuple[str, int]  # id in lower case, and the file's place among the candidates for it, from 0
 _PLAIN = re.compile(rf"(?:{UUID.pattern})\.[a-z]{{3,4}}")  # a file of the export, with nothing to take out of its name
 COLUMNS = ["image_id", "status", "reason", "width", "height", "sha256", "phash", "colours", "source"]
-DISPLAY = "display"  # the folder of the copies to look at; a table of its own, as no model depends on them
+DISPLAY, CARD = COPIES = "display", "card"  # folders of copies to look at; a table of their own, as no model depends on them
 DISPLAY_TABLE, DISPLAY_COLUMNS = "display.csv", ["image_id", "width", "height"]
 
 
@@ -89,6 +89,7 @@ def _jpegs(folder: Path, record: Mapping) -> Iterator[tuple[str, int, str]]:
     yield f"{folder}/{name}", record["jpeg_bytes"], record["jpeg"]
     if display:
         yield f"{folder}/{DISPLAY}/{name}", display["bytes"], display["sha256"]
+        yield f"{folder}/{CARD}/{name}", display["card_bytes"], display["card_sha256"]
 
 
 def _identity(folder: Path, record: Mapping) -> str:
@@ -178,7 +179,8 @@ class Cleaning:
     @property
     def settings_digest(self) -> str:
         """Of how the JPEGs are made."""
-        made_by = [stages.STAGES["images"].schema, self.settings.as_dict(), photos.DISPLAY_SIDE, photos.DISPLAY_QUALITY]
+        copies = [photos.DISPLAY_SIDE, photos.DISPLAY_QUALITY, photos.CARD_SIDE, photos.CARD_QUALITY]
+        made_by = [stages.STAGES["images"].schema, self.settings.as_dict(), *copies]
         return hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:16]
 
     def clean(self, selection: Selection, zip_path: str | None) -> tuple[dict[Key, dict], int]:
@@ -235,7 +237,9 @@ class Cleaning:
             _write_jpeg(self.folder / f"{image_id}.jpg", result.jpeg)
         if display is not None:
             _write_jpeg(self.folder / DISPLAY / f"{image_id}.jpg", display.jpeg)
+            _write_jpeg(self.folder / CARD / f"{image_id}.jpg", result.card)
             told = {"sha256": hashlib.sha256(display.jpeg).hexdigest(), "bytes": len(display.jpeg)}
+            told |= {"card_sha256": hashlib.sha256(result.card).hexdigest(), "card_bytes": len(result.card)}
             told |= {"width": display.width, "height": display.height}
         return {"jpeg": hashlib.sha256(result.jpeg).hexdigest(), "jpeg_bytes": len(result.jpeg), "display": told}
 
@@ -262,7 +266,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--no-display",
         action="store_true",
-        help=f"keep no copy to look at (default: keep one of at most {photos.DISPLAY_SIDE} pixels a side)",
+        help=f"keep no copies to look at (default: of at most {photos.DISPLAY_SIDE} and {photos.CARD_SIDE} pixels a side)",
     )
     parser.add_argument("--all-photos", action="store_true", help="also clean photos that no listing has (default: skip them)")
     parser.add_argument(
@@ -415,13 +419,15 @@ def _printable(name: str) -> str:
 
 
 def _begin_display(folder: Path, with_display: bool) -> None:
-    """Make the folder of the copies to look at, without what a killed run left half-written; or take it and its table away."""
-    if with_display:
-        (folder / DISPLAY).mkdir(exist_ok=True)
-        atomic.remove_leftovers(folder / DISPLAY)
-    else:
+    """Make the folders of the copies to look at, without what a killed run left half-written; or remove them and their table."""
+    if not with_display:
         (folder / DISPLAY_TABLE).unlink(missing_ok=True)
-        shutil.rmtree(folder / DISPLAY, ignore_errors=True)
+    for copies in (folder / name for name in COPIES):
+        if with_display:
+            copies.mkdir(exist_ok=True)
+            atomic.remove_leftovers(copies)
+        else:
+            shutil.rmtree(copies, ignore_errors=True)
 
 
 def _cleaned(folder: Path) -> set[str]:
@@ -434,8 +440,9 @@ def _remove_others(folder: Path, kept: set[str]) -> int:
     others = _cleaned(folder) - kept
     for name in others:
         (folder / f"{name}.jpg").unlink()
-    for name in _cleaned(folder / DISPLAY) - kept:
-        (folder / DISPLAY / f"{name}.jpg").unlink()
+    for copies in (folder / name for name in COPIES):
+        for name in _cleaned(copies) - kept:
+            (copies / f"{name}.jpg").unlink()
     return len(others)
 
 

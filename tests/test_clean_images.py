@@ -142,7 +142,7 @@ def test_the_manifest_holds_the_settings_that_clean_an_upload_alike(tmp_path, cl
 
 
 def without_display(files: dict[str, bytes]) -> dict[str, bytes]:
-    return {name: content for name, content in files.items() if not name.startswith(("display", "."))}
+    return {name: content for name, content in files.items() if not name.startswith(("display", "card", "."))}
 
 
 def display_rows(data: Path) -> dict[str, tuple[str, str]]:
@@ -162,6 +162,9 @@ def test_a_copy_to_look_at_is_kept_whole_and_never_enlarged(tmp_path, clean):
         path = tmp_path / "data" / "images" / "display" / f"{name}.jpg"
         assert path.read_bytes() == display.jpeg
         assert size == (str(display.width), str(display.height)) == tuple(map(str, Image.open(path).size))
+        card = Image.open(tmp_path / "data" / "images" / "card" / f"{name}.jpg")
+        scale = min(1, 400 / max(map(int, size)))
+        assert card.size == tuple(max(1, round(scale * int(side))) for side in size)
 
 
 def test_without_copies_to_look_at_all_else_is_the_same_and_they_come_and_go_with_the_flag(tmp_path, clean):
@@ -173,19 +176,20 @@ def test_without_copies_to_look_at_all_else_is_the_same_and_they_come_and_go_wit
     assert (summary["cleaned"], summary["reused"]) == (0, 7)
     assert set(written_at(tmp_path / "data").values()) == {10**18}
     assert without_display(files_of(tmp_path / "data")) == without_display(with_copies)
-    assert not [name for name in files_of(tmp_path / "data") if name.startswith("display")]
+    assert not [name for name in files_of(tmp_path / "data") if name.startswith(("display", "card"))]
     clean("--photos", source, "--no-display", data=tmp_path / "afresh")
     assert files_of(tmp_path / "data") == files_of(tmp_path / "afresh")
     assert clean("--photos", source)[1]["cleaned"] == 6
     assert files_of(tmp_path / "data") == with_copies
 
 
-def test_a_copy_to_look_at_that_was_lost_or_damaged_is_made_again(tmp_path, clean):
+@pytest.mark.parametrize("copies", ["display", "card"])
+def test_a_copy_to_look_at_that_was_lost_or_damaged_is_made_again(tmp_path, clean, copies):
     source = write_folder(tmp_path / "source", good_photos())
     clean("--photos", source)
-    before, folder = files_of(tmp_path / "data"), tmp_path / "data" / "images" / "display"
+    before, folder = files_of(tmp_path / "data"), tmp_path / "data" / "images" / copies
     (folder / "photo-1.jpg").unlink()
-    (folder / "photo-2.jpg").write_bytes(before["display/photo-2.jpg"][:-5] + b"12345")
+    (folder / "photo-2.jpg").write_bytes(before[f"{copies}/photo-2.jpg"][:-5] + b"12345")
     (folder / ".photo-3.jpg.tmp").write_bytes(b"half")
     assert clean("--photos", source)[1]["cleaned"] == 2
     assert files_of(tmp_path / "data") == before
@@ -840,7 +844,8 @@ def test_a_run_killed_under_other_settings_leaves_nothing_that_passes_for_the_fi
 def test_a_killed_run_is_resumed_not_repeated(tmp_path, clean, monkeypatch):
     source = write_folder(tmp_path / "source", good_photos())
     with monkeypatch.context() as patch:
-        patch.setattr(clean_images, "_write_jpeg", kill_after(clean_images._write_jpeg, 9, before=True))
+        # Four photos are done, each with its square and two copies.
+        patch.setattr(clean_images, "_write_jpeg", kill_after(clean_images._write_jpeg, 13, before=True))
         with pytest.raises(Killed):
             clean("--photos", source)
     progress = tmp_path / "data" / "images" / clean_images.PROGRESS

@@ -32,12 +32,13 @@ class Task:
 @dataclass(frozen=True)
 class Result:
     """row: what photos.csv says of the photo, None where its content is what it was; jpeg: empty when it is rejected; display:
-    None likewise, and where it was not asked for."""
+    None likewise, and where it was not asked for; card: the JPEG of its smaller copy, empty without it."""
 
     content: str
     row: dict | None
     jpeg: bytes = b""
     display: photos.DisplayCopy | None = None
+    card: bytes = b""
 
 
 def clean_photo(
@@ -57,7 +58,8 @@ def clean_photo(
         return Result(content, {"status": "rejected", "reason": rejection.reason})
     facts = {"width": str(cleaned.width), "height": str(cleaned.height)}
     facts |= {"sha256": cleaned.sha256, "phash": cleaned.phash, "colours": cleaned.colours}
-    return Result(content, {"status": "ok", "reason": ""} | facts, cleaned.jpeg, cleaned.display)
+    card = photos.card_copy(cleaned.display.jpeg) if cleaned.display else b""
+    return Result(content, {"status": "ok", "reason": ""} | facts, cleaned.jpeg, cleaned.display, card)
 
 
 def clean_all(

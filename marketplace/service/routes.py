@@ -122,6 +122,13 @@ NOT_CHANGED = "The file of hidden listings is damaged or cannot be written: noth
 HIDE_ERRORS = NO_ADMIN | UNKNOWN | BAD_VALUE | {409: {"model": ErrorMessage, "description": NOT_CHANGED}}
 
 # Who watches the service may add to the query what it likes.
+photo_files = APIRouter(
+    prefix="/images",
+    route_class=Call,
+    default_response_class=FileResponse,
+    responses=UNKNOWN | BAD_VALUE | PHOTO_ANSWERS,
+    tags=["listings"],
+)
 watched = APIRouter(tags=["service"])
 router = APIRouter(route_class=Call)
 photo_router = APIRouter(route_class=PhotoCall, tags=["photos"])
@@ -312,20 +319,23 @@ def get_filters(recommender: UnchangedGeneration):
     return recommender.catalogue.choices()
 
 
-@router.get(
-    "/images/{image_id}.jpg", response_class=FileResponse, responses=UNKNOWN | BAD_VALUE | PHOTO_ANSWERS, tags=["listings"]
-)
+@photo_files.get("/{image_id}.jpg")
 def get_photo(request: Request, recommender: CurrentGeneration, settings: CurrentSettings, image_id: PhotoId):
     """A photo, cleaned: the square that the model sees."""
     return answer_photo(request, recommender, settings, image_id, [settings.images_dir])
 
 
-@router.get(
-    "/images/{image_id}/display", response_class=FileResponse, responses=UNKNOWN | BAD_VALUE | PHOTO_ANSWERS, tags=["listings"]
-)
+@photo_files.get("/{image_id}/display")
 def get_display(request: Request, recommender: CurrentGeneration, settings: CurrentSettings, image_id: PhotoId):
     """A photo to look at: whole, at most 800 pixels a side; the cleaned square where none was kept."""
     return answer_photo(request, recommender, settings, image_id, [settings.display_dir, settings.images_dir])
+
+
+@photo_files.get("/{image_id}/card")
+def get_card(request: Request, recommender: CurrentGeneration, settings: CurrentSettings, image_id: PhotoId):
+    """A photo for a list: whole, at most 400 pixels a side; the larger copy, or the cleaned square, where none was kept."""
+    folders = [settings.card_dir, settings.display_dir, settings.images_dir]
+    return answer_photo(request, recommender, settings, image_id, folders)
 
 
 def answer_photo(
@@ -408,6 +418,11 @@ def get_moderation_list(
 @watched.get("/", include_in_schema=False)
 async def page():
     return FileResponse(WEB_DIR / "index.html", headers={"Content-Security-Policy": PAGE_POLICY})
+
+
+@watched.get("/moderate", include_in_schema=False)
+async def moderators_page():
+    return FileResponse(WEB_DIR / "moderate.html", headers={"Content-Security-Policy": PAGE_POLICY})
 
 
 @watched.get("/docs", include_in_schema=False)

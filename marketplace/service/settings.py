@@ -45,3 +45,7 @@ class Settings:
     @property
     def display_dir(self) -> Path:
         return self.images_dir / "display"
+
+    @property
+    def card_dir(self) -> Path:
+        return self.images_dir / "card"

@@ -398,6 +398,9 @@ def test_a_listing_is_shown_with_its_photos(client, products, photos_table):
         display = client.get(photo["display_url"])
         assert display.headers["content-type"] == "image/jpeg"
         assert Image.open(io.BytesIO(display.content)).size == (photo["width"], photo["height"])
+        card = Image.open(io.BytesIO(client.get(f"/images/{photo['image_id']}/card").content))
+        scale = min(1, 400 / max(photo["width"], photo["height"]))
+        assert card.size == (round(scale * photo["width"]), round(scale * photo["height"]))
     found = client.get("/search", params={"q": answer["name"]}).json()["results"]
     (itself,) = (result for result in found if result["product_id"] == product_id)
     (shown,) = (photo for photo in answer["photos"] if photo["image_id"] == itself["image_id"])
@@ -414,7 +417,8 @@ def test_an_id_in_capitals_is_the_same_id(client, products):
 
 
 def test_a_photo_that_the_client_has_is_not_sent_again(client, photos_table):
-    for url in (f"/images/{photos_table['image_id'][0]}.jpg", f"/images/{photos_table['image_id'][0]}/display"):
+    image_id = photos_table["image_id"][0]
+    for url in (f"/images/{image_id}.jpg", f"/images/{image_id}/display", f"/images/{image_id}/card"):
         check_that_it_is_sent_once(client, url)
 
 
@@ -427,14 +431,24 @@ def check_that_it_is_sent_once(client, url: str) -> None:
     assert client.get(url, headers={"If-None-Match": '"another"'}).content == first.content
 
 
+def test_the_page_s_files_are_sent_compressed_and_photos_as_they_are(client, photos_table):
+    image_id = photos_table["image_id"][0]
+    encodings = {
+        url: client.get(url, headers={"Accept-Encoding": "gzip"}).headers.get("Content-Encoding")
+        for url in ("/web/app.js", "/web/style.css", f"/images/{image_id}/card")
+    }
+    assert list(encodings.values()) == ["gzip", "gzip", None]
+
+
 def test_where_no_copy_to_look_at_is_kept_the_square_is_shown(demo_dir, tmp_path, photos_table):
     name = f"{photos_table['image_id'][0]}.jpg"
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / name).write_bytes((demo_dir / "images" / name).read_bytes())
     (tmp_path / "index").symlink_to(demo_dir / "index")
     with TestClient(api.create_app(Settings(tmp_path))) as client:
-        square, display = client.get(f"/images/{name}"), client.get(f"/images/{photos_table['image_id'][0]}/display")
-    assert (display.status_code, display.content) == (200, square.content)
+        square = client.get(f"/images/{name}")
+        copies = [client.get(f"/images/{photos_table['image_id'][0]}/{kind}") for kind in ("display", "card")]
+    assert [(copy.status_code, copy.content) for copy in copies] == 2 * [(200, square.content)]
 
 
 def test_a_new_listing_gets_categories_and_a_price_range(client, demo_dir, photos_table, products):
@@ -580,7 +594,14 @@ def test_the_name_of_an_upload_is_never_used(client):
 
 @pytest.mark.parametrize(
     "path",
-    ["/products/nobody", "/products/nobody/similar", "/images/nobody.jpg", "/images/..%2f..%2fraw.jpg", "/images/nobody/display"],
+    [
+        "/products/nobody",
+        "/products/nobody/similar",
+        "/images/nobody.jpg",
+        "/images/..%2f..%2fraw.jpg",
+        "/images/nobody/display",
+        "/images/nobody/card",
+    ],
 )
 def test_unknown_ids_are_404(client, path):
     response = client.get(path)
