@@ -124,7 +124,7 @@ class Recommender(OpenIndex):
                 for depth, level in enumerate(levels)
             ],
             "price_range": price_range | {"currency": catalogue.currency},
-            "price_verdict": _verdict(fields["price"], price_range),
+            "price_verdict": verdict_on(fields["price"], price_range),
             "duplicates": len(others),
             "duplicate_listings": answers.cards(catalogue, others[:MOST_DUPLICATES].tolist()),
             "same_seller": sold,
@@ -146,7 +146,7 @@ class Recommender(OpenIndex):
         return self.price_model.price_range(text, fields["category"], fields["county"], vector, meaning)
 
 
-def _verdict(price: float | None, price_range: dict) -> str | None:
+def verdict_on(price: float | None, price_range: dict) -> str | None:
     """Whether a price is within what listings like it ask; None where there is no price, or the range says little."""
     if not price or not price_range["is_informative"]:
         return None

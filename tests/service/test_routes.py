@@ -474,7 +474,6 @@ def test_signs_alone_are_words_without_anything_like_them(client):
 def test_a_listing_is_told_with_its_levels_its_price_range_and_its_duplicates(client, demo_dir, products):
     told = reading.read_csv(demo_dir / "model" / "price_ranges.csv").set_index("product_id").astype(float)
     table = reading.read_csv(demo_dir / "dataset" / "listings.csv").set_index("product_id")
-    verdicts = set()
     for product_id in products.index:
         answer = client.get(f"/products/{product_id}").json()
         levels = products["category"][product_id].split(" / ")
@@ -488,9 +487,8 @@ def test_a_listing_is_told_with_its_levels_its_price_range_and_its_duplicates(cl
             assert [found[name] for name in told] == told.loc[product_id].tolist()
         expected = "low" if price < found["low"] else "high" if price > found["high"] else "likely"
         assert answer["price_verdict"] == (expected if price and found["is_informative"] else None)
-        verdicts.add(answer["price_verdict"])
         assert (answer["same_seller"], answer["same_seller_listings"]) == (0, [])
-    assert "likely" in verdicts and set(told.index) < set(products.index)
+    assert len(told) and set(told.index) < set(products.index)
 
 
 def test_filters_can_be_listed(client, products):
