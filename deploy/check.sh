@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ -z "${BOUNDED:-}" ]; then
-  BOUNDED=1 exec timeout --kill-after=120 "${LIMIT_S:-1200}" "$0"
+  BOUNDED=1 exec timeout --kill-after=120 "${LIMIT_S:-1500}" "$0"
 fi
 
 PYTHON=$(realpath --no-symlinks "${PYTHON:-.venv/bin/python}")
