@@ -2,7 +2,7 @@
 
 Reads   data/raw/images/ or data/raw/images_fb.zip (--photos: a folder, a .zip, s3://bucket/prefix or s3://bucket/file.zip),
         data/tabular/ (images.csv, which photos listings have)
-Writes  data/images/     (<image_id>.jpg, photos.csv; display/ and card/<image_id>.jpg, display.csv)
+Writes  data/images/     (<image_id>.jpg, photos.csv; display/<image_id>.jpg, card/<image_id>.jpg, display.csv)
 Run     python clean_images.py
 """
 

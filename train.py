@@ -3,7 +3,7 @@
 Reads   data/dataset/, data/images/, data/tabular/
 Writes  data/model/       (image_model.json, image_model.safetensors, image_model.onnx, image_model.int8.onnx;
                           table_models.json, table_models.safetensors; price_model.json, price_model.safetensors,
-                          price_ranges.csv;
+                          price_ranges.csv; listings.csv (label and split of each listing then);
                           text_encoder.json, text_encoder.onnx, tokenizer.json;
                           metrics.json, curves.png)
         data/features/    (plain.npy, mirrored.npy, image_ids.json: the untrained backbone's features of every photo, computed

@@ -36,6 +36,7 @@ BOOSTING = {
     **{"bagging_fraction": 0.8, "bagging_freq": 1},
     **{"deterministic": True, "force_row_wise": True, "num_threads": 1, "verbosity": -1},  # equal bytes on any machine
 }
+LEAST_BOOSTED = 2  # rows: of one alone a bag of 0.8 of them holds none
 # Of the width, in factors of ten, of the range of all prices: wider ones tell little. Chosen on the validation listings of a real
 # export by python benchmarks/price_ranges.py: narrower ones of words and photo (93%) err 0.51 times as much as the median price
 # always does, wider ones 0.72 times; those of a small photo alone, of which 97% are wider, 0.93 times.
@@ -236,7 +237,7 @@ class PriceModel:
     def is_informative(self, low: float, high: float) -> bool:
         """Whether a range of prices says more than that prices differ: MOST_INFORMATIVE."""
         cheap, dear = np.quantile(self.first.neighbour_prices, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
-        return math.log10(high / max(low, 0.01)) <= MOST_INFORMATIVE * (dear - cheap)
+        return bool(math.log10(high / max(low, 0.01)) <= MOST_INFORMATIVE * (dear - cheap))
 
     def price_range(
         self,
@@ -253,7 +254,7 @@ class PriceModel:
     def range_of(self, low: float, median: float, high: float) -> dict[str, float | bool]:
         """Of prices, to the hundredth."""
         prices = {"low": round(low, 2), "median": round(median, 2), "high": round(high, 2)}
-        return prices | {"is_informative": self.is_informative(low, high)}
+        return prices | {"is_informative": self.is_informative(prices["low"], prices["high"])}
 
     def calibrate(self, evidence: Evidence, prices: np.ndarray, plausible: np.ndarray) -> None:
         """Set the margins from listings that fit() did not see; fewer than LEAST_PRICED plausible ones change nothing.
@@ -344,6 +345,7 @@ def fit(
     data = lightgbm.Dataset(np.vstack(views), np.tile(log_prices, len(views)), params=BOOSTING, free_raw_data=False)
     unseen_quantiles = np.empty((len(rows), len(OBJECTIVES)))
     for seen, unseen in parts:
+        seen = np.resize(seen, max(len(seen), LEAST_BOOSTED))
         of_seen = lightgbm.Dataset(columns[seen], log_prices[seen], params=BOOSTING, free_raw_data=False)
         unseen_quantiles[unseen] = _predict(_boost(of_seen, seed), columns[unseen])
     first = FirstLayer.fit(features, text_vectors, evidence, log_prices, currency)

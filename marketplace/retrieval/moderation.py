@@ -16,7 +16,7 @@ from marketplace.cleaning.listings import CATEGORY_SEPARATOR, category_levels
 from marketplace.files import reading
 from marketplace.files.stages import StageError
 from marketplace.models import photo_model
-from marketplace.models.text_model import TableModels
+from marketplace.models.text_model import PathModel
 from marketplace.retrieval.catalogue import ROWS_AT_A_TIME, open_connections, read_listings
 from marketplace.retrieval.entries import Entries
 
@@ -136,7 +136,7 @@ class _WordCategories:
     """The category that a listing's text vector speaks for: that of its likely paths."""
 
     def __init__(self, folder: Path, classes: list[str]):
-        self._models = TableModels.load(folder)
+        self._models = PathModel.load(folder)
         depth, label_of = len(category_levels(classes[0])), {name: label for label, name in enumerate(classes)}
         tops = [CATEGORY_SEPARATOR.join(category_levels(path)[:depth]) for path in self._models.paths]
         labelled = [(path, label_of[top]) for path, top in enumerate(tops) if top in label_of]
@@ -145,7 +145,7 @@ class _WordCategories:
 
     def probabilities(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(n, C) and (n,) whether there are words at all."""
-        return self._models.path_probabilities(vectors) @ self._labels, vectors.any(axis=1)
+        return self._models.probabilities(vectors) @ self._labels, vectors.any(axis=1)
 
 
 class _PhotoCategories:

@@ -254,8 +254,8 @@ def test_quantiles_never_cross_whatever_the_evidence(model, text, path, county, 
     low, median, high = model.quantiles(Evidence([text], [path], [county], None if vector is None else vector[None]))[0]
     assert low <= median <= high
     pounds = model.price_range(text, path, county, vector)
-    assert list(pounds) == ["low", "median", "high"]
-    assert pounds == {name: round(float(10**q), 2) for name, q in zip(pounds, (low, median, high), strict=True)}
+    assert list(pounds) == ["low", "median", "high", "is_informative"]
+    assert [pounds[name] for name in ("low", "median", "high")] == [round(float(10**q), 2) for q in (low, median, high)]
 
 
 def test_row_alone_gets_the_same_quantiles_as_among_others(model):
@@ -340,7 +340,7 @@ def test_equal_prices_are_predicted_exactly():
     data = make_listings(40, seed=12) | {"prices": np.full(40, 25.0)}
     model = fit(data)
     calibrate(model, data)
-    assert model.price_range("kettle new\nred", PATHS[1]) == {"low": 25.0, "median": 25.0, "high": 25.0}
+    assert model.price_range("kettle new\nred", PATHS[1]) == {"low": 25.0, "median": 25.0, "high": 25.0, "is_informative": True}
 
 
 def test_one_level_of_categories_is_enough():
