@@ -13,7 +13,7 @@ import os
 import secrets
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -221,7 +221,7 @@ def clean_photos(inputs: Inputs, cleaner: records.ListingCleaner, listings: pd.D
     labels = dict(zip(listings["product_id"], listings["label"].tolist(), strict=True))
     schema = inputs.schema
     if inputs.images_csv is None:
-        rows, rejects = photo_names.clean(named_photos(inputs, cleaner), labels)
+        rows, rejects = photo_names.clean(named_photos(inputs, cleaner, labels), labels)
         return pd.DataFrame(rows, columns=[*records.CLEAN_PHOTO_COLUMNS, photo_names.FILE]), rejects
     table = tables.open_export(inputs.images_csv, records.PHOTO_COLUMNS)
     others = [column for column in table.columns if column not in records.PHOTO_COLUMNS]
@@ -232,9 +232,14 @@ def clean_photos(inputs: Inputs, cleaner: records.ListingCleaner, listings: pd.D
     return pd.DataFrame(rows, columns=None if rows else records.CLEAN_PHOTO_COLUMNS), rejects
 
 
-def named_photos(inputs: Inputs, cleaner: records.ListingCleaner) -> Iterable[photo_names.Named]:
+def named_photos(inputs: Inputs, cleaner: records.ListingCleaner, labels: Mapping[str, int]) -> Iterable[photo_names.Named]:
     if inputs.photos:
-        return photo_names.by_pattern([photo.name for photo in inputs.photos.photos], inputs.schema.photo_pattern)
+        names, pattern = [photo.name for photo in inputs.photos.photos], inputs.schema.photo_pattern
+        found = photo_names.by_pattern(names, pattern, labels)
+        if names and not any(photo.product_id for photo in found):
+            called = f"no photo is called like photo_pattern {pattern} of {inputs.schema_path}"
+            raise StageError(f"{called}: mend it, as they are called like {names[0]}")
+        return found
     return photo_names.in_column(cleaner.photos, inputs.schema.photos_separator)
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -510,9 +511,15 @@ async def answer_bad_value(request: Request, error: RequestValidationError) -> R
     return JSONResponse({"detail": sentence(error.errors()[0])}, 422)
 
 
+NO_ADDRESS = "nothing is at this address: GET /docs shows what there is, and a / within an id is written %2F"
+NO_METHOD = "this address is not asked so: GET /docs shows how"
+
+
 async def answer_refusal(request: Request, error: StarletteHTTPException) -> Response:
     if error.status_code == 400 and "exceeded maximum size" in error.detail:  # starlette's, of a part that is no file
         error = HTTPException(413, "a text field is larger than 1 MB: shorten it")
+    elif error.detail == HTTPStatus(error.status_code).phrase and error.status_code in (404, 405):  # starlette's own words
+        error = HTTPException(error.status_code, NO_ADDRESS if error.status_code == 404 else NO_METHOD, error.headers)
     return await http_exception_handler(request, error)
 
 
