@@ -42,7 +42,7 @@ function card(listing, state, { heading, isFirst, common }) {
     h("div", { class: "card-text" },
       price(listing),
       h(heading, {}, title),
-      h("p", { class: "where" }, place(listing) || "Place unknown"),
+      place(listing) ? h("p", { class: "where" }, place(listing)) : null,
       whyLine(listing, common)),
   );
 }

@@ -40,6 +40,7 @@ export function setChoices(answer) {
   choices = answer;
   currency ??= answer.price?.currency;
   const places = new Map([...Object.entries(answer.counties), ...Object.entries(answer.towns)].filter(([name]) => name));
+  byId("place-filter").hidden = !places.size;
   byId("places").replaceChildren(
     ...Array.from(places, ([name, count]) => h("option", { value: name, label: `${name} (${formatCount(count)})` })));
   return true;

@@ -87,7 +87,7 @@ export function listingDetails(listing, found) {
       price(listing),
       usualPrice(listing),
       h("dl", {},
-        fact("Where", place(listing) ? link({ location: place(listing) }, {}, place(listing)) : "Not told"),
+        fact("Where", place(listing) ? link({ location: place(listing) }, {}, place(listing)) : null),
         fact("Posted", formatDay(listing.posted_on))),
       share(listing),
       h("h2", {}, "Description"),
