@@ -27,6 +27,7 @@ import pandas as pd
 
 from marketplace.cleaning import photos
 from marketplace.cleaning.photo_names import FILE
+from marketplace.cleaning.photos import CARD, COPIES, DISPLAY, DISPLAY_TABLE
 from marketplace.cleaning.pool import READ_ERROR, TRIED_AGAIN, Result, Task, clean_all
 from marketplace.cleaning.redaction import UUID, redact
 from marketplace.cleaning.sources import (
@@ -52,8 +53,7 @@ DUPLICATE = "duplicate_id"  # another file of its id was kept: the reason of a r
 Key = tuple[str, int]  # id in lower case, and the file's place among the candidates for it, from 0
 _PLAIN = re.compile(rf"(?:{UUID.pattern})\.[a-z]{{3,4}}")  # a file of the export, with nothing to take out of its name
 COLUMNS = ["image_id", "status", "reason", "width", "height", "sha256", "phash", "colours", "source"]
-DISPLAY, CARD = COPIES = "display", "card"  # folders of copies to look at; a table of their own, as no model depends on them
-DISPLAY_TABLE, DISPLAY_COLUMNS = "display.csv", ["image_id", "width", "height"]
+DISPLAY_COLUMNS = ["image_id", "width", "height"]
 
 
 # Records of earlier runs: what need not be done again.

@@ -12,7 +12,7 @@ import dataset
 import train
 from demo import sample
 from marketplace.cleaning import photos
-from marketplace.files import atomic, reading
+from marketplace.files import atomic, reading, stages
 from marketplace.models import backbone as network
 from marketplace.models import photo_model, training
 from tests.conftest import run_stages, stamp
@@ -216,6 +216,7 @@ def test_what_cannot_be_trained_is_one_sentence_and_leaves_the_finished_model_al
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}") and error.count("\n") == 1
     assert (demo_dir / "model" / "manifest.json").exists()
+    assert "--epochs=15" in stages.last_flags(demo_dir, "model")  # what update.py goes by
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])

@@ -147,6 +147,9 @@ DEFAULTS = CleanSettings()
 # encoding, and less than curl's users and old programs lose by it; WebP in a tenth of that time saves none.
 DISPLAY_SIDE, DISPLAY_QUALITY = 800, 80  # pixels of the longer side; of the JPEG
 CARD_SIDE, CARD_QUALITY = 400, 75  # of the copy for lists: what two columns of a phone show, at a quarter of the bytes
+# Folders of the copies, below that of the squares, and their table: one of its own, as no model depends on them.
+DISPLAY, CARD = COPIES = "display", "card"
+DISPLAY_TABLE = "display.csv"
 
 
 class PhotoRejected(ValueError):

@@ -16,7 +16,7 @@ import orjson
 from marketplace.files import atomic, disk, locks
 
 MANIFEST = "manifest.json"
-FLAGS = ".flags.json"  # of the last run that could begin, in the stage's folder: it outlives a failed one, as a manifest does not
+FLAGS = ".flags.json"  # of the last run that began, in the stage's folder: it outlives a failed one, as a manifest does not
 
 
 class StageError(Exception):
@@ -257,18 +257,11 @@ def open_stage(
         if locked:
             _make_folder(data_dir / name)
             _lock(stack, data_dir, name, name)
-        stage = Stage(data_dir, name, dict(arguments), dict(raw or {}))
+        stage = Stage(data_dir, name, dict(arguments), dict(raw or {}), dict(flags) if flags is not None and locked else None)
         for other in reads:
             stage.take(other)
-        if flags is not None and locked:
-            _keep_flags(stage.folder / FLAGS, dict(flags))
         with disk.writing(stage.folder):
             yield stage
-
-
-def _keep_flags(path: Path, flags: dict) -> None:
-    if not path.exists() or path.read_bytes() != json.dumps(flags).encode():
-        atomic.write_bytes(path, json.dumps(flags).encode())
 
 
 def last_flags(data_dir: Path, name: str) -> list[str]:
@@ -316,13 +309,15 @@ def check(data_dir: Path, name: str, made_from: Iterable[str] | None = None, dig
 class Stage:
     """One run of one stage, from open_stage(): what would make another run of it the same run.
 
-    inputs: path below --data, or flag, -> digest of what is read.
+    inputs: path below --data, or flag, -> digest of what is read. flags: what last_flags() shall give after this run began, or
+    found that nothing is to be done; None for a run that keeps none.
     """
 
     data_dir: Path
     name: str
     arguments: dict
     inputs: dict[str, str]
+    flags: dict | None = None
     started_s: float = field(default_factory=time.time)
     _digests: dict[Path, str] = field(default_factory=dict, repr=False)
 
@@ -358,6 +353,7 @@ class Stage:
 
     def summary(self) -> dict:
         """Of the earlier run, when is_done()."""
+        self._keep_flags()
         return {"stage": self.name, **read_manifest(self.folder)["counts"], "unchanged": True}
 
     def begin(self) -> None:
@@ -365,6 +361,12 @@ class Stage:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.unfinish()
         atomic.remove_leftovers(self.folder)
+        self._keep_flags()
+
+    def _keep_flags(self) -> None:
+        path, content = self.folder / FLAGS, json.dumps(self.flags).encode()
+        if self.flags is not None and not (path.exists() and path.read_bytes() == content):
+            atomic.write_bytes(path, content)
 
     def unfinish(self) -> None:
         (self.folder / MANIFEST).unlink(missing_ok=True)

@@ -9,12 +9,11 @@ import orjson
 import pandas as pd
 
 from marketplace.cleaning import listings
+from marketplace.cleaning.photos import DISPLAY_TABLE
 from marketplace.files import reading, stages
 from marketplace.files.stages import StageError
 from marketplace.models import text_encoder
 from marketplace.retrieval import catalogue, keys
-
-DISPLAY_TABLE = "display.csv"  # of clean_images.py
 
 
 @dataclass(frozen=True)

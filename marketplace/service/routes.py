@@ -122,7 +122,6 @@ RELOAD_ERRORS = NO_ADMIN | {
 NOT_CHANGED = "The file of hidden listings is damaged or cannot be written: nothing was changed"
 HIDE_ERRORS = NO_ADMIN | UNKNOWN | BAD_VALUE | {409: {"model": ErrorMessage, "description": NOT_CHANGED}}
 
-# Who watches the service may add to the query what it likes.
 photo_files = APIRouter(
     prefix="/images",
     route_class=Call,
@@ -130,6 +129,7 @@ photo_files = APIRouter(
     responses=UNKNOWN | BAD_VALUE | PHOTO_ANSWERS,
     tags=["listings"],
 )
+# Who watches the service may add to the query what it likes.
 watched = APIRouter(tags=["service"])
 router = APIRouter(route_class=Call)
 photo_router = APIRouter(route_class=PhotoCall, tags=["photos"])

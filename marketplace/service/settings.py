@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from marketplace.cleaning.photos import CARD, DISPLAY
+
 MAX_UPLOAD_BYTES = 20 * 2**20  # a 50-megapixel JPEG from a phone is about 15 MB
 MAX_BODIES_BYTES = 256 * 2**20  # of all requests that are not answered yet, of all workers: a dozen of the largest uploads
 BODY_TIMEOUT_S = 60.0  # for the largest upload over a slow phone's 3 megabits a second
@@ -44,8 +46,8 @@ class Settings:
 
     @property
     def display_dir(self) -> Path:
-        return self.images_dir / "display"
+        return self.images_dir / DISPLAY
 
     @property
     def card_dir(self) -> Path:
-        return self.images_dir / "card"
+        return self.images_dir / CARD
