@@ -46,7 +46,7 @@ from marketplace.files import atomic, cli, reading, s3, stages
 from marketplace.files.progress import progress
 from marketplace.files.stages import StageError
 
-RECORD = ("image_id", "turn", "settings", "identity", "content", "jpeg", "jpeg_bytes", "display", "row")
+RECORD = {"image_id", "turn", "settings", "identity", "content", "jpeg", "jpeg_bytes", "display", "row"}
 PROGRESS = ".progress.jsonl"  # one line a photo done, appended; not *.tmp, so that it outlives a kill
 IDENTITIES = ".identities.json"  # times among them: what a killed run leaves has others
 DUPLICATE = "duplicate_id"  # another file of its id was kept: the reason of a reject by which no photo is lost
@@ -70,8 +70,11 @@ def read_progress(path: Path) -> dict[Key, dict]:
     with contextlib.suppress(FileNotFoundError):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-                record = {"display": None} | orjson.loads(line)
-                records[record["image_id"].lower(), int(record["turn"])] = {name: record[name] for name in RECORD}
+                record = orjson.loads(line)
+                if record.keys() != RECORD:
+                    record = {"display": None} | record
+                    record = {name: record[name] for name in RECORD}
+                records[record["image_id"].lower(), int(record["turn"])] = record
     return records
 
 
@@ -101,11 +104,12 @@ def _identity(folder: Path, record: Mapping) -> str:
     return " ".join(f"{each.st_size}-{each.st_ino}-{each.st_mtime_ns}-{each.st_ctime_ns}" for each in found)
 
 
-def write_identities(folder: Path, records: Mapping[Key, dict]) -> None:
-    """At the end of a run: what the next one knows its JPEGs by without reading them."""
+def write_identities(folder: Path, records: Mapping[Key, dict], seen: Mapping[Key, str]) -> None:
+    """At the end of a run: what the next one knows its JPEGs by without reading them. seen: identities known already."""
     os.sync()  # a power cut must not spoil what the next run believes to be whole
-    kept = [record for record in records.values() if record["row"]["status"] == "ok"]
-    atomic.write_json(folder / IDENTITIES, {record["image_id"]: _identity(folder, record) for record in kept}, indent=None)
+    kept = {key: record for key, record in records.items() if record["row"]["status"] == "ok"}
+    identities = {record["image_id"]: seen.get(key) or _identity(folder, record) for key, record in kept.items()}
+    atomic.write_json(folder / IDENTITIES, identities, indent=None)
 
 
 def read_identities(folder: Path) -> dict[str, str]:
@@ -126,21 +130,23 @@ def _is_whole(path: Path, size: int, sha256: str) -> bool:
         return False
 
 
-def usable_records(records: Mapping[Key, dict], folder: Path, with_display: bool, full: bool = False) -> set[Key]:
-    """Keys of the photos that need not be cleaned again: the JPEGs are whole, or the photo was read and rejected.
+def usable_records(records: Mapping[Key, dict], folder: Path, with_display: bool, full: bool = False) -> dict[Key, str]:
+    """The photos that need not be cleaned again, and the identities of their JPEGs, which are whole; "" where the photo was read
+    and rejected.
 
     full: read every JPEG, as bytes may change on a bad disk.
     """
     cleaned = {key: record for key, record in records.items() if record["row"]["status"] == "ok"}
-    usable = {key for key, record in records.items() if key not in cleaned and record["row"]["reason"] not in TRIED_AGAIN}
+    usable = {key: "" for key, record in records.items() if key not in cleaned and record["row"]["reason"] not in TRIED_AGAIN}
     complete = {key: record for key, record in cleaned.items() if record["display"] or not with_display}
-    identities = {} if full else read_identities(folder)
-    usable |= {key for key, one in complete.items() if identities.get(one["image_id"]) == (_identity(folder, one) or None)}
+    before = {} if full else read_identities(folder)
+    now = {key: _identity(folder, record) for key, record in complete.items()}
+    usable |= {key: one for key, one in now.items() if one and before.get(complete[key]["image_id"]) == one}
     unsure = {key: record for key, record in complete.items() if key not in usable}
     with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
         whole = pool.map(functools.partial(_has_jpegs, folder=folder), unsure.values())
         checked = progress(zip(unsure, whole, strict=True), "check cleaned photos", "photo", len(unsure))
-        return usable | {key for key, is_whole in checked if is_whole}
+        return usable | {key: now[key] for key, is_whole in checked if is_whole}
 
 
 def nothing_is_left(folder: Path, with_display: bool) -> bool:
@@ -153,16 +159,17 @@ def nothing_is_left(folder: Path, with_display: bool) -> bool:
 
 def sort_out(
     readable: Mapping[Key, Photo], earlier: Mapping[Key, dict], folder: Path, with_display: bool, full: bool
-) -> tuple[dict[Key, dict], list[Task]]:
-    """The records that stay as they are, and what has to be read; a photo whose bytes turn out the same is not cleaned again."""
+) -> tuple[dict[Key, dict], dict[Key, str], list[Task]]:
+    """The records that stay as they are, the identities of their JPEGs, and what has to be read; a photo whose bytes turn out the
+    same is not cleaned again."""
     usable = usable_records({key: earlier[key] for key in readable if key in earlier}, folder, with_display, full)
-    records, todo = {}, []
+    records, seen, todo = {}, {}, []
     for key, photo in readable.items():
         if key in usable and not full and earlier[key]["identity"] == photo.identity:
-            records[key] = earlier[key]
+            records[key], seen[key] = earlier[key], usable[key]
         else:
             todo.append(Task(photo, earlier[key]["content"] if key in usable else ""))
-    return records, todo
+    return records, seen, todo
 
 
 @dataclass(frozen=True)
@@ -183,33 +190,34 @@ class Cleaning:
         made_by = [stages.STAGES["images"].schema, self.settings.as_dict(), *copies]
         return hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:16]
 
-    def clean(self, selection: Selection, zip_path: str | None) -> tuple[dict[Key, dict], int]:
+    def clean(self, selection: Selection, zip_path: str | None) -> tuple[dict[Key, dict], dict[Key, str], int]:
         """Clean of each id the first file that is a usable photo.
 
-        Returns the records of the files that were tried, now or by an earlier run, and how many were cleaned now.
+        Returns the records of the files that were tried, now or by an earlier run, the identities of the JPEGs that stayed, and
+        how many were cleaned now.
         """
         all_records, settings_digest = read_progress(self.folder / PROGRESS), self.settings_digest
-        dropped = {} if self.with_display else {"display": None}
         earlier = {
-            (name, turn): record | dropped
+            (name, turn): record if self.with_display else record | {"display": None}
             for (name, turn), record in all_records.items()
             if name in selection.candidates and record["settings"] == settings_digest
         }
         if len(earlier) < len(all_records):
             write_progress(self.folder / PROGRESS, earlier)
-        records, cleaned, waiting = {}, 0, selection.candidates
+        records, seen, cleaned, waiting = {}, {}, 0, selection.candidates
         for turn in itertools.count():
             readable = {(name, turn): files[turn] for name, files in waiting.items()}
-            usable, todo = sort_out(readable, earlier, self.folder, self.with_display, self.full)
+            usable, jpegs, todo = sort_out(readable, earlier, self.folder, self.with_display, self.full)
             cleaned_photos = clean_all(todo, zip_path, self.settings, self.with_display, self.workers)
             with contextlib.closing(cleaned_photos) as results:
                 fresh, made = self._store(progress(results, "clean photos", "photo", len(todo)), turn, earlier)
             records |= usable | fresh
+            seen |= jpegs
             cleaned += made
             failed = {name for name, _ in readable if records[name, turn]["row"]["status"] != "ok"}
             waiting = {name: waiting[name] for name in failed if turn + 1 < len(waiting[name])}
             if not waiting:
-                return records, cleaned
+                return records, seen, cleaned
 
     def _store(
         self, results: Iterable[tuple[Photo, Result]], turn: int, earlier: Mapping[Key, dict]
@@ -312,7 +320,7 @@ def run(args: argparse.Namespace) -> dict:
         stage.begin()
         _begin_display(stage.folder, with_display)
         cleaning = Cleaning(stage.folder, args.settings, with_display, args.workers, args.full)
-        records, cleaned = cleaning.clean(selection, source.zip_path)
+        records, seen, cleaned = cleaning.clean(selection, source.zip_path)
         table = tabulate(selection, records)
         atomic.write_csv(stage.folder / "photos.csv", table)
         write_progress(stage.folder / PROGRESS, records)
@@ -325,7 +333,7 @@ def run(args: argparse.Namespace) -> dict:
         if with_display:
             atomic.write_csv(stage.folder / DISPLAY_TABLE, tabulate_display(records))
             outputs.append(DISPLAY_TABLE)
-        write_identities(stage.folder, records)
+        write_identities(stage.folder, records, seen)
         return stage.finish(counts, outputs) | {"cleaned": cleaned, "reused": len(records) - cleaned, "removed": removed}
 
 

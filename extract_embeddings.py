@@ -214,12 +214,16 @@ def batches_of(items: Sequence, size: int) -> list[Sequence]:
 
 def write_dictionary(path: Path, image_ids: list[str], chunks: Iterator[np.ndarray]) -> None:
     """{image_id: [floats]}, each float the shortest text that reads back as the same float32; vectors come in chunks."""
-    vectors = (vector for chunk in chunks for vector in chunk)
+    written = 0
     with atomic.atomic_path(path) as temporary, open(temporary, "wb") as file:
         file.write(b"{")
-        for position, (image_id, vector) in enumerate(zip(image_ids, vectors, strict=True)):
-            file.write(b",\n" if position else b"\n")
-            file.write(orjson.dumps(image_id) + b": " + orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY))
+        for chunk in chunks:
+            entries = [
+                orjson.dumps(image_id) + b": " + orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY)
+                for image_id, vector in zip(image_ids[written : written + len(chunk)], chunk, strict=True)
+            ]
+            file.write((b",\n" if written else b"\n") + b",\n".join(entries))
+            written += len(chunk)
         file.write(b"\n}\n")
 
 

@@ -10,10 +10,13 @@ work, and nothing was done.
 """
 
 import argparse
+import contextlib
+import gc
 import importlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,7 +78,8 @@ def run(args: argparse.Namespace) -> dict:
     os.nice(args.nice)
     flags = {name: stages.last_flags(args.data, name) for name in (*TABLES, "model", *SERVING)}
     update = Update(args.data, flags)
-    update.run(*TABLES)
+    with uncollected():
+        update.run(*TABLES)
     unusable = why_unusable(args.data)
     due = [unusable] if unusable else why_train(args.data)
     if not unusable:
@@ -86,6 +90,16 @@ def run(args: argparse.Namespace) -> dict:
     if trains or unusable:
         update.run(*SERVING)
     return summarise(update, due, trains)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Without looks for rubbish in circles: a dictionary a photo is looked through time and again, and there is none."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def why_unusable(data_dir: Path) -> str:

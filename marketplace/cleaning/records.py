@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -79,7 +78,8 @@ class ListingCleaner:
         raw: column -> text.
         """
         texts, extra = self.schema.fields(raw), {name: raw[column] for column, name in self.extra.items()}
-        key = hashlib.blake2b(json.dumps([texts, extra]).encode(), key=self.sellers_key, digest_size=16).hexdigest()
+        told = repr((texts, extra)).encode("utf-8", "surrogatepass")
+        key = hashlib.blake2b(told, key=self.sellers_key, digest_size=16).hexdigest()
         if (found := self.before.find(key)) is None:
             reason, found, is_plain = self._clean(texts, extra)
             if reason:

@@ -24,6 +24,12 @@ def photo(name: str, size: int = 1) -> Photo:
     return Photo(name, name, "", size)
 
 
+@given(st.text(st.sampled_from("aB1_-./ é"), min_size=1, max_size=8))
+def test_the_parts_of_a_name_are_a_path_s(name):
+    photo, path = Photo(name, 0, "", 1), PurePosixPath(name)
+    assert (photo.stem, photo.suffix) == (path.stem, path.suffix)
+
+
 @given(st.lists(NAMES, unique=True), st.none() | st.sets(st.sampled_from(["x", "y", "x y"])))
 def test_every_file_is_tried_rejected_or_skipped_and_the_kinds_of_one_id_are_tried_in_order(names, wanted):
     selection = sources.select(Source(list(map(photo, sorted(names))), 0), wanted)
