@@ -16,6 +16,7 @@ const wide = matchMedia("(min-width: 60rem)");
 let choices = { categories: {}, towns: {}, counties: {}, price: null }; // of the whole catalogue
 let isTyping = false; // in one of the fields, since it was last taken
 let currency = null; // of the prices that are shown
+let isPlaceless = null; // whether no listing has a place, where that is known
 
 export const lastName = (path) => path.split(SEPARATOR).at(-1);
 
@@ -40,7 +41,8 @@ export function setChoices(answer) {
   choices = answer;
   currency ??= answer.price?.currency;
   const places = new Map([...Object.entries(answer.counties), ...Object.entries(answer.towns)].filter(([name]) => name));
-  byId("place-filter").hidden = !places.size;
+  isPlaceless = !places.size;
+  byId("place-filter").hidden = isPlaceless;
   byId("places").replaceChildren(
     ...Array.from(places, ([name, count]) => h("option", { value: name, label: `${name} (${formatCount(count)})` })));
   return true;
@@ -97,6 +99,8 @@ export function showFilters(state, counts, ofPrices) {
   byId("close-only").hidden = !state.q && !hasPhoto(state);
   byId("category-choices").replaceChildren(...categoryChoices(state, counts?.categories));
   byId("price-choices").replaceChildren(...(state.min_price || state.max_price ? [] : priceChoices(state, counts?.prices)));
+  const isFoundNowhere = counts && ![counts.towns, counts.counties].some((names) => Object.keys(names).some(Boolean));
+  byId("place-filter").hidden = !state.location && (isPlaceless ?? Boolean(isFoundNowhere));
   byId("place-choices").replaceChildren(...(state.location ? [] : placeChoices(state, counts?.counties)));
   tell(byId("price-error"), "");
   const count = FILTERS.filter((name) => state[name]).length;

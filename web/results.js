@@ -160,6 +160,7 @@ export function showResults(state) {
     const nothing = !best.length || (hasPhoto(state) && !best[0].close && !notes().weak);
     setBusy(results, false);
     showFilters(state, answer.counts ?? null, (best[0] ?? answer.nearest?.[0])?.currency);
+    byId("filters").classList.remove("waiting");
     byId("chips").replaceChildren(...chips(state));
     const nearest = best.length ? best.slice(0, NEAREST) : answer.nearest ?? [];
     status.textContent = nothing ? nothingClose(state, nearest.length) : summary(state, best, answer);
@@ -174,6 +175,7 @@ export function showResults(state) {
   const failed = (sentence) => {
     setBusy(results, false);
     showFilters(state, null);
+    byId("filters").classList.remove("waiting");
     if (!results.querySelector(".card a")) results.replaceChildren();
     status.textContent = "";
     forgetScroll();

@@ -138,6 +138,11 @@ def change_results(page, **changes):
     page.route("**/search?*", change)
 
 
+def whole(route):
+    """The service's answer, whether or not the browser has it already."""
+    return route.fetch(headers={name: value for name, value in route.request.headers.items() if name != "if-none-match"}).json()
+
+
 def answer_with(answer):
     return lambda route: route.fulfill(json=answer)
 
@@ -193,6 +198,44 @@ def test_nothing_jumps_when_photos_arrive(page):
     page.goto("/?q=good")
     settled(page).first.locator("img").evaluate("image => image.decode()")
     assert settled(page).first.bounding_box() == before
+
+
+@at_both_widths
+def test_nothing_jumps_while_the_page_comes(page):
+    page.add_init_script(
+        "window.shifts = []; new PerformanceObserver((seen) => window.shifts.push(...seen.getEntries().map((one) => one.value)))"
+        ".observe({type: 'layout-shift', buffered: true});"
+    )
+    page.goto("/?q=good")
+    settled(page).first.locator("img").evaluate("image => image.decode()")
+    page.evaluate("() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))")
+    assert sum(page.evaluate("window.shifts")) < 0.01
+
+
+@at_both_widths
+def test_a_shop_without_places_has_no_word_of_them(page, listing):
+    placeless = {"town": "", "county": ""}
+
+    def without_places(route):
+        answer = whole(route)
+        if "results" not in answer:
+            answer |= placeless
+        else:
+            answer["results"] = [result | placeless for result in answer["results"]]
+            answer["counts"] = answer.get("counts") and answer["counts"] | {"towns": {}, "counties": {}}
+        route.fulfill(json=answer)
+
+    page.route("**/search?*", without_places)
+    page.route(f"**/products/{listing['product_id']}", without_places)
+    page.goto("/?q=good")
+    expect(settled(page).first).to_be_visible()
+    expect(page.locator(".where")).to_have_count(0)
+    open_filters(page)
+    expect(page.locator("#price-choices")).to_be_attached()
+    expect(page.locator("#place-filter")).to_be_hidden()
+    page.goto(f"/?listing={listing['product_id']}")
+    expect(page.get_by_role("heading", name="Description")).to_be_visible()
+    expect(page.get_by_text("Where", exact=True)).to_have_count(0)
 
 
 @at_both_widths
