@@ -1,9 +1,10 @@
 """Serve recommendations over HTTP: photos, words or listings in, ranked and explained listings out.
 
 Reads   data/index/ (the published generation, again whenever a new one is), data/images/ (the photos it shows), web/
-Run     python api.py                  then open http://127.0.0.1:8080
-        python api.py --host 0.0.0.0   to be reached from other machines
-        python api.py --workers 4      processes that share the files of the index
+Run     python api.py                               then open http://127.0.0.1:8080
+        python api.py --host 0.0.0.0                to be reached from other machines
+        python api.py --workers 4                   processes that share the files of the index
+        python api.py --data s3://my-bucket/index   what build_index.py --publish brought there
 """
 
 import argparse
@@ -24,13 +25,14 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.staticfiles import StaticFiles
 from starlette.formparsers import MultiPartParser
 
-from marketplace.files import cli, generations
+from marketplace.files import cli, generations, s3
+from marketplace.files.mirror import Mirror
 from marketplace.files.stages import StageError
 from marketplace.models import photo_model
-from marketplace.service import middleware, reload, routes, workers
+from marketplace.service import middleware, photo_files, reload, routes, workers
 from marketplace.service.dependencies import PhotoQueue
 from marketplace.service.meters import Meters
-from marketplace.service.settings import KEY_VARIABLE, MAX_UPLOAD_BYTES, Settings
+from marketplace.service.settings import KEY_VARIABLE, MAX_UPLOAD_BYTES, PHOTO_CACHE_BYTES, Settings
 
 OPEN_PATHS = {"/healthcheck", "/readyz", "/metrics"}  # of a private service: who watches it has no key
 
@@ -50,8 +52,9 @@ def create_app(settings: Settings) -> FastAPI:
     open_generation = functools.partial(reload.open_generation, runtime=settings.runtime, device=settings.device)
     app.state.settings = settings
     app.state.meters = Meters()
-    app.state.generations = reload.Generations(settings.index_dir, open_generation, app.state.meters)
+    app.state.generations = reload.Generations(settings.index_dir, open_generation, app.state.meters, mirror_of(settings))
     app.state.photo_queue = PhotoQueue(app.state.meters, settings.max_pending, max(1, cli.cores() // settings.workers))
+    app.state.photos = photo_files.photos_of(settings)
     app.state.photo_files = StaticFiles(directory=settings.images_dir, check_dir=False)
     app.include_router(routes.router)
     app.mount("/web", StaticFiles(directory=routes.WEB_DIR), name="web")
@@ -62,6 +65,10 @@ def create_app(settings: Settings) -> FastAPI:
     MultiPartParser.spool_max_size = settings.max_upload_bytes  # an upload stays in memory: photos do not touch the disk
     add_middleware(app, settings)
     return app
+
+
+def mirror_of(settings: Settings) -> Mirror | None:
+    return None if settings.bucket is None else Mirror(settings.bucket, settings.index_dir, settings.photos_dir)
 
 
 def add_middleware(app: FastAPI, settings: Settings) -> None:
@@ -95,7 +102,7 @@ def add_middleware(app: FastAPI, settings: Settings) -> None:
 
 def parse_args(argv=None) -> Settings:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="data", type=Path, help="folder of all stages (default: %(default)s)")
+    parser.add_argument("--data", default="data", help="folder of all stages, or s3:// URI of an index (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: %(default)s)")
     parser.add_argument("--port", default=8080, type=cli.not_negative, help="port to listen on (default: %(default)s)")
     cli.add_runtime(parser, photo_model.RUNTIMES)
@@ -114,7 +121,22 @@ def parse_args(argv=None) -> Settings:
     parser.add_argument(
         "--cors-origin", action="append", default=[], help="origin whose pages may call this service; repeatable (default: none)"
     )
+    parser.add_argument(
+        "--cache", default="data/serving", type=Path, help="folder for copies of what an s3:// URI holds (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--photo-cache-bytes",
+        default=PHOTO_CACHE_BYTES,
+        type=cli.positive,
+        help="of its photos that are kept there (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--photo-redirects", action="store_true", help="send clients to the bucket for photos, by addresses signed for 5 minutes"
+    )
     args = parser.parse_args(argv)
+    bucket = args.data.rstrip("/") if s3.is_s3(args.data) else None
+    if args.photo_redirects and bucket is None:
+        parser.error("argument --photo-redirects: goes with an s3:// URI as --data")
     if args.port > 65535:
         parser.error(f"argument --port: {args.port} is above 65535")
     if args.api_key is None:
@@ -129,7 +151,7 @@ def parse_args(argv=None) -> Settings:
         if not re.fullmatch(r"https?://[^/\s*]+", origin):
             parser.error(f"argument --cors-origin: {origin!r} is not of the form https://host")
     return Settings(
-        data_dir=args.data,
+        data_dir=Path(args.data) if bucket is None else args.cache,
         host=args.host,
         port=args.port,
         runtime=args.runtime,
@@ -140,6 +162,9 @@ def parse_args(argv=None) -> Settings:
         private=args.private,
         private_metrics=args.private_metrics,
         cors_origins=tuple(args.cors_origin),
+        bucket=bucket,
+        photo_cache_bytes=args.photo_cache_bytes,
+        photo_redirects=args.photo_redirects,
     )
 
 
@@ -173,6 +198,8 @@ def run(settings: Settings) -> dict:
         tell(settings, listening)
         started_s = time.time()
         if settings.workers > 1:
+            if mirror := mirror_of(settings):
+                mirror.begin()
             generations.current_generation(settings.index_dir)  # without one, no worker needs to be started to say so
             workers.run(functools.partial(create_app, settings), settings, listening)
         else:

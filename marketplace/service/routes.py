@@ -10,7 +10,7 @@ from fastapi import APIRouter, Body, Depends, FastAPI, File, HTTPException, Quer
 from fastapi import Path as PathParameter
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from pydantic import AfterValidator, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
@@ -40,11 +40,13 @@ from marketplace.service.dependencies import (
     QueryPage,
     ServiceGenerations,
     ServiceMeters,
+    ServicePhotos,
     Upload,
     Words,
     check_key,
 )  # fmt: skip
 from marketplace.service.meters import Meters
+from marketplace.service.photo_files import Unavailable
 from marketplace.service.reload import Generations
 from marketplace.service.schemas import ErrorMessage
 
@@ -84,6 +86,7 @@ UPLOAD_ERRORS = NOT_AN_IMAGE | TOO_LARGE | BAD_VALUE
 PHOTO_ANSWERS = {
     200: {"content": {"image/jpeg": {}}},
     206: {"description": "The bytes of the Range asked for"},
+    307: {"description": "Where the photo is, with --photo-redirects"},
     304: {"description": "The photo of If-None-Match, unchanged"},
     416: {"description": "No such Range"},
 }
@@ -256,19 +259,26 @@ def filters(recommender: CurrentGeneration):
 
 
 @router.get("/images/{image_id}.jpg", response_class=FileResponse, responses=UNKNOWN | BAD_VALUE | PHOTO_ANSWERS)
-def photo(
+async def photo(
     request: Request,
     recommender: CurrentGeneration,
     settings: CurrentSettings,
+    photos: ServicePhotos,
     image_id: Annotated[str, PathParameter(description="A photo's id.")],
 ):
     """A photo, cleaned."""
     image_id = canonical_id(image_id)
-    path = settings.images_dir / f"{image_id}.jpg"
-    # An id never holds a separator: nothing outside the folder can be named.
-    if not re.fullmatch(r"[\w-]{1,64}", image_id) or not recommender.catalogue.has_photo(image_id) or not path.is_file():
+    try:
+        # An id never holds a separator: nothing outside the folder can be named.
+        place = await photos.find(recommender, image_id) if re.fullmatch(r"[\w-]{1,64}", image_id) else None
+    except Unavailable:
+        raise HTTPException(503, "the photo cannot be had now: try again", RETRY_AFTER) from None
+    if place is None:
         raise HTTPException(404, f"no photo has the id {image_id[:64]}")
-    response = request.app.state.photo_files.file_response(path, path.stat(), request.scope)
+    if isinstance(place, str):
+        response = RedirectResponse(place)
+    else:
+        response = request.app.state.photo_files.file_response(place, place.stat(), request.scope)
     if not settings.private:
         response.headers["Cache-Control"] = f"public, max-age={PHOTO_CACHE_S}"
     return response
@@ -303,8 +313,11 @@ def unhide(generations: ServiceGenerations, ids: HiddenIds):
 
 
 @router.get("/", include_in_schema=False)
-async def page():
-    return FileResponse(WEB_DIR / "index.html", headers={"Content-Security-Policy": PAGE_POLICY})
+async def page(photos: ServicePhotos):
+    images = "img-src 'self'" + (f" {photos.origin}" if photos.origin else "")
+    return FileResponse(
+        WEB_DIR / "index.html", headers={"Content-Security-Policy": PAGE_POLICY.replace("img-src 'self'", images)}
+    )
 
 
 @router.get("/docs", include_in_schema=False)
