@@ -75,7 +75,7 @@ def add_middleware(app: FastAPI, settings: Settings) -> None:
     """What is around the routes; the last one added is the outermost."""
     app.add_middleware(middleware.EncodedSlashMiddleware)
     app.add_middleware(middleware.HeadMiddleware)
-    app.add_middleware(middleware.RelativeRedirectMiddleware)
+    app.add_middleware(middleware.RelativeRedirectMiddleware, photo_origin=app.state.photos.origin)
     app.add_middleware(
         middleware.BodyLimitMiddleware,
         max_bytes=settings.max_upload_bytes,

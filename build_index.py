@@ -121,7 +121,7 @@ def serve(data_dir: Path, name: str) -> dict:
     generations.current_generation(data_dir / "index")  # before a folder is made below a mistyped --data
     with stages.open_stage(data_dir, "index", {}, reads=()) as stage:
         wanted = Published.read(stage.folder / name)
-        if not name or not wanted.is_whole():
+        if wanted.folder.parent != stage.folder or not wanted.is_whole():
             others = ", ".join(sorted(path.parent.name for path in stage.folder.glob(f"[!.]*/{builds.REPORT}")))
             raise StageError(f"{stage.folder} holds no whole generation {name}: give one of {others or 'none, as none is there'}")
         manifest = stage.whole_manifest()

@@ -27,7 +27,7 @@ class Mirror:
         self._seen: str | None = None  # ETag of current.json
         self._hidden_seen: str | None = None
         self._told: set[str] = set()
-        self._failures = self._skipped = 0
+        self._failures, self._skipped, self._failure = 0, 0, ""
 
     def begin(self) -> None:
         """Copy what is served; where the bucket cannot be read, an earlier copy will do. Raises StageError when there is none."""
@@ -61,9 +61,12 @@ class Mirror:
         """After failures wait for more and more polls: a copy that fails at its end would take the whole of it each time."""
         if self._skipped < min(self._failures, MOST_SKIPPED):
             self._skipped += 1
-            return
-        self._failures, self._skipped = 2 * self._failures + 1, 0
-        self._follow()
+            raise StageError(self._failure)
+        try:
+            self._follow()
+        except (StageError, OSError) as error:
+            self._failures, self._skipped, self._failure = 2 * self._failures + 1, 0, str(error)
+            raise
         self._failures = 0
 
     def change_hidden(self, ids: list[str], hide: bool, find: hidden.Find) -> frozenset[str]:

@@ -110,6 +110,12 @@ class Generations:
             _give_memory_back()
             return True
 
+    def look(self) -> bool:
+        """As reload(), after a look at the bucket, where there is one."""
+        if self._mirror:
+            self._mirror.poll()
+        return self.reload()
+
     def poll(self) -> None:
         """Reload if current.json was written since it was last looked at; a refusal is logged in one sentence."""
         if self._signature() == self._seen:

@@ -294,7 +294,7 @@ def metrics(meters: ServiceMeters):
 def reload(generations: ServiceGenerations):
     """Switch to what is published now, without waiting for the next look at it; other workers follow in a second."""
     try:
-        switched = generations.reload()
+        switched = generations.look()
     except StageError as error:
         raise HTTPException(409, str(error)) from None
     return {"generation": generations.current.generation, "switched": switched}
