@@ -49,13 +49,18 @@ class Mirror:
         Hidden listings come first: a new generation must not show them for a moment.
         """
         failures = set()
-        with contextlib.suppress(locks.Locked), locks.hold(self._index_dir, exclusive=True):
-            for follow in (self._follow_hidden, self._follow_with_pauses):
-                try:
-                    follow()
-                except (StageError, OSError) as error:
-                    failures.add(f"{error}; what was copied goes on being served")
-            self._tell(failures)
+        try:
+            with locks.hold(self._index_dir, exclusive=True):
+                for follow in (self._follow_hidden, self._follow_with_pauses):
+                    try:
+                        follow()
+                    except (StageError, OSError) as error:
+                        failures.add(f"{error}; what was copied goes on being served")
+        except locks.Locked:
+            return
+        except OSError as error:  # the folder has been taken away
+            failures.add(f"{error}; what was copied cannot follow {self._uri}: start the service again")
+        self._tell(failures)
 
     def _follow_with_pauses(self) -> None:
         """After failures wait for more and more polls: a copy that fails at its end would take the whole of it each time."""
@@ -116,7 +121,7 @@ class Mirror:
             generations.publish(self._index_dir, name)
 
     def _keep_photos_of(self, generation: str) -> None:
-        paths = list(self._photos_dir.glob("[!.]*.jpg"))
+        paths = [path for path in self._photos_dir.glob("*.jpg") if bucket.SHA256.fullmatch(path.stem)]
         digests = reading.read_array(self._index_dir / generation / bucket.PHOTO_DIGESTS)
         copied = np.array([bytes.fromhex(path.stem) for path in paths], "S32")
         for gone in np.flatnonzero(~np.isin(copied, digests.view("S32"))):

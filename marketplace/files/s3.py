@@ -21,7 +21,7 @@ MISSING = {"404", "NoSuchKey"}
 OVERTAKEN = {"412", "PreconditionFailed", "ConditionalRequestConflict"}  # the last: another conditional write was under way
 CONNECTIONS = 32  # of one process, and as many transfers at once: each waits for the network most of the time
 CONNECT_TIMEOUT_S = 5  # boto3's 60 s, times five attempts, would hold a photo's request for minutes
-IN_PARTS_BYTES = 32 * 2**20  # from here on boto3 sends a file in parts
+IN_PARTS_BYTES = 8 * 2**20  # from here on a file is sent in parts; each smaller one is in memory meanwhile
 DELETED_AT_ONCE = 1000  # of S3
 
 

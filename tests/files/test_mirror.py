@@ -187,4 +187,13 @@ def test_the_folder_of_a_build_is_no_place_for_copies(s3, tmp_path, copy, index_
     index_dir.mkdir(parents=True)
     (index_dir / "manifest.json").write_text(json.dumps({}))
     assert sentence_of(copy.begin) == f"{index_dir} is where build_index.py writes: give another --cache"
+
+
+def test_a_copy_whose_folder_is_taken_away_says_so_and_does_not_end_the_service(s3, tmp_path, copy, index_dir, caplog):
+    publish(tmp_path, "one", {"a": b"a"})
+    copy.begin()
     shutil.rmtree(index_dir)
+    for _ in range(2):
+        copy.poll()
+    missing = f"[Errno 2] No such file or directory: '{index_dir / '.lock'}'"
+    assert told(caplog) == [f"{missing}; what was copied cannot follow {URI}: start the service again"]
