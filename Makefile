@@ -1,6 +1,7 @@
 # make demo   from a bare checkout to ranked answers over HTTP, on a synthetic marketplace
 # make serve  the same, and the service keeps running
 # make test   from a bare checkout to a green suite
+# make update the stages that new listings need, with the flags that they had: from cron, beside a serving API
 # make docs   the tables of README.md and docs/, and docs/cli.md, from code and benchmarks/results/
 # make setup  only the virtual environment that all of them use
 
@@ -17,7 +18,7 @@ REQUIREMENTS := requirements.txt requirements-dev.txt constraints.txt
 DIGEST := $(shell cat $(REQUIREMENTS) | cksum | cut -d ' ' -f 1)
 READY := .venv/.ready-$(DIGEST)
 
-.PHONY: setup test demo serve docs pipeline curl
+.PHONY: setup test demo serve update docs pipeline curl
 setup: $(READY)
 
 $(READY): $(REQUIREMENTS)
@@ -54,6 +55,9 @@ pipeline: setup
 
 demo: curl pipeline
 	@PYTHON=$(PY) DATA=$(DATA) PORT=$(PORT) bash demo/answer.sh
+
+update: setup
+	@OMP_WAIT_POLICY=passive $(PY) update.py --data $(DATA) $(UPDATE_FLAGS)
 
 serve: pipeline
 	$(PY) api.py --data $(DATA) --port $(PORT)

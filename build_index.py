@@ -26,6 +26,7 @@ from marketplace.cleaning.listings import read_currency
 from marketplace.cleaning.prices import POUNDS
 from marketplace.files import atomic, cli, generations, hidden, reading, s3, stages
 from marketplace.files.stages import StageError
+from marketplace.models import sample_sizes
 from marketplace.models.text_encoder import TextEncoder
 from marketplace.retrieval import builds, catalogue, publishing, typed
 from marketplace.retrieval import vectors as vector_search
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> dict:
 def build(args: argparse.Namespace) -> dict:
     arguments = {name: getattr(args, name) for name in ("kind", "recall", "max_memory", "full", "purge")}
     own = digest_own(args.embeddings) | digest_synonyms(args.data)
-    with stages.open_stage(args.data, "index", arguments, own) as stage:
+    with stages.open_stage(args.data, "index", arguments, own, flags=cli.flags_of(args, "full", "purge")) as stage:
         if stage.is_done():
             return stage.summary() | {"generation": tell_served(stage)}
         entries = Entries.read(args.data, args.embeddings)
@@ -166,6 +167,8 @@ def write(
     ranker_seconds = round(time.perf_counter() - ranker_started_s, 2)
     report = describe(entries, settings) | history | {"purged": purge or not is_update, "ranker": ranker}
     report["index"] = measure(folder, UPDATE_QUERIES if is_update else vector_search.RECALL_QUERIES)
+    report["warnings"] = [] if ranker["chosen"] != "by_hand" else sample_sizes.of_ranking(judged(entries), LEAST_JUDGED)
+    sample_sizes.tell(report["warnings"])
     report["files"] = digest_files(folder, digested_files(stage, source))
     return report | {"ranker_seconds": ranker_seconds, "build_seconds": round(time.perf_counter() - started_s, 2)}
 
@@ -254,7 +257,7 @@ def write_ranker(
 ) -> dict:
     """Write ranker.json: the published one while the models stay the same, else one fitted on validation listings where there are
     enough of them. Returns what it was chosen by."""
-    enough = np.count_nonzero(entries.splits == "validation") >= LEAST_JUDGED
+    enough = judged(entries) >= LEAST_JUDGED
     if current.ranks_alike(settings) and (is_update or current.ranks_by_fit() or not enough):
         shutil.copy2(current.folder / builds.RANKER, folder / builds.RANKER)
         return current.report["ranker"]
@@ -278,6 +281,11 @@ def write_ranker(
     ranker, calibrated = ranker_fit.calibrate(ranker, queries, ranker_fit.judge_typed(index, entries.splits))
     ranker.save(folder / builds.RANKER)
     return chosen | {"calibration": calibrated}
+
+
+def judged(entries: Entries) -> int:
+    """Listings that the ranker can be fitted on."""
+    return int(np.count_nonzero(entries.splits == "validation"))
 
 
 def describe(entries: Entries, settings: BuildSettings) -> dict:

@@ -21,12 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
 import pandas as pd
 
 from marketplace.cleaning import photos
 from marketplace.cleaning.photo_names import FILE
 from marketplace.cleaning.pool import READ_ERROR, TRIED_AGAIN, Result, Task, clean_all
-from marketplace.cleaning.redaction import redact
+from marketplace.cleaning.redaction import UUID, redact
 from marketplace.cleaning.sources import (
     MAX_ZIP_BYTES,
     Photo,
@@ -43,10 +44,11 @@ from marketplace.files import atomic, cli, reading, s3, stages
 from marketplace.files.progress import progress
 from marketplace.files.stages import StageError
 
-RECORD = ("image_id", "turn", "settings", "identity", "content", "jpeg", "jpeg_bytes", "row")
+RECORD = ("image_id", "turn", "settings", "identity", "content", "jpeg", "jpeg_bytes", "row", "file")
 PROGRESS = ".progress.jsonl"  # one line a photo done, appended; not *.tmp, so that it outlives a kill
 DUPLICATE = "duplicate_id"  # another file of its id was kept: the reason of a reject by which no photo is lost
 Key = tuple[str, int]  # id in lower case, and the file's place among the candidates for it, from 0
+_PLAIN = re.compile(rf"(?:{UUID.pattern})\.[a-z]{{3,4}}")  # a file of the export, with nothing to take out of its name
 COLUMNS = ["image_id", "status", "reason", "width", "height", "sha256", "phash", "colours", "source"]
 
 
@@ -57,13 +59,14 @@ def read_progress(path: Path) -> dict[Key, dict]:
     """The last record of each file; a line torn by a kill is dropped.
 
     A record: image_id and turn (its key), settings (digest of how it was cleaned), identity (of the Photo), content (sha256 of
-    the raw file), jpeg (sha256 of the cleaned one, of jpeg_bytes bytes), row (of photos.csv).
+    the raw file), jpeg (sha256 of the cleaned one, of jpeg_bytes bytes), row (of photos.csv), file (what _identity() said of the
+    cleaned one at the end of the run; "" before that).
     """
     records = {}
     with contextlib.suppress(FileNotFoundError):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-                record = json.loads(line)
+                record = {"file": ""} | orjson.loads(line)
                 records[record["image_id"].lower(), int(record["turn"])] = {name: record[name] for name in RECORD}
     return records
 
@@ -73,13 +76,29 @@ def write_progress(path: Path, records: Mapping[Key, dict]) -> None:
 
 
 def _line(record: Mapping) -> str:
-    return json.dumps(record, sort_keys=True) + "\n"
+    return orjson.dumps(record, option=orjson.OPT_SORT_KEYS).decode() + "\n"
 
 
-def _is_usable(record: dict, folder: Path) -> bool:
-    """Whether a photo that was cleaned need not be cleaned again: its JPEG is whole, or it was read and rejected."""
-    if record["row"]["status"] != "ok":
-        return record["row"]["reason"] not in TRIED_AGAIN
+def _identity(folder: Path, record: Mapping) -> str:
+    """What is another one when a record's JPEG is replaced or written to; "" where there is none."""
+    try:
+        status = os.stat(f"{folder}/{record['image_id']}.jpg")
+    except FileNotFoundError:
+        return ""
+    return f"{status.st_size}-{status.st_ino}-{status.st_mtime_ns}-{status.st_ctime_ns}"
+
+
+def with_identities(records: Mapping[Key, dict], folder: Path) -> dict[Key, dict]:
+    """The records of a run at its end, by which the next one knows the JPEGs again without reading them."""
+    os.sync()  # a power cut must not spoil what the next run believes to be whole
+    return {
+        key: record | {"file": _identity(folder, record) if record["row"]["status"] == "ok" else ""}
+        for key, record in records.items()
+    }
+
+
+def _is_whole(record: dict, folder: Path) -> bool:
+    """Whether the JPEG of a record is the one that was cleaned, by its content."""
     path = folder / f"{record['image_id']}.jpg"
     try:  # the size first: what took the place of a JPEG may be of any
         return path.stat().st_size == record["jpeg_bytes"] and stages.digest(path) == record["jpeg"]
@@ -87,12 +106,20 @@ def _is_usable(record: dict, folder: Path) -> bool:
         return False
 
 
-def usable_records(records: Mapping[Key, dict], folder: Path) -> set[Key]:
-    """Keys of the records for which _is_usable() holds."""
+def usable_records(records: Mapping[Key, dict], folder: Path, full: bool = False) -> set[Key]:
+    """Keys of the photos that need not be cleaned again: the JPEG is whole, or the photo was read and rejected.
+
+    full: read every JPEG, as bytes may change on a bad disk.
+    """
+    cleaned = {key: record for key, record in records.items() if record["row"]["status"] == "ok"}
+    usable = {key for key, record in records.items() if key not in cleaned and record["row"]["reason"] not in TRIED_AGAIN}
+    if not full:
+        usable |= {key for key, record in cleaned.items() if record["file"] and record["file"] == _identity(folder, record)}
+    unsure = {key: record for key, record in cleaned.items() if key not in usable}
     with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
-        usable = pool.map(functools.partial(_is_usable, folder=folder), records.values())
-        checked = progress(zip(records, usable, strict=True), "check cleaned photos", "photo", len(records))
-        return {key for key, is_usable in checked if is_usable}
+        whole = pool.map(functools.partial(_is_whole, folder=folder), unsure.values())
+        checked = progress(zip(unsure, whole, strict=True), "check cleaned photos", "photo", len(unsure))
+        return usable | {key for key, is_whole in checked if is_whole}
 
 
 def nothing_is_left(folder: Path) -> bool:
@@ -107,7 +134,7 @@ def sort_out(
     readable: Mapping[Key, Photo], earlier: Mapping[Key, dict], folder: Path, full: bool
 ) -> tuple[dict[Key, dict], list[Task]]:
     """The records that stay as they are, and what has to be read; a photo whose bytes turn out the same is not cleaned again."""
-    usable = usable_records({key: earlier[key] for key in readable if key in earlier}, folder)
+    usable = usable_records({key: earlier[key] for key in readable if key in earlier}, folder, full)
     records, todo = {}, []
     for key, photo in readable.items():
         if key in usable and not full and earlier[key]["identity"] == photo.identity:
@@ -160,7 +187,7 @@ class Cleaning:
             for photo, result in results:
                 image_id = photo.image_id
                 record = {"image_id": image_id, "turn": turn, "settings": self.settings_digest, "identity": photo.identity}
-                record["content"] = result.content
+                record |= {"content": result.content, "file": ""}
                 if result.row is None:
                     record = earlier[image_id.lower(), turn] | record
                 else:
@@ -218,7 +245,9 @@ def run(args: argparse.Namespace) -> dict:
     uri = uri_of(args.photos, args.data)
     source = list_source(uri, args.data / "raw" / "s3", args.max_zip_bytes)
     reads = () if args.all_photos else stages.STAGES["images"].reads
-    with stages.open_stage(args.data, "images", args.settings.as_dict(), {"--photos": source.digest()}, reads=reads) as stage:
+    flags = cli.flags_of(args, "settings", "workers", "full", "max_removed")
+    raw = {"--photos": source.digest()}
+    with stages.open_stage(args.data, "images", args.settings.as_dict(), raw, reads=reads, flags=flags) as stage:
         if not args.full and stage.is_done() and nothing_is_left(stage.folder):
             _check_rejected(stage, stage.summary(), uri, args.max_rejected)
             return stage.summary()
@@ -226,10 +255,8 @@ def run(args: argparse.Namespace) -> dict:
         wanted = None if listed is None else set(listed["image_id"].str.lower())
         selection = _select(source, uri, listed)
         if not selection.candidates and selection.skipped:
-            raise StageError(
-                f"no listing in {args.data / 'tabular'} has one of the {selection.skipped} photos of {uri}: take Products.csv, "
-                "Images.csv and the photos from one export, or give --all-photos"
-            )
+            raise StageError(none_is_wanted(args.data / "tabular", selection.skipped, uri, listed))
+        tell_missing(selection, uri, listed)
         there = {name for name in _cleaned(stage.folder) if wanted is None or name.lower() in wanted}
         _check_removed(uri, there, {name for name in there if name.lower() not in selection.candidates}, args.max_removed)
         stage.begin()
@@ -238,13 +265,34 @@ def run(args: argparse.Namespace) -> dict:
         records, cleaned = cleaning.clean(selection, source.zip_path)
         table = tabulate(selection, records)
         atomic.write_csv(stage.folder / "photos.csv", table)
-        write_progress(stage.folder / PROGRESS, records)
+        write_progress(stage.folder / PROGRESS, with_identities(records, stage.folder))
         counts = count(table, source, selection)
         _check_rejected(stage, counts, uri, args.max_rejected)
         kept = set(table.image_id[table.status == "ok"])
         _check_removed(uri, there, there - kept, args.max_removed)
         removed = _remove_others(stage.folder, kept)
         return stage.finish(counts, ["photos.csv"]) | {"cleaned": cleaned, "reused": len(records) - cleaned, "removed": removed}
+
+
+def none_is_wanted(tabular_dir: Path, photos_there: int, uri: str, listed: pd.DataFrame) -> str:
+    """The sentence for a source whose photos no listing has. listed: images.csv."""
+    nobodys = f"no listing in {tabular_dir} has one of the {photos_there} photos of {uri}"
+    if FILE in listed and len(listed):
+        return f"{nobodys}: they are not called as the table names them, such as {listed[FILE].iloc[0]}; give their folder"
+    return f"{nobodys}: take Products.csv, Images.csv and the photos from one export, or give --all-photos"
+
+
+def tell_missing(selection: Selection, uri: str, listed: pd.DataFrame | None) -> None:
+    """Say on stderr which photos that a shop's table names are not there. listed: images.csv."""
+    if listed is None or FILE not in listed:
+        return
+    there = selection.candidates.keys() | {photo.image_id.lower() for photo, _ in selection.unread}
+    missing = listed.loc[~listed["image_id"].str.lower().isin(there), FILE]
+    if len(missing):
+        print(
+            f"{len(missing)} of {len(listed)} photos that the table names are not in {uri}, such as {missing.iloc[0]}",
+            file=sys.stderr,
+        )
 
 
 def tabulate(selection: Selection, records: Mapping[Key, Mapping]) -> pd.DataFrame:
@@ -300,7 +348,8 @@ def _row(photo: Photo, row: Mapping) -> dict:
     image_id = photo.image_id
     # A file's name is text too; the id of a cleaned photo is what its file is called, and stays.
     shown_id = image_id if row["status"] == "ok" else redact(image_id)
-    return {"image_id": _printable(shown_id), "source": _printable(redact(photo.name))} | dict(row)
+    name = photo.name if _PLAIN.fullmatch(photo.name) else _printable(redact(photo.name))
+    return {"image_id": _printable(shown_id), "source": name} | dict(row)
 
 
 def _printable(name: str) -> str:
@@ -310,7 +359,7 @@ def _printable(name: str) -> str:
 
 def _cleaned(folder: Path) -> set[str]:
     """The ids of the photos whose JPEGs are in the folder."""
-    return {path.stem for path in folder.glob("*.jpg")}
+    return {name.removesuffix(".jpg") for name in os.listdir(folder) if name.endswith(".jpg")} if folder.exists() else set()
 
 
 def _remove_others(folder: Path, kept: set[str]) -> int:

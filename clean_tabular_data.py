@@ -8,6 +8,7 @@ Run     python clean_tabular_data.py
 import argparse
 import functools
 import hashlib
+import json
 import os
 import secrets
 import sys
@@ -21,11 +22,13 @@ import pandas as pd
 from marketplace.cleaning import photo_names, records, sources, tables
 from marketplace.cleaning import schema as schemas
 from marketplace.cleaning.listings import CATEGORY_SEPARATOR, join_spellings, plausible_prices
+from marketplace.cleaning.prices import before_amounts
 from marketplace.files import atomic, cli, s3, stages
 from marketplace.files.stages import StageError
 
 REJECT_COLUMNS = ["source", "record", "id", "reason", "raw"]
 SELLERS_KEY = "seller.key"  # below --data: kept from one run to the next, so that a seller's hash stays
+KEPT_ROWS = ".cleaned.jsonl"  # rows of the last run, so that the next one cleans only what is new
 EXAMPLES, EXAMPLE_ENDS = 3, 80  # rejects of a reason that --dry-run shows, and characters of both ends of each
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)  # of the prices, in the report
 
@@ -82,7 +85,8 @@ def run(args: argparse.Namespace) -> dict:
     inputs = find_inputs(args)
     if args.dry_run:
         return preview(inputs, args.category_depth)
-    with stages.open_stage(args.data, "tabular", inputs.arguments(args.category_depth), inputs.digests()) as stage:
+    flags, arguments = cli.flags_of(args, "dry_run", "schema_example"), inputs.arguments(args.category_depth)
+    with stages.open_stage(args.data, "tabular", arguments, inputs.digests(), flags=flags) as stage:
         if stage.is_done():
             return stage.summary()
         stage.begin()
@@ -123,12 +127,22 @@ def find_inputs(args: argparse.Namespace) -> Inputs:
     if names_photos and args.images_csv:
         raise StageError(f"{args.schema} says itself how photos are called: leave out --images-csv, or {names_photos} there")
     products = s3.local_file(args.products or raw_dir / "Products.csv", raw_dir / "s3")
-    images_csv = None if names_photos else s3.local_file(args.images_csv or raw_dir / "Images.csv", raw_dir / "s3")
+    images_csv = None if names_photos else find_images_csv(args)
     photos = None
     if schema.photo_pattern:
         photos = sources.list_source(sources.uri_of(args.photos, args.data), raw_dir / "s3", sources.MAX_ZIP_BYTES)
     key = read_sellers_key(args.data / SELLERS_KEY, make=not args.dry_run) if schema.seller else b""
     return Inputs(schema, args.schema, products, images_csv, photos, key)
+
+
+def find_images_csv(args: argparse.Namespace) -> Path:
+    path = args.data / "raw" / "Images.csv"
+    if args.schema and not args.images_csv and not path.exists():
+        raise StageError(
+            f"{args.schema} does not tell which photos a listing has, and {path} does not exist: "
+            "give photos or photo_pattern there, or --images-csv"
+        )
+    return s3.local_file(args.images_csv or path, args.data / "raw" / "s3")
 
 
 def read_sellers_key(path: Path, make: bool) -> bytes:
@@ -157,28 +171,36 @@ class Cleaned:
 
 
 def clean_tables(inputs: Inputs, category_depth: int, folder: Path | None) -> Cleaned:
-    """The listings and photos that can be kept. folder: where rejects go when no listing can; None: to stderr."""
-    table, cleaner = open_listings(inputs)
+    """The listings and photos that can be kept. folder: where rows are kept for the next run, and rejects go when no listing can
+    be kept; None: to stderr."""
+    table, cleaner = open_listings(inputs, folder)
     listings, rejects = clean_listings(inputs.products, table, cleaner, folder)
     labels = label(listings, category_depth)
     photos, photo_rejects = clean_photos(inputs, cleaner, listings)
     listings["price_plausible"] = plausible_prices(listings["price"], listings["main_category"])
     listings["photos"] = listings["product_id"].map(photos["product_id"].value_counts()).fillna(0).astype("int64")
     report = make_report(listings, photos, rejects, photo_rejects, cleaner)
+    cleaner.before.save()
     return Cleaned(listings, photos, labels, rejects + photo_rejects, report)
 
 
-def open_listings(inputs: Inputs) -> tuple[tables.RawTable, records.ListingCleaner]:
+def open_listings(inputs: Inputs, folder: Path | None) -> tuple[tables.RawTable, records.ListingCleaner]:
     table = tables.open_table(inputs.products, inputs.schema, inputs.schema_path)
     extra = records.extra_columns(table.columns, inputs.schema)
-    return table, records.ListingCleaner(inputs.schema, extra, inputs.sellers_key)
+    cleaner = records.ListingCleaner(inputs.schema, extra, inputs.sellers_key)
+    if folder:
+        made_by = [stages.STAGES["tabular"].schema, inputs.arguments(0), extra]
+        cleaner.before = records.CleanedBefore(folder / KEPT_ROWS, hashlib.sha256(json.dumps(made_by).encode()).hexdigest())
+    return table, cleaner
 
 
 def clean_listings(
     path: Path, table: tables.RawTable, cleaner: records.ListingCleaner, folder: Path | None
 ) -> tuple[pd.DataFrame, list[dict]]:
     """The listings that can be kept, and the rejects; StageError when there is none to keep, with the rejects in `folder`."""
-    rows, rejects = records.clean_records(table, "Products.csv", cleaner.schema.id, cleaner.clean, cleaner.is_id)
+    rows, rejects = records.clean_records(
+        table, "Products.csv" if cleaner.schema.is_export else path.name, cleaner.schema.id, cleaner.clean, cleaner.is_id
+    )
     if not rows:
         reasons = ", ".join(f"{reason}: {times}" for reason, times in count_reasons(rejects).items()) or "no records"
         if folder:
@@ -287,9 +309,9 @@ def summarise(report: dict, currency: str) -> str:
     )
     tidied = ", ".join(f"{column} {times}" for column, times in report["texts_tidied"].items() if times) or "none"
     lines.append(f"texts tidied: {tidied}; categories joined to a commoner spelling: {report['categories_joined']}")
-    sign = "£" if currency == "GBP" else f"{currency} "
     prices = ", ".join(
-        f"{float(share):.0%} {sign}{price:,.2f}" for share, price in report["price_quantiles"]["plausible"].items()
+        f"{float(share):.0%} {before_amounts(currency)}{price:,.2f}"
+        for share, price in report["price_quantiles"]["plausible"].items()
     )
     lines.append(f"plausible prices: {prices or 'none'}")
     lines += [f"{rows:>9,}  {name}" for name, rows in report["rows_per_main_category"].items()]

@@ -10,16 +10,19 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 
 from marketplace.cleaning import duplicates, folds, photos, pictures
 from marketplace.cleaning.listings import read_classes, read_products
 from marketplace.cleaning.splits import SHARES, assign_splits, seeded_order
 from marketplace.files import atomic, cli, reading, stages
 from marketplace.files.stages import StageError
+
+if TYPE_CHECKING:
+    import torch  # only training pays for the import, not the split
 
 SPLITS = ("train", "validation", "test")
 SPLIT_WORDS = {"val": "validation", "valid": "validation"} | {split: split for split in SPLITS}
@@ -42,7 +45,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> dict:
     tabular_dir, images_dir, folder = args.data / "tabular", args.data / "images", args.data / "dataset"
     settings = {"seed": args.seed, "group_column": args.group_column, "split_column": args.split_column}
-    with stages.open_stage(args.data, "dataset", settings) as stage:
+    with stages.open_stage(args.data, "dataset", settings, flags=cli.flags_of(args)) as stage:
         if stage.is_done():
             print_split_table(reading.read_json(folder / "report.json")["splits"])
             return stage.summary()
@@ -235,8 +238,10 @@ def previous_splits(folder: Path, settings: dict) -> pd.DataFrame | None:
 # For training.
 
 
-def photo_tensor(jpeg: bytes) -> torch.Tensor:
+def photo_tensor(jpeg: bytes) -> "torch.Tensor":
     """A cleaned photo as (3, H, W) uint8 RGB."""
+    import torch
+
     return torch.from_numpy(photos.pixels(jpeg)).permute(2, 0, 1).contiguous()
 
 
@@ -248,15 +253,15 @@ def listings_with_splits(data_dir: Path) -> pd.DataFrame:
     return table
 
 
-class ListingPhotos(torch.utils.data.Dataset):
-    """The photos of one split (of all when None), in the order of training_data.csv.
+class ListingPhotos:
+    """The photos of one split (of all when None), in the order of training_data.csv: a map-style Dataset for torch's DataLoader.
 
     Item i is (transform(JPEG bytes), label, i); the default transform is photo_tensor, and photos.model_input is the one for
     evaluation. table: image_id, product_id, cluster, label (int), split of each item; classes: the name of each label.
     Raises StageError when the dataset is not finished, its inputs have changed since, or a photo is gone or damaged.
     """
 
-    def __init__(self, data_dir: Path, split: str | None = None, transform: Callable[[bytes], torch.Tensor] | None = None):
+    def __init__(self, data_dir: Path, split: str | None = None, transform: Callable[[bytes], "torch.Tensor"] | None = None):
         self.images_dir = Path(data_dir) / "images"
         stages.check(Path(data_dir), "dataset")
         table = reading.read_csv(Path(data_dir) / "dataset" / "training_data.csv").astype({"label": int})
@@ -268,7 +273,7 @@ class ListingPhotos(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
+    def __getitem__(self, index: int) -> "tuple[torch.Tensor, int, int]":
         image_id, label = self._items[index]
         return photos.load(self.images_dir, image_id, self.transform), label, index
 

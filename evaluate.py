@@ -22,11 +22,11 @@ from threadpoolctl import threadpool_limits
 from dataset import listings_with_splits
 from marketplace import metrics
 from marketplace.cleaning import photos, pictures
-from marketplace.cleaning.listings import category_levels, texts
+from marketplace.cleaning.listings import category_levels, read_currency, texts
 from marketplace.files import atomic, cli, generations, reading, stages
 from marketplace.files.progress import begin, progress
 from marketplace.files.stages import StageError
-from marketplace.models import charts, embedding, report
+from marketplace.models import charts, embedding, report, sample_sizes
 from marketplace.models.price_model import Evidence, PriceModel
 from marketplace.models.text_model import TableModels
 from marketplace.retrieval import ranking, search_quality
@@ -95,7 +95,8 @@ def run(args: argparse.Namespace) -> dict:
         ranked, answers = rank(catalogue, recommender)
         answered = search_quality.measure(recommender, catalogue.listings, catalogue.measured, args.seed, queries)
         begin("draw the intervals")
-        figures = category_figures(guesses, catalogue.truth, args.seed) | price_figures(prices, args.seed)
+        figures = category_figures(guesses, catalogue.truth, args.seed)
+        figures |= price_figures(prices, args.seed, catalogue.price_bounds)
         figures |= {name: metrics.mean(values, args.seed) for name, values in retrieved.items()}
         figures |= rank_figures(ranked, args.seed) | split_figures | answered.figures(args.seed)
         table = tabulate(catalogue, guesses, head_right, prices, retrieved, ranked)
@@ -106,9 +107,13 @@ def run(args: argparse.Namespace) -> dict:
         atomic.write_bytes(stage.folder / "confusion.png", charts.draw_confusion(*by_photo, catalogue.classes))
         atomic.write_bytes(stage.folder / "hardest.png", draw_hardest(catalogue, images_dir))
         counts = count(catalogue, table)
+        sample_sizes.tell(catalogue.warnings)
         atomic.write_bytes(stage.folder / "report.md", write_report(figures, counts, guesses, catalogue, answered).encode())
-        atomic.write_json(stage.folder / "report.json", figures | {"counts": counts, "reliability": answered.reliability()})
-        return stage.finish(counts | {name: figures[name] and figures[name]["value"] for name in MAIN})
+        atomic.write_json(
+            stage.folder / "report.json",
+            figures | {"counts": counts, "reliability": answered.reliability(), "warnings": catalogue.warnings},
+        )
+        return stage.finish(counts | {name: figures[name]["value"] if figures.get(name) else None for name in MAIN})
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,7 @@ class Catalogue:
     listings: P, with cluster and split beside the table's columns; photos: N, with listing_row and pixels;
     vectors (N, D), probabilities (N, C), features (N, F, of the frozen backbone): of the photos;
     measured: (L,) rows of the test listings that figures are of; queries: (Q,) rows of their photos, listing by listing.
+    currency: of the prices; price_bounds: of those that figures of prices are of.
     """
 
     listings: pd.DataFrame
@@ -128,11 +134,17 @@ class Catalogue:
     features: np.ndarray
     measured: np.ndarray
     queries: np.ndarray
+    currency: str
+    price_bounds: tuple[float, float]
 
     @property
     def truth(self) -> np.ndarray:
         """(L,) labels of the measured listings."""
         return self.listings["label"].to_numpy()[self.measured]
+
+    @property
+    def warnings(self) -> list[str]:
+        return sample_sizes.of_evaluation(pd.Series(self.truth), self.classes)
 
     @property
     def owners(self) -> np.ndarray:
@@ -168,6 +180,8 @@ def read(data_dir: Path, max_queries: int, seed: int) -> Catalogue:
         ),
         measured,
         queries[np.argsort(table["listing_row"].to_numpy()[queries], kind="stable")],
+        read_currency(data_dir / "tabular"),
+        report.measured_prices(data_dir, listings),
     )
 
 
@@ -213,7 +227,7 @@ def category_figures(guesses: dict[str, np.ndarray], truth: np.ndarray, seed: in
 
 
 def guess_prices(catalogue: Catalogue, words: list[str], price_model: PriceModel) -> pd.DataFrame:
-    """In pounds, of each measured listing: its price, its 10%, 50% and 90% quantiles, and the training listings' median price."""
+    """Of each measured listing its price, its 10%, 50% and 90% quantiles, and the training listings' median price."""
     train = catalogue.listings[(catalogue.listings["split"] == "train") & catalogue.listings["price_plausible"]]
     listings = catalogue.listings.iloc[catalogue.measured]
     vectors = catalogue.mean_of_photos(catalogue.vectors[catalogue.queries])
@@ -223,11 +237,11 @@ def guess_prices(catalogue: Catalogue, words: list[str], price_model: PriceModel
     return pd.DataFrame(prices).assign(training_median_price=train["price"].median())
 
 
-def price_figures(prices: pd.DataFrame, seed: int) -> dict[str, dict | None]:
+def price_figures(prices: pd.DataFrame, seed: int, bounds: tuple[float, float] = metrics.PRICE_BOUNDS) -> dict[str, dict | None]:
     """prices: of guess_prices()."""
     price, quantiles = prices["price"].to_numpy(), np.log10(prices[["price_low", "price_median", "price_high"]].to_numpy())
     statistics = metrics.price_statistics(price, quantiles, prices["training_median_price"].iloc[0])
-    return {f"price_{name}": metrics.figure(each, metrics.priced_rows(price), seed) for name, each in statistics.items()}
+    return {f"price_{name}": metrics.figure(each, metrics.priced_rows(price, bounds), seed) for name, each in statistics.items()}
 
 
 def training_photos(catalogue: Catalogue, seed: int) -> np.ndarray:
@@ -352,7 +366,7 @@ def count(catalogue: Catalogue, table: pd.DataFrame) -> dict[str, int]:
         "measured_photos": len(catalogue.queries),
         "measured_with_photo": int(table["photo_right"].notna().sum()),
         "measured_with_sibling": int(table["same_listing_hit_at_1"].notna().sum()),
-        "measured_priced": int(table["price"].between(*metrics.PRICE_BOUNDS).sum()),
+        "measured_priced": int(table["price"].between(*catalogue.price_bounds).sum()),
         "compared": int(table[["ndcg_at_10_photo", "ndcg_at_10_text"]].notna().all(axis=1).sum()),
     }
 
@@ -394,8 +408,16 @@ def write_report(
     class_scores = {
         name: metrics.class_scores(*guessed(each, catalogue.truth), catalogue.classes) for name, each in guesses.items()
     }
-    settings = {"fitted_photos": FITTED_PHOTOS, "whitened_dimension": WHITENED_DIMENSION, "head_c": HEAD_C}
-    return report.write(figures, counts, class_scores, list(EVIDENCE), settings, answered.titles(), answered.reliability())
+    settings = {
+        "currency": catalogue.currency,
+        "price_bounds": catalogue.price_bounds,
+        "fitted_photos": FITTED_PHOTOS,
+        "whitened_dimension": WHITENED_DIMENSION,
+        "head_c": HEAD_C,
+    }
+    return report.write(
+        figures, counts, class_scores, list(EVIDENCE), settings, answered.titles(), answered.reliability(), catalogue.warnings
+    )
 
 
 def draw_gallery(catalogue: Catalogue, answers: list[Answered], images_dir: Path, seed: int) -> bytes:

@@ -57,10 +57,10 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> dict:
     arguments = {name: getattr(args, name) for name in ("runtime", "device", "batch_size", "no_json")}
-    with stages.open_stage(args.data, "embeddings", arguments) as stage:
-        check_categories(args.data)
+    with stages.open_stage(args.data, "embeddings", arguments, flags=cli.flags_of(args, "workers")) as stage:
         if stage.is_done():
             return stage.summary()
+        tell_new_categories(args.data)
         table = reading.read_csv(args.data / "dataset" / "training_data.csv", usecols=["image_id"])
         texts = listings.texts(listings.read_products(args.data / "tabular"))
         counts = embed_photos(stage, args.data, table["image_id"].tolist(), args) | embed_texts(stage, args.data, texts)
@@ -69,11 +69,11 @@ def run(args: argparse.Namespace) -> dict:
         return stage.finish(counts | encoded, written)
 
 
-def check_categories(data_dir: Path) -> None:
-    """StageError when a listing is of a category that the model has never seen."""
+def tell_new_categories(data_dir: Path) -> None:
+    """Say of which categories the model can find none of the listings likely; words and photos find them all the same."""
     learned = model.Description.load(data_dir / "model").classes
     if new := sorted(set(listings.read_classes(data_dir / "tabular")) - set(learned)):
-        raise StageError(f"{data_dir / 'model'} does not know the category {new[0]}: run python train.py again")
+        print(f"categories that the model does not know before another python train.py: {', '.join(new)}", file=sys.stderr)
 
 
 def open_photo_model(data_dir: Path, args: argparse.Namespace) -> model.PhotoModel:
@@ -227,6 +227,13 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
+def _are_among(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """(N,) whether each key is one of those wanted, which are sorted: np.isin() would sort them again for every file."""
+    if not len(wanted):
+        return np.zeros(len(keys), bool)
+    return wanted[np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)] == keys
+
+
 class Shards:
     """Rows kept from run to run in files of at most SHARD rows, named by their content; found by what they were made of.
 
@@ -245,12 +252,14 @@ class Shards:
 
         compute: positions in keys -> the other fields of their rows, in batches_of() them of any size.
         """
+        self._whole: dict[Path, np.ndarray] = {}  # the keys of the files that are, which need not be read twice
         self._open(keys)
         distinct, first = np.unique(keys, return_index=True)
-        missing = np.sort(first[~np.isin(distinct, self.keys)])
+        missing = np.sort(first[~_are_among(distinct, self.keys[self.order])])
         for _ in progress(self._make(keys, missing, compute), f"embed {unit}s", unit, len(missing)):
             pass
-        self._open(keys)
+        if len(missing):
+            self._open(keys)
         return len(missing)
 
     def _make(self, keys: np.ndarray, missing: np.ndarray, compute: Callable) -> Iterator[None]:
@@ -277,12 +286,12 @@ class Shards:
     def _open(self, keys: np.ndarray) -> None:
         """Find out which key is where. A file that is damaged, or most of whose rows nobody wants, is removed: its rows, or the
         others of them, are made again."""
-        kept = {}
+        kept, wanted = {}, np.unique(keys)
         for path in sorted(self.folder.glob(f"{self.prefix}*.npy")):
-            is_whole = path.stem.endswith(f"-{_digest(path.read_bytes())}")
-            stored = np.array(reading.read_array(path)["key"]) if is_whole else np.empty(0, self.dtype["key"])
-            if is_whole and np.isin(stored, keys).mean() >= 0.5:
-                kept[path] = stored
+            if path not in self._whole and path.stem.endswith(f"-{_digest(path.read_bytes())}"):
+                self._whole[path] = np.array(reading.read_array(path)["key"])
+            if path in self._whole and _are_among(self._whole[path], wanted).mean() >= 0.5:
+                kept[path] = self._whole[path]
             else:
                 path.unlink()
         self.paths = list(kept)

@@ -20,9 +20,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import orjson
 import threadpoolctl
 
 from marketplace.cleaning.listings import canonical_id
@@ -31,7 +32,7 @@ from marketplace.files.progress import progress
 from marketplace.files.stages import StageError
 from marketplace.retrieval.catalogue import Catalogue, UnknownName
 from marketplace.retrieval.filters import Filters
-from marketplace.retrieval.open_index import OpenIndex
+from marketplace.retrieval.open_index import OpenIndex, Query
 from marketplace.retrieval.ranking import KINDS
 from marketplace.retrieval.recommender import check_files
 
@@ -45,13 +46,15 @@ SCHEMA = 1  # raised when the files change their meaning
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of every listing; generation: the folder of the index; left_out: ids that are no answer."""
+    """What is asked of every listing; generation: the folder of the index; left_out: ids that are no answer; same_seller: whether
+    listings of its own seller are."""
 
     generation: Path
     k: int
     filters: Filters
     min_score: float
     left_out: tuple[str, ...]
+    same_seller: bool
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -65,6 +68,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--location", help="only those of a town, a county, 'Town, County', or what begins so")
     parser.add_argument("--min-score", default=0.0, type=_share, help="only those that score as much (default: %(default)s)")
     parser.add_argument("--exclude", type=Path, help="file of listings that are no answer, one id a line (default: none)")
+    parser.add_argument(
+        "--same-seller", default="yes", choices=("yes", "no"), help="no: without its seller's others (default: %(default)s)"
+    )
     parser.add_argument("--format", default="jsonl", choices=FORMATS, help="parquet needs pyarrow (default: %(default)s)")
     parser.add_argument("--workers", type=cli.positive, help="processes (default: one a core)")
     args = parser.parse_args(argv)
@@ -101,10 +107,15 @@ def run(args: argparse.Namespace) -> dict:
     left_out = known_ids(catalogue, args.exclude)
     filters = Filters(args.category or None, args.min_price, args.max_price, args.location or None)
     try:
-        catalogue.check(filters)
+        catalogue.hiding(hidden_ids).check(filters)
     except UnknownName as error:
         raise StageError(str(error).replace("GET /filters lists them", "the table has them")) from None
-    asked = Asked(generation, args.k, filters, args.min_score, tuple(sorted({*hidden_ids, *left_out})))
+    if args.same_seller == "no" and not catalogue.has_sellers():
+        raise StageError(
+            "no listing says who sells it: name the column in --schema and run the stages, or leave out --same-seller"
+        )
+    left_out = tuple(sorted({*hidden_ids, *left_out}))
+    asked = Asked(generation, args.k, filters, args.min_score, left_out, args.same_seller == "yes")
     with locked(folder):
         output = folder / f"similar.{args.format}"
         key = key_of(asked, ids)
@@ -226,13 +237,18 @@ def open_index(asked: Asked) -> None:
 
 
 def write_part(path: Path, ids: Sequence[str]) -> None:
-    atomic.write_bytes(path, "".join(lines(_own["index"], _own["asked"], ids)).encode())
+    atomic.write_bytes(path, b"".join(lines(_own["index"], _own["asked"], ids)))
 
 
-def lines(index: OpenIndex, asked: Asked, ids: Sequence[str]) -> Iterator[str]:
+def query_of(index: OpenIndex, asked: Asked, row: int) -> Query:
+    query = index.query_of(row)
+    return query if asked.same_seller else replace(query, excluded_rows=index.catalogue.of_same_seller(row))
+
+
+def lines(index: OpenIndex, asked: Asked, ids: Sequence[str]) -> Iterator[bytes]:
     """A line of JSON for each listing like each of `ids`, best first; scores as the API rounds them."""
     rows = index.catalogue.rows_of(ids)
-    found = [index.like(index.query_of(row), asked.k, asked.filters, min_score=asked.min_score) for row in rows]
+    found = [index.like(query_of(index, asked, row), asked.k, asked.filters, min_score=asked.min_score) for row in rows]
     hit_rows = sorted({hit.row for hits in found for hit in hits})
     listings = index.catalogue.products(hit_rows, ["product_id"])
     id_of = {row: listing["product_id"] for row, listing in zip(hit_rows, listings, strict=True)}
@@ -240,7 +256,7 @@ def lines(index: OpenIndex, asked: Asked, ids: Sequence[str]) -> Iterator[str]:
         for rank, hit in enumerate(hits, 1):
             parts = {kind: round(value, 6) for kind, value in hit.parts.items()}
             record = {"id": one, "rank": rank, "similar_id": id_of[hit.row], "score": round(hit.score, 6), "parts": parts}
-            yield json.dumps(record, ensure_ascii=False) + "\n"
+            yield orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def join(parts: Path, output: Path) -> int:
@@ -272,7 +288,7 @@ def write_parquet(paths: Sequence[Path], output: Path) -> int:
     rows = 0
     with pyarrow.parquet.ParquetWriter(output, schema) as writer:
         for path in paths:
-            records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            records = [orjson.loads(line) for line in path.read_bytes().splitlines()]
             writer.write_table(pyarrow.Table.from_pylist(records, schema))
             rows += len(records)
     return rows

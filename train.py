@@ -38,7 +38,7 @@ from dataset import ListingPhotos, listings_with_splits, photo_tensor
 from marketplace import metrics
 from marketplace.cleaning import photos
 from marketplace.cleaning.listings import read_classes, read_currency, texts
-from marketplace.cleaning.prices import POUNDS, sign
+from marketplace.cleaning.prices import POUNDS, before_amounts
 from marketplace.files import atomic, cli, reading, stages
 from marketplace.files.progress import begin
 from marketplace.files.stages import StageError
@@ -50,6 +50,8 @@ from marketplace.models import (
     int8,
     photo_model,
     price_model,
+    report,
+    sample_sizes,
     text_encoder,
     text_model,
     training,
@@ -154,13 +156,15 @@ def run(args: argparse.Namespace) -> dict:
     currency = read_currency(args.data / "tabular")
     deciding |= {"currency": currency} if currency != POUNDS.currency else {}
     raw = weights_digest(args.weights) | encoder_export.check_name(args.text_encoder)
-    with stages.open_stage(args.data, "model", deciding, raw, locked=ranks.rank == 0) as stage:
+    flags = cli.flags_of(args, *left_out)
+    with stages.open_stage(args.data, "model", deciding, raw, locked=ranks.rank == 0, flags=flags) as stage:
         if config.finetune != "head":
             ranks.start(config.device)
         elif ranks.rank:
             return {}  # left to rank 0: the cached features need one process
         if ranks.share(stage.is_done()):
             return stage.summary()
+        check_listings(args.data)
         photo_network = build_network(args)  # may fail, as what follows: before begin()
         encoder = encoder_export.open_encoder(text_encoder.NONE if ranks.rank else args.text_encoder)
         run_key = hashlib.sha256(json.dumps([stage.arguments, stage.inputs]).encode()).hexdigest()
@@ -203,18 +207,30 @@ def train(
     by_photo = validation_probabilities(data, stage.folder)
     begin("export the text encoder")
     encoder = export_encoder(source, args.data, data.config.seed, stage.folder)
+    warnings = sample_sizes.of_training(listings_with_splits(data.data_dir), data.every.classes)
     begin("fit the models of words and prices")
     figures = fit_table_models(data, vectors, by_photo, stage.folder)
-    report = {"chosen": chosen.name, "validation": chosen.figures}
-    report = {"validation": figures, "embedding": report, "epochs": curves.epochs}
-    atomic.write_json(stage.folder / "metrics.json", report)
+    measured = {
+        "warnings": warnings,
+        "validation": figures,
+        "embedding": {"chosen": chosen.name, "validation": chosen.figures},
+        "epochs": curves.epochs,
+    }
+    atomic.write_json(stage.folder / "metrics.json", measured)
     atomic.write_bytes(stage.folder / "curves.png", charts.draw_curves(curves.epochs))
     checkpoint.path.unlink(missing_ok=True)
-    tell(figures, chosen, description, encoder, stage.folder, sign(read_currency(stage.data_dir / "tabular")))
+    sample_sizes.tell(warnings)
+    tell(figures, chosen, description, encoder, stage.folder, before_amounts(read_currency(stage.data_dir / "tabular")))
     accuracies = {f"{name}_accuracy": figures[name].get("accuracy") for name in ("photo", "text", "fused")}
     summary = accuracies | {f"price_{name}": value for name, value in figures["price"].items()}
     written = [name for name in stages.STAGES["model"].writes if encoder.dimension or name not in stages.TEXT_ENCODER]
     return stage.finish({"validation": summary, "embedding": chosen.name, "text_encoder": encoder.name}, written)
+
+
+def write_learned(listings: pd.DataFrame, classes: list[str], model_dir: Path) -> None:
+    """Of which label and split each listing is now: product_id, label, split; update.py compares them with later ones."""
+    labels = listings["label"].map(dict(enumerate(classes)))
+    atomic.write_csv(model_dir / stages.LEARNED, listings[["product_id", "split"]].assign(label=labels))
 
 
 def evaluation_transform(input_size: int, mean: list[float], std: list[float]) -> Callable[[bytes], torch.Tensor]:
@@ -228,6 +244,13 @@ def weights_digest(weights: str) -> dict[str, str]:
         return {}
     network.check_file(weights)
     return {"--weights": stages.digest(Path(weights))}
+
+
+def check_listings(data_dir: Path) -> None:
+    """StageError, before minutes go into photos, where the models of the table would find too little."""
+    table = listings_with_splits(data_dir)
+    train = table[table["split"] == "train"]
+    price_model.check_evidence(train["price_plausible"].to_numpy(), train["cluster"].to_numpy())
 
 
 def build_network(args: argparse.Namespace) -> network.PhotoNetwork:
@@ -430,6 +453,7 @@ def fit_table_models(data: Photos, vectors: np.ndarray, by_photo: pd.DataFrame, 
     photo, text and fused category models, and of the price.
     """
     table = listings_with_splits(data.data_dir)
+    write_learned(table, data.every.classes, model_dir)
     table["text"] = texts(table)
     encoder = text_encoder.TextEncoder.load(model_dir, threads=max(1, data.config.workers))
     vectors_of = pd.DataFrame(vectors).groupby(data.every.table["product_id"].to_numpy()).mean()
@@ -471,7 +495,7 @@ def fit_table_models(data: Photos, vectors: np.ndarray, by_photo: pd.DataFrame, 
         "photo": metrics.category_report(labels[has_photo], photo[has_photo], classes),
         "text": metrics.category_report(labels, text, classes),
         "fused": metrics.category_report(labels, first.fuse(photo, text), classes),
-        "price": metrics.price_report(held_out_prices, quantiles, median),
+        "price": metrics.price_report(held_out_prices, quantiles, median, report.measured_prices(data.data_dir, table)),
     }
 
 
@@ -483,7 +507,7 @@ def tell(
     model_dir: Path,
     unit: str,
 ) -> None:
-    """What came of it, in six lines that a person reads. unit: of the prices, as a sign before them."""
+    """What came of it, in six lines that a person reads. unit: what stands before amounts."""
     photo, text, fused, price = (figures[name] for name in ("photo", "text", "fused", "price"))
     found, int8 = chosen.figures[chosen.name], description.int8
     hits = found["same_listing_hit_at_1"]
@@ -494,8 +518,8 @@ def tell(
         "price: no validation listing has one to be measured by"
         if not price["listings"]
         else f"price: half of {price['listings']:,} validation listings are told to within "
-        f"{unit}{price['median_error_pounds']:,.2f} "
-        f"(always saying the median price: {unit}{price['median_error_of_median_pounds']:,.2f}), "
+        f"{unit}{price['median_error']:,.2f} "
+        f"(always saying the median price: {unit}{price['median_error_of_median']:,.2f}), "
         f"{price['interval_coverage']:.0%} lie within the 80% range",
         f"embedding: {chosen.name}, {description.dimension} numbers; "
         + ("no listing has a second photo" if hits is None else f"the nearest photo is the listing's own for {hits:.0%}"),

@@ -22,7 +22,7 @@ from marketplace.files import stages
 
 SCRIPTS = (
     *("clean_tabular_data.py", "clean_images.py", "dataset.py", "train.py", "extract_embeddings.py", "build_index.py"),
-    *("evaluate.py", "api.py", "hide.py", "recommend.py"),
+    *("evaluate.py", "api.py", "update.py", "hide.py", "recommend.py"),
 )
 WIDTH = 100  # columns of the command line's page
 NOT_MEASURED = "not measured"
@@ -221,6 +221,17 @@ SPEED = (
     ("scale", "dataset.py, likewise", "{dataset_time_per_row:.2f}x"),
     ("scale", "build_index.py, likewise", "{build_time_per_row:.2f}x"),
     ("scale", "an update after 1% of a million came, went or was edited, over a full build", "{update_over_build:.1%}"),
+    (
+        "update",
+        "{new} new listings among {listings:,}, each with a photo, beside a serving API: until a search over HTTP finds them",
+        "{update[found]:.0f} s",
+    ),
+    (
+        "update",
+        "likewise by the stages' scripts one after the other; a full build, but its training and embedding",
+        "{scripts[found]:.0f} s; {build_seconds:,.0f} s",
+    ),
+    ("update", "an update that finds nothing new", "{nothing_new_seconds:.0f} s"),
     ("scale", "peak memory of a full build over the photos' raw vectors", "{build_peak_over_vectors:.1f}x"),
     ("api", "a photo query with ResNet-50 in fp32, one client: p50", "{p50_ms:.0f} ms"),
     ("api", "the same over the work in process", "{p50_over_in_process:.2f}x"),
@@ -228,6 +239,12 @@ SPEED = (
     ("api", "32 clients: p99; errors", "{p99_of_32_clients_ms:,.0f} ms; {errors:.0f}"),
     ("api", "{listings:,.0f} listings, queries a CPU second by title; p99", "{title_qps:.0f}; {title_p99_ms:.0f} ms"),
     ("api", "{listings:,.0f} listings, queries a CPU second by listing; p99", "{similar_qps:.0f}; {similar_p99_ms:.0f} ms"),
+    (
+        "recommend",
+        "`recommend.py` at {listings:,.0f} listings, one after the other over HTTP in brackets: listings a second",
+        "{bulk_a_second:,.0f} ({http_a_second:,.0f}): {times_as_many:.1f}x",
+    ),
+    ("recommend", "CPU time a listing, likewise", "{bulk_cpu_ms:.1f} ms ({http_cpu_ms:.1f} ms)"),
     (
         "api",
         "mixed load, a new index every 20 s: answers; failed or mixed",

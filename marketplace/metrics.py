@@ -7,7 +7,10 @@ import pandas as pd
 from scipy.stats import binomtest, bootstrap, permutation_test
 from sklearn.metrics import r2_score
 
-PRICE_BOUNDS = (1.0, 20_000.0)  # pounds; outside them listings are gifts, jokes and houses, which no median error should hang on
+PRICE_BOUNDS = (
+    1.0,
+    20_000.0,
+)  # of the export, in pounds; beyond are gifts, jokes and houses, which no median error should hang on
 CALIBRATION_BINS = 15
 RELIABILITY_BINS = 10  # of a score
 RESAMPLES = 2_000  # of the bootstrap: the ends of its intervals then vary by about a twentieth of their width
@@ -212,10 +215,10 @@ def category_report(labels: np.ndarray, probabilities: np.ndarray, classes: list
 
 
 def price_statistics(prices: np.ndarray, quantiles: np.ndarray, median_price: float) -> dict[str, Statistic]:
-    """Figures of the price model, of rows of prices (L,) in pounds and their 10%, 50% and 90% quantiles (L, 3) in log10 pounds.
+    """Figures of the price model, of rows of prices (L,) and the log10 of their 10%, 50% and 90% quantiles (L, 3).
 
-    median_price: pounds, of the training listings, the baseline. The range is compared in logarithms, where the price model's
-    margins are fitted: a validation listing that lies on its range's end would be in or out by rounding in pounds.
+    median_price: of the training listings, the baseline. The range is compared in logarithms, where the price model's
+    margins are fitted: a validation listing that lies on its range's end would be in or out by rounding otherwise.
     """
     low, middle, high = quantiles[:, 0], 10 ** quantiles[:, 1], quantiles[:, 2]
     with np.errstate(divide="ignore"):
@@ -226,19 +229,21 @@ def price_statistics(prices: np.ndarray, quantiles: np.ndarray, median_price: fl
         "log_r2": lambda rows: log_r2(prices[rows], middle[rows]),
         "error_over_median_baseline": lambda rows: error_ratio(error[rows], error_of_median[rows]),
         "interval_coverage": lambda rows: float(inside[rows].mean()),
-        "median_error_pounds": lambda rows: float(np.median(error[rows])),
-        "median_error_of_median_pounds": lambda rows: float(np.median(error_of_median[rows])),
+        "median_error": lambda rows: float(np.median(error[rows])),
+        "median_error_of_median": lambda rows: float(np.median(error_of_median[rows])),
     }
 
 
-def priced_rows(prices: np.ndarray) -> np.ndarray:
-    """The rows of prices (L,) within PRICE_BOUNDS, which figures of prices are of."""
-    return np.flatnonzero((prices >= PRICE_BOUNDS[0]) & (prices <= PRICE_BOUNDS[1]))
+def priced_rows(prices: np.ndarray, bounds: tuple[float, float] = PRICE_BOUNDS) -> np.ndarray:
+    """The rows of prices (L,) within the bounds, which figures of prices are of."""
+    return np.flatnonzero((prices >= bounds[0]) & (prices <= bounds[1]))
 
 
-def price_report(prices: np.ndarray, quantiles: np.ndarray, median_price: float) -> dict[str, float | None]:
+def price_report(
+    prices: np.ndarray, quantiles: np.ndarray, median_price: float, bounds: tuple[float, float] = PRICE_BOUNDS
+) -> dict[str, float | None]:
     """price_statistics() of the priced rows, None where not defined, and their number."""
-    rows = priced_rows(prices)
+    rows = priced_rows(prices, bounds)
     statistics = price_statistics(prices, quantiles, median_price)
     figures = {name: statistic(rows) if len(rows) else np.nan for name, statistic in statistics.items()}
     return {"listings": len(rows)} | {name: value if np.isfinite(value) else None for name, value in figures.items()}

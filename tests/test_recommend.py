@@ -7,17 +7,21 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from starlette.testclient import TestClient
 
 import api
+import build_index
 import recommend
 from marketplace.cleaning import listings
-from marketplace.files import generations, hidden, locks
+from marketplace.files import atomic, generations, hidden, locks, reading
 from marketplace.files.stages import StageError
-from marketplace.retrieval import catalogue
+from marketplace.retrieval import catalogue, open_index
 from marketplace.retrieval.filters import Filters
 from marketplace.service.settings import Settings
+from tests.conftest import stamp
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +99,32 @@ def test_some_listings_are_answered_for_and_some_are_no_answer(data_dir, product
         kept = [(hit["similar_id"], hit["score"]) for hit in plain[one] if hit["similar_id"] not in left_out]
         got = [(hit["similar_id"], hit["score"]) for hit in fewer[one]]
         assert set(kept) <= set(got) and not set(left_out) & {similar_id for similar_id, _ in got}
+
+
+def test_a_sellers_other_listings_are_left_out_where_they_are_not_wanted(demo_dir, tmp_path, capsys, monkeypatch):
+    shutil.copytree(demo_dir, tmp_path, ignore=shutil.ignore_patterns("raw", "features", "tensorboard"), dirs_exist_ok=True)
+    table = tmp_path / "tabular" / "products.csv"
+    products = reading.read_csv(table)
+    copies = reading.read_csv(tmp_path / "dataset" / "listings.csv").set_index("product_id")["duplicates"]
+    groups = pd.factorize(copies[products["product_id"]])[0]  # one offer is of one seller, who is not always told
+    products["seller"] = np.where(groups % 4 == 3, "", [f"{group % 4:032x}" for group in groups])
+    sentence = "error: no listing says who sells it: name the column in --schema and run the stages, or leave out --same-seller"
+    assert told(capsys, tmp_path, "--same-seller", "no") == sentence
+    atomic.write_csv(table, products)
+    stamp(tmp_path, "tabular", "dataset", "embeddings")
+    assert build_index.main(["--data", str(tmp_path)]) == 0
+    seller = products.set_index("product_id")["seller"]
+    others = {
+        one: [(hit["similar_id"], hit["score"]) for hit in hits if not seller[one] or seller[hit["similar_id"]] != seller[one]]
+        for one, hits in write(tmp_path, "--k", "60").items()
+    }
+    found = write(tmp_path, "--k", "60", "--same-seller", "no")
+    assert {one: [(hit["similar_id"], hit["score"]) for hit in hits] for one, hits in found.items()} == others
+    monkeypatch.setattr(open_index, "MANY_EXCLUDED", 2)  # so many that a filter leaves them out
+    generation = generations.current_generation(tmp_path / "index")
+    asked = recommend.Asked(generation, 60, Filters(), 0.0, (), False)
+    records = map(json.loads, recommend.lines(open_index.OpenIndex(generation), asked, list(others)))
+    assert [(one["id"], one["similar_id"]) for one in records] == [(one, hit) for one, hits in others.items() for hit, _ in hits]
 
 
 def test_several_processes_write_the_same_bytes_as_one(data_dir):
@@ -198,7 +228,7 @@ def test_wrong_flags_are_told(flags, message, capsys):
 
 
 def test_a_process_that_ends_too_early_is_told(tmp_path, capfd):
-    asked = recommend.Asked(tmp_path / "nowhere", 10, Filters(), 0.0, ())
+    asked = recommend.Asked(tmp_path / "nowhere", 10, Filters(), 0.0, (), True)
     with pytest.raises(StageError) as error:
         recommend.write_parts(tmp_path, asked, ["x"], 1)
     sentence = "a process ended before its work did: run it again, with fewer --workers; what is done stays"

@@ -2,7 +2,9 @@
 
 import io
 import json
+import re
 import stat
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -182,6 +184,36 @@ def test_the_example_is_printed_and_nothing_is_read(tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_shop_without_categories_has_one_for_all(shop):
+    assert shop([{}, {"sku": "2"}], schema=SCHEMA.replace('category = "path"\n', ""))[0] == 0
+    assert shop.read("products.csv")["category"].tolist() == ["Other", "Other"]
+
+
+def test_a_schema_without_photos_and_no_table_of_them_is_one_sentence(shop, tmp_path):
+    shop([{}])
+    path = shop.data_dir / "raw" / "Images.csv"
+    path.unlink()
+    given = ["--data", shop.data_dir, "--schema", tmp_path / "shop.toml", "--products", tmp_path / "shop.csv"]
+    with pytest.raises(StageError) as caught:
+        clean_tabular_data.run(clean_tabular_data.parse_args(list(map(str, given))))
+    assert str(caught.value) == (
+        f"{tmp_path / 'shop.toml'} does not tell which photos a listing has, and {path} does not exist: "
+        "give photos or photo_pattern there, or --images-csv"
+    )
+
+
+def test_the_shop_of_the_docs_is_read_as_they_say(shop):
+    page = (Path(__file__).resolve().parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    schema, table = re.search("```toml\n(.*?)```.*?```\n(sku;.*?)```", page, re.DOTALL).groups()
+    write_photos(shop.data_dir / "raw" / "images", "1001_1.jpg", "1001_2.jpg")
+    assert shop([], schema=schema, text=table)[0] == 0
+    products = shop.read("products.csv")
+    assert products[["product_id", "name", "category", "price", "description", "photos"]].values.tolist() == [
+        ["1001", "Oak bed frame", "Home / Beds", "1249.0", "Solid oak, 160 x 200", "2"],
+        ["1002", "Road bike", "Sport / Bikes", "480.0", "", "0"],
+    ]
+
+
 # The currency
 
 
@@ -239,7 +271,11 @@ def test_photos_in_a_column_are_cleaned_under_safe_ids(shop, capsys):
     code, out, _ = shop(rows, schema=SCHEMA.replace("seller =", "photos ="), photos="")
     assert code == 0 and json.loads(out)["photos"] == 4
     assert shop.read("products.csv")["photos"].tolist() == ["2", "0", "2"]
-    summary = clean_photos(shop, capsys)
+    assert clean_images.main(["--data", str(shop.data_dir), "--workers", "1", "--size", "16"]) == 0
+    said = capsys.readouterr()
+    folder = shop.data_dir / "raw" / "images"
+    assert f"1 of 4 photos that the table names are not in {folder}, such as gone.jpg\n" in said.err
+    summary = json.loads(said.out)
     assert (summary["seen"], summary["kept"], summary["skipped"], summary["ignored"]) == (4, 3, 1, 0)
     files = shop.read("images.csv")
     assert files[["product_id", "file"]].values.tolist() == [
@@ -286,6 +322,17 @@ def test_photos_that_img2dataset_fetched_are_found_by_their_addresses(shop, caps
     assert kept_files(shop) == {"000000000.jpg": "b", "000000001.jpg": "A/1 x"}
 
 
+def test_photos_that_are_called_otherwise_than_the_table_says_are_one_sentence(shop, capsys):
+    folder = shop.data_dir / "raw" / "images"
+    write_photos(folder, "a.png", "b.png")
+    shop([{"vendor": "a.jpg"}], schema=SCHEMA.replace("seller =", "photos ="), photos="")
+    assert clean_images.main(["--data", str(shop.data_dir), "--workers", "1"]) == 1
+    assert capsys.readouterr().err == (
+        f"error: no listing in {shop.folder} has one of the 2 photos of {folder}: they are not called as the table names them, "
+        "such as a.jpg; give their folder\n"
+    )
+
+
 def test_a_table_of_photos_beside_a_schema_that_names_them_is_one_sentence(shop, tmp_path):
     schema = SCHEMA.replace("seller =", "photos =")
     code, out, err = shop([{}], "--images-csv", "x.csv", schema=schema)
@@ -308,10 +355,10 @@ def test_a_dry_run_shows_three_rejects_of_each_reason_and_writes_nothing(shop):
         "dry_run": True,
     }
     text = "Bed;Home>Beds;free;Oak;27.11.2026;Ann;https://shop/a;new;x"
-    assert [line for line in err.splitlines() if line.startswith(("Products", "  record"))] == [
-        "Products.csv, bad_price: 5",
+    assert [line for line in err.splitlines() if line.startswith(("shop.csv", "  record"))] == [
+        "shop.csv, bad_price: 5",
         *(f"  record {number + 1}: {number};{text}" for number in range(3)),
-        "Products.csv, null_price: 1",
+        "shop.csv, null_price: 1",
         f"  record 7: k;{text.replace('free', '').replace('Oak', '[phone]')}",
     ]
     assert sorted(path.name for path in shop.data_dir.iterdir()) == ["raw"]

@@ -47,7 +47,7 @@ def test_training_end_to_end_writes_everything_and_equal_runs_give_equal_bytes(p
     assert not {"confusion.png", "hardest.png"} & set(trees[0])
     metrics = json.loads(trees[0]["metrics.json"])
     assert [epoch["epoch"] for epoch in metrics["epochs"]] == [1, 2]
-    assert set(metrics) == {"validation", "embedding", "epochs"} and "test" not in json.dumps(metrics)
+    assert set(metrics) == {"validation", "embedding", "epochs", "warnings"} and "test" not in json.dumps(metrics)
     assert list((prepared / "tensorboard").glob("events.out.tfevents.*"))
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["stage"] == "model"
 

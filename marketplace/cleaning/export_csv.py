@@ -6,6 +6,7 @@ but it pads short rows, mends broken quotes without a word and keeps no raw text
 
 import codecs
 import csv
+import functools
 import itertools
 import re
 import sys
@@ -122,6 +123,7 @@ _HUNDREDS = re.compile(r"[0-9]{3}(?:\.[0-9]*)?")
 _ENDS_IN_THOUSANDS = re.compile(r"(?:^|,)\s?£?[0-9]{1,3}$")
 
 
+@functools.lru_cache(maxsize=10_000)  # people ask the same prices
 def _is_price(text: str) -> bool:
     """Whether a field is a price in any currency, or empty."""
     try:

@@ -98,7 +98,7 @@ def _folded(levels: list[str]) -> tuple[str, ...]:
 
 
 def plausible_prices(prices: pd.Series, categories: pd.Series) -> pd.Series:
-    """Whether each price, in pounds, can be meant: a bool each.
+    """Whether each price can be meant: a bool each.
 
     Prices of one category spread over factors, so they are compared as log10. The centre is the category's median, the
     spread 1.4826 times the median absolute deviation (the standard deviation of a normal distribution, unmoved by jokes).
@@ -133,8 +133,8 @@ def text(name: str, description: str) -> str:
 
 
 def texts(products: pd.DataFrame) -> list[str]:
-    """text() of every row of read_products()."""
-    return [text(name, description) for name, description in zip(products["name"], products["description"], strict=True)]
+    """text() of every row of read_products(), whose fields are cleaned: text() would leave them as they are, in minutes."""
+    return [f"{name}\n{text}".strip() for name, text in zip(products["name"], products["description"], strict=True)]
 
 
 def read_classes(tabular_dir: Path) -> list[str]:

@@ -20,8 +20,8 @@ _NAMES = {
     "AUD": ("AU$", "A$", "$"),
     "NZD": ("NZ$", "$"),
     "CHF": ("SFr.", "Fr."),
-    "JPY": ("¥",),
-    "CNY": ("¥",),
+    "JPY": ("¥", "円"),
+    "CNY": ("¥", "元"),
     "INR": ("₹", "Rs."),
     "PLN": ("zł",),
     "CZK": ("Kč",),
@@ -49,7 +49,8 @@ class PriceFormat:
     decimal: str = "."
 
     def parse(self, text: str) -> float:
-        """The amount of "£1,234.56", "£ 20", "1234.5" or "GBP 20"; with a decimal comma of "1.234,56 €", "EUR 12,50" or "12,-".
+        """The amount of "£1,234.56", "£ 20", "1234.5" or "GBP 20"; with a decimal comma of "1.234,56 €", "EUR 12,50",
+        "12,-" or "12:-".
 
         Raises OtherCurrency for an amount in another one, by its sign or code. Raises ValueError for anything else: negative, not
         a number, or too large for a float32, as which prices are filtered.
@@ -84,26 +85,46 @@ def is_code(currency: str) -> bool:
     return re.fullmatch("[A-Z]{3}", currency) is not None
 
 
-def sign(currency: str) -> str:
-    """What people write for a currency: its sign, where it has one of one character, else its code."""
-    return next((name for name in _NAMES.get(currency, ()) if len(name) == 1), currency)
+def before_amounts(currency: str) -> str:
+    """What our own lines write before an amount: the pound's sign, and any other currency's code, as dollars are many."""
+    return "£" if currency == POUNDS.currency else f"{currency} "
 
 
 def named_amounts(text: str, currency: str) -> list[float]:
-    """The amounts that a text names beside the currency's sign or code, without their decimals."""
+    """The amounts that a text names beside the currency's sign, name or code, without their decimals."""
     found = [before or after for before, after in _beside(currency).findall(text)]
     if currency != POUNDS.currency:  # in pounds a comma stands between thousands alone, and the full stop is not read
         found = [re.sub("[.,][0-9]{0,2}$", "", digits) for digits in found]
-    return [float(re.sub("[.,]", "", digits)) for digits in found]
+    return [float(re.sub("[^0-9]", "", digits)) for digits in found]
+
+
+def count_signs(text: str, currency: str) -> int:
+    """How often a text has the currency's sign, name or code."""
+    return len(_names_in_text(currency).findall(text))
+
+
+@functools.cache
+def _names_in_text(currency: str) -> re.Pattern:
+    if currency == POUNDS.currency:
+        return re.compile("£")  # as British sellers write it
+    names = sorted({currency, *_NAMES.get(currency, ())}, key=lambda name: (-len(name), name))
+    return re.compile("|".join(map(_apart, names)), re.IGNORECASE)
+
+
+def _apart(name: str) -> str:
+    """A pattern of a name that is no part of a word: "kr" is none of "kraft"."""
+    before = r"(?<![^\W\d_])" if name[0].isalpha() else ""
+    after = r"(?![^\W\d_])" if name[-1].isalpha() else ""
+    return f"{before}{re.escape(name)}{after}"
 
 
 @functools.cache
 def _beside(currency: str) -> re.Pattern:
-    names = "|".join(map(re.escape, dict.fromkeys([sign(currency), currency])))
+    names = _names_in_text(currency).pattern
     if currency == POUNDS.currency:
-        return re.compile(r"£\s?([0-9][0-9,]{0,6})()")  # in front, as British sellers write it
-    digits = "[0-9](?:[0-9.,]{0,9}[0-9])?"
-    return re.compile(rf"(?:{names})\s?({digits})|(?<![0-9.,])({digits})\s?(?:{names})")
+        return re.compile(rf"{names}\s?([0-9][0-9,]{{0,6}})()")  # in front alone
+    digits = "[0-9](?:[0-9.,'\u2019]{0,9}[0-9])?"
+    return re.compile(rf"(?:{names})\s?({digits})|(?<![0-9.,])({digits})\s?(?:{names})", re.IGNORECASE)
 
 
 @functools.cache
@@ -112,7 +133,8 @@ def pattern(currency: str, decimal: str) -> re.Pattern:
     name = f"(?:{'|'.join(map(re.escape, (currency, *_NAMES.get(currency, ()))))})?"
     point, thousands = (r"\.", ",") if decimal == "." else (",", "[. '\u2019\u00a0\u202f]")
     decimals = "[0-9]*" if decimal == "." else "(?:[-\u2013]{1,2}|[0-9]*)"
-    amount = f"(?:[0-9]{{1,3}}(?:{thousands}[0-9]{{3}}){{1,13}}|[0-9]{{1,40}})(?:{point}{decimals})?|{point}[0-9]+"
+    end = f"{point}{decimals}" if decimal == "." else f"{point}{decimals}|:[-\u2013]"
+    amount = f"(?:[0-9]{{1,3}}(?:{thousands}[0-9]{{3}}){{1,13}}|[0-9]{{1,40}})(?:{end})?|{point}[0-9]+"
     return re.compile(rf"{name}\s{{0,9}}({amount})\s{{0,9}}{name}", re.IGNORECASE)
 
 

@@ -1,15 +1,21 @@
 """A raw record of a table becomes a clean row, or a reject with its reason."""
 
+import contextlib
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
 
 from marketplace.cleaning import export_csv, folding, listings, redaction, sellers
 from marketplace.cleaning.prices import OtherCurrency
 from marketplace.cleaning.schema import ALL, FIELDS, Schema
 from marketplace.cleaning.tables import RawTable
+from marketplace.files import atomic
 from marketplace.files.progress import progress
 
 PHOTO_COLUMNS = ["id", "product_id"]
@@ -62,6 +68,7 @@ class ListingCleaner:
     sellers_key: bytes = b""
     tidied: Counter = field(default_factory=Counter)
     photos: dict[str, str] = field(default_factory=dict)
+    before: "CleanedBefore" = field(default_factory=lambda: CleanedBefore())
 
     def is_id(self, text: str) -> bool:
         return is_uuid(text) if self.schema.is_export else is_id(text)
@@ -71,30 +78,49 @@ class ListingCleaner:
 
         raw: column -> text.
         """
-        texts = self.schema.fields(raw)
+        texts, extra = self.schema.fields(raw), {name: raw[column] for column, name in self.extra.items()}
+        key = hashlib.blake2b(json.dumps([texts, extra]).encode(), key=self.sellers_key, digest_size=16).hexdigest()
+        if (found := self.before.find(key)) is None:
+            reason, found, is_plain = self._clean(texts, extra)
+            if reason:
+                return reason, {}
+            if is_plain:
+                self.before.keep(key, found)
+        row, tidied = found
+        self.tidied.update(tidied)
+        self.photos.setdefault(row["product_id"], texts["photos"])
+        return "", dict(row)
+
+    def _clean(self, texts: dict[str, str], extra: dict[str, str]) -> tuple[str, tuple[dict, list[str]], bool]:
+        """The reason to reject a listing; its row and the columns that were tidied; whether nothing of it was taken out."""
         reason, price, posted_on = self._check(texts)
         if reason:
-            return reason, {}
+            return reason, ({}, []), False
         lines = {name: listings.single_line(texts[name]) for name in ("name", "category", "place")}
         shown = {name: folding.tidy(line) for name, line in lines.items()}
-        description, told_on = sellers.strip_leak(listings.normalise_breaks(texts["description"]))
-        levels = self._levels(redaction.redact(shown["category"]))
+        written = listings.normalise_breaks(texts["description"])
+        description, told_on = sellers.strip_leak(written)
+        is_plain = [description == written]
+
+        def redact(text: str) -> str:
+            marked = redaction.redact(text)
+            is_plain.append(marked == text)
+            return marked
+
+        levels = self._levels(redact(shown["category"]))
         cleaned = {
-            "name": redaction.redact(listings.title(shown["name"])),
+            "name": redact(listings.title(shown["name"])),
             "description": description,
             "category": listings.CATEGORY_SEPARATOR.join(levels),
-            "place": redaction.redact(shown["place"]),
+            "place": redact(shown["place"]),
         }
         if reason := self._check_cleaned(cleaned, levels):
-            return reason, {}
-        self.tidied.update(self.schema.column(name) for name, line in lines.items() if line != shown[name])
+            return reason, ({}, []), False
         town, county = listings.split_place(cleaned["place"])
-        product_id = listings.canonical_id(texts["id"].strip())
-        self.photos.setdefault(product_id, texts["photos"])
-        return "", {
-            "product_id": product_id,
+        row = {
+            "product_id": listings.canonical_id(texts["id"].strip()),
             "name": cleaned["name"],
-            "description": redaction.redact(description),
+            "description": redact(description),
             "category": cleaned["category"],
             "main_category": levels[0],
             "leaf_category": levels[-1],
@@ -103,8 +129,10 @@ class ListingCleaner:
             "county": county,
             "posted_on": posted_on or told_on,
             **self._seller(texts["seller"]),
-            **clean_extra(raw, self.extra),
+            **{name: redact(listings.normalise_breaks(text)) for name, text in extra.items()},
         }
+        tidied = [self.schema.column(name) for name, line in lines.items() if line != shown[name]]
+        return "", (row, tidied), all(is_plain)
 
     def _levels(self, category: str) -> list[str]:
         levels = listings.category_levels(category, self.schema.separator)
@@ -144,6 +172,40 @@ class ListingCleaner:
         who = folding.tidy(listings.single_line(text))
         digest = hashlib.blake2b(who.encode(), key=self.sellers_key, digest_size=16).hexdigest()
         return {"seller": digest if who else ""}
+
+
+class CleanedBefore:
+    """Rows that an earlier run made, by the digests of the records that they were made of; without a path there are none.
+
+    Kept only of records of which nothing was taken out: beside what is left of another one, its digest would tell a telephone
+    number to who tries them all.
+    """
+
+    def __init__(self, path: Path | None = None, made_by: str = ""):
+        """made_by: a digest of all that decides, beside a record, how its row looks."""
+        self.path, self.made_by = path, made_by
+        self._earlier: dict[str, tuple[dict, list[str]]] = {}
+        self._kept: dict[str, tuple[dict, list[str]]] = {}
+        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
+            lines = path.read_bytes().splitlines() if path else []
+            if lines and orjson.loads(lines[0]) == made_by:
+                self._earlier = {key: (row, tidied) for key, row, tidied in map(orjson.loads, lines[1:])}
+
+    def find(self, key: str) -> tuple[dict, list[str]] | None:
+        """The row and the columns that were tidied of a record that was met before."""
+        found = self._earlier.get(key) or self._kept.get(key)
+        if found:
+            self._kept[key] = found
+        return found
+
+    def keep(self, key: str, made: tuple[dict, list[str]]) -> None:
+        self._kept[key] = made
+
+    def save(self) -> None:
+        """Write those that this run met or made, for the next one."""
+        if self.path and self._kept.keys() != self._earlier.keys():
+            lines = (orjson.dumps([key, *made]) for key, made in self._kept.items())
+            atomic.write_bytes(self.path, b"\n".join([orjson.dumps(self.made_by), *lines]) + b"\n")
 
 
 def clean_photo(

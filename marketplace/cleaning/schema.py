@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import functools
 import re
 import tomllib
 from pathlib import Path
@@ -22,6 +23,7 @@ ALL = "all"  # columns are extra
 EXPLAIN = "python clean_tabular_data.py --schema-example explains every key"
 HELP = "give a --schema that names yours, which --schema-example explains"
 DELIMITERS = (";", "\t", "|", ",")
+MILLISECONDS = 1e11  # as seconds, times from here on are after the year 5000
 MAX_SHOWN = 12  # columns in a message, each of ...
 MAX_COLUMN = 40  # ... characters
 
@@ -52,7 +54,7 @@ class Schema:
     missing: dict[Literal["category", "description", "place"], str] = dataclasses.field(default_factory=dict)
     extra: tuple[str, ...] | Literal["all"] = ()
 
-    @field_validator("id", "name", "category", "price")
+    @field_validator("id", "name", "price")
     @classmethod
     def _is_column(cls, column: str) -> str:
         if not column:
@@ -98,6 +100,8 @@ class Schema:
 
     @model_validator(mode="after")
     def _agrees(self) -> "Schema":
+        if not self.category and "category" not in self.missing:
+            raise ValueError("category: give the name of a column, or a category for all below [missing]")
         if self.photos and self.photo_pattern:
             raise ValueError("photos and photo_pattern are two answers to one question: give one of them")
         if self.photo_pattern and (self.photo_pattern.count("{id}") != 1 or self.photo_pattern.count("{n}") > 1):
@@ -119,6 +123,10 @@ class Schema:
         """The raw column of a field, "" where the table has none."""
         return getattr(self, field)
 
+    @functools.cached_property
+    def _columns(self) -> dict[str, str]:
+        return {field: self.column(field) for field in (*FIELDS, *MARKS)}
+
     def used(self) -> list[str]:
         """The raw columns that have a meaning, which the table must have."""
         return [self.column(field) for field in (*FIELDS, *MARKS) if self.column(field)]
@@ -130,7 +138,7 @@ class Schema:
 
     def fields(self, raw: dict[str, str]) -> dict[str, str]:
         """Field -> text of a raw record, the constants in place of what is missing."""
-        texts = {field: raw[self.column(field)] if self.column(field) else "" for field in (*FIELDS, *MARKS)}
+        texts = {field: raw[column] if column else "" for field, column in self._columns.items()}
         return {field: text if text.strip() else self.missing.get(field, text) for field, text in texts.items()}
 
     def date(self, text: str) -> str:
@@ -138,7 +146,8 @@ class Schema:
         if not (text := text.strip()):
             return ""
         if self.created_format == "unix":
-            return datetime.datetime.fromtimestamp(float(text), datetime.UTC).date().isoformat()
+            seconds = float(text) / (1000 if abs(float(text)) >= MILLISECONDS else 1)
+            return datetime.datetime.fromtimestamp(seconds, datetime.UTC).date().isoformat()
         if self.created_format == "iso":
             return datetime.datetime.fromisoformat(text).date().isoformat()
         return datetime.datetime.strptime(text, self.created_format).date().isoformat()
@@ -164,14 +173,15 @@ EXAMPLE = """# What a shop's table looks like: python clean_tabular_data.py --sc
 # Columns. The four without which there is no listing:
 id = "sku"                # any text of up to 128 characters; UUIDs in lower case, all others exactly as they are
 name = "title"
-category = "path"         # from the widest level to the narrowest
+category = "path"         # from the widest level to the narrowest (a shop without any has one for all below [missing])
 price = "price"
 
 # (optional) Columns that a shop may not have:
 description = "body"
 place = "town"            # "Town" or "Town, County"
 created = "added"         # when it was listed: the order of "newest"
-created_format = "iso"    # "iso" (2026-11-27, 2026-11-27T10:30:00Z), "unix" (seconds), or as Python's strptime ("%d.%m.%Y")
+created_format = "iso"    # "iso" (2026-11-27, 2026-11-27T10:30:00Z), "unix" (seconds, or milliseconds), or as Python's strptime
+                          # ("%d.%m.%Y")
 seller = "vendor"         # kept only as a keyed hash, so that listings of one seller can be told; the key is in seller.key
 extra = ["url"]           # more columns to keep, redacted like all texts; "all": every other column
 
@@ -207,6 +217,8 @@ def load(path: Path) -> Schema:
         raise StageError(f"{path} is not TOML ({error}): correct it; {EXPLAIN}") from None
     if keys.get("format") == "export":
         raise StageError(f"{path}: format export is read without --schema: leave one of the two out; {EXPLAIN}")
+    if isinstance(keys.get("missing"), dict) and "category" in keys["missing"]:
+        keys.setdefault("category", "")
     try:
         return Schema(**keys)
     except ValidationError as error:

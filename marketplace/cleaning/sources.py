@@ -21,7 +21,7 @@ from marketplace.files import s3
 from marketplace.files.stages import StageError
 
 IMAGE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")  # a file's stem; the export's are UUIDs
-NOT_PHOTOS = {".csv", ".db", ".ini", ".json", ".md", ".txt", ".zip"}  # suffixes of what lies beside photos
+NOT_PHOTOS = {".csv", ".db", ".ini", ".json", ".md", ".parquet", ".txt", ".zip"}  # suffixes of what lies beside photos
 # Suffixes of pictures, in the order in which files of one id are tried: HEIC last, as what lies beside it was made from it for
 # programs that cannot read it. Files of other suffixes, such as a phone's .MOV and .AAE, come after all of these.
 PICTURES = (
@@ -50,9 +50,13 @@ class Photo:
     size: int
     id: str = ""
 
+    @functools.cached_property
+    def path(self) -> PurePosixPath:
+        return PurePosixPath(self.name)
+
     @property
     def image_id(self) -> str:
-        return self.id or image_id_of(self.name)
+        return self.id or listings.canonical_id(self.path.stem)
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def list_source(uri: str, cache_dir: Path, max_zip_bytes: int) -> Source:
     else:
         zip_path = s3.local_file(uri, cache_dir)
         found = _zip_photos(zip_path, max_zip_bytes)
-    kept = sorted((photo for photo in found if _may_be_photo(photo.name)), key=lambda photo: photo.name)
+    kept = sorted((photo for photo in found if _may_be_photo(photo.path)), key=lambda photo: photo.name)
     if not kept:
         raise StageError(f"{uri} holds no photos: give their folder, .zip or s3:// URI with --photos")
     return Source(_below_common_folder(kept), others + len(found) - len(kept), zip_path and str(zip_path))
@@ -129,8 +133,9 @@ def _folder_photos(folder: Path) -> tuple[list[Photo], int]:
                 others += 1
             else:
                 entered[Path(path, name)] = above | {inode}
+        below = "" if (relative := Path(path).relative_to(folder).as_posix()) == "." else f"{relative}/"
         for name in names:
-            photo = _file_photo(Path(path, name), folder)
+            photo = _file_photo(os.path.join(path, name), below + name)
             found += [photo] if photo else []
             others += photo is None
     return found, others
@@ -148,20 +153,19 @@ def _inode(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _file_photo(path: Path, folder: Path) -> Photo | None:
+def _file_photo(path: str, name: str) -> Photo | None:
     """The file as a photo, a link that leads nowhere too: it is one that cannot be read. None where it is no regular file."""
-    name = path.relative_to(folder).as_posix()
     try:
-        status = path.stat()
+        status = os.stat(path)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ELOOP):
             _refuse(error)
-        return Photo(name, str(path), "unreadable", 0)
+        return Photo(name, path, "unreadable", 0)
     if not stat.S_ISREG(status.st_mode):
         return None
     # The time of the last change of the inode tells of a file that was rewritten and given its old time back.
     identity = f"{status.st_size}-{status.st_ino}-{status.st_mtime_ns}-{status.st_ctime_ns}"
-    return Photo(name, str(path), identity, status.st_size)
+    return Photo(name, path, identity, status.st_size)
 
 
 def _zip_photos(path: Path, max_zip_bytes: int) -> list[Photo]:
@@ -187,17 +191,17 @@ def _open_zip(path: str) -> zipfile.ZipFile:
         raise StageError(f"{path} is neither a folder nor a readable .zip: give the photos' folder, .zip or s3:// URI") from None
 
 
-def _may_be_photo(name: str) -> bool:
-    path = PurePosixPath(name)
+def _may_be_photo(path: PurePosixPath) -> bool:
     hidden = any(part.startswith(".") and part != ".." or part == "__MACOSX" for part in path.parts)
     return not hidden and path.suffix.lower() not in NOT_PHOTOS
 
 
 def _below_common_folder(found: list[Photo]) -> list[Photo]:
     """The photos under their names below the folder they share, so that a folder and a zip of it are listed alike."""
-    common = os.path.commonprefix([PurePosixPath(photo.name).parts[:-1] for photo in found])
+    common = os.path.commonprefix([photo.path.parts[:-1] for photo in found])
     shared = len(list(itertools.takewhile(lambda part: part != "..", common)))
-    return [Photo("/".join(PurePosixPath(photo.name).parts[shared:]), photo.place, photo.identity, photo.size) for photo in found]
+    names = ("/".join(photo.path.parts[shared:]) for photo in found)
+    return [photo if name == photo.name else replace(photo, name=name) for photo, name in zip(found, names, strict=True)]
 
 
 def image_id_of(name: str) -> str:
@@ -232,7 +236,7 @@ def select(source: Source, wanted: Collection[str] | None) -> Selection:
     """Sort a source's photos out by their names and sizes. wanted: the ids to take, in lower case; None: all."""
     candidates, unread, skipped = defaultdict(list), [], 0
     for photo in source.photos:
-        path = PurePosixPath(photo.name)
+        path = photo.path
         if wanted is not None and path.stem.lower() not in wanted:
             skipped += 1
         elif ".." in path.parts or not IMAGE_ID.fullmatch(path.stem):
@@ -257,7 +261,7 @@ def select_files(source: Source, files: Mapping[str, str], urls: Mapping[str, st
         by_name[PurePosixPath(_path_of(file)).name].append((image_id, file))
     candidates, unread, skipped = defaultdict(list), [], 0
     for photo in source.photos:
-        name = urls.get(PurePosixPath(photo.name).stem, photo.name)
+        name = urls.get(photo.path.stem, photo.name)
         named = by_name.get(PurePosixPath(_path_of(name)).name, [])
         image_ids = _same_file(name, named)
         skipped += not image_ids
@@ -307,7 +311,7 @@ def urls_of(uri: str) -> dict[str, str]:
 
 
 def _preference(photo: Photo) -> int:
-    suffix = PurePosixPath(photo.name).suffix.lower()
+    suffix = photo.path.suffix.lower()
     return next((rank for rank, suffixes in enumerate(PICTURES) if suffix in suffixes), len(PICTURES))
 
 

@@ -19,6 +19,7 @@ from marketplace.files.stages import StageError
 
 MAX_FIELD = 1_000_000  # characters: a longer one is a quote without an end
 MAX_DIGITS = 100  # of a number that is written out
+NO_TABLES = {".json", ".xls", ".xlsx", ".ods", ".gz", ".zip", ".bz2", ".zst"}  # what may be taken for one by its name
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
 
 
@@ -43,6 +44,11 @@ def open_table(path: Path, schema: Schema, schema_path: Path | None = None) -> R
     """
     if schema.is_export:
         return open_export(path, [schema.column(field) for field in _EXPORT_ORDER], HELP)
+    if not schema.format and path.suffix.lower() in NO_TABLES:
+        raise StageError(
+            f"{path} is read neither as {path.suffix.lower()} nor unpacked: save it as CSV, JSON Lines or Parquet, or say with "
+            "format in --schema which of these it is"
+        )
     kind = schema.format or SUFFIXES.get(path.suffix.lower(), "csv")
     table = {"csv": _open_csv, "jsonl": _open_json_lines, "parquet": _open_parquet}[kind](path, schema)
     check_columns(path, table.columns, schema, schema_path)
@@ -128,6 +134,8 @@ def _csv_rows(path: Path, schema: Schema) -> Iterator[tuple[list[str] | None, st
 
 def _open_json_lines(path: Path, schema: Schema) -> RawTable:
     columns = dict.fromkeys(key for value, _ in _json_lines(path) for key in value or ())
+    if not columns:
+        raise StageError(f"{path} has no line that is a JSON object: write each listing as one, on a line of its own")
 
     def records() -> Iterator[RawRecord]:
         for value, text in _json_lines(path):

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from marketplace.files import disk
@@ -36,6 +37,14 @@ def exit_code(run: Callable[[Arguments], dict], args: Arguments) -> int:
             raise
         return _fail(f"{error.strerror} ({where}): give the permission, and run it again")
     return 0
+
+
+def flags_of(args: argparse.Namespace, *aside: str) -> dict[str, str | int | float | bool]:
+    """The flags that were given, or have a default, as JSON values; without --data, and without `aside`: flags that are meant for
+    one run alone, or decide nothing."""
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    kept = (name for name, value in given.items() if name not in ("data", *aside) and value is not None and value is not False)
+    return {name.replace("_", "-"): given[name] for name in kept}
 
 
 def _tell(line: str) -> None:

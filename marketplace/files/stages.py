@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import orjson
 from marketplace.files import atomic, disk, locks
 
 MANIFEST = "manifest.json"
+FLAGS = ".flags.json"  # of the last run that could begin, in the stage's folder: it outlives a failed one, as a manifest does not
 
 
 class StageError(Exception):
@@ -60,6 +62,7 @@ TABLE_MODELS = (
     "text_encoder.json",
 )
 TEXT_ENCODER = ("text_encoder.onnx", "tokenizer.json")  # where there is one: text_encoder.json tells
+LEARNED = "listings.csv"  # label and split of every listing at the training
 EMBEDDED = ("image_ids.json", "vectors.npy", "probabilities.npy", "text_vectors.npy")
 ENCODED = ("name_vectors.npy", "meaning_vectors.npy")  # by the text encoder
 KEPT_ROWS = tuple(f"{kind}-<number>.npy" for kind in ("photos", "texts", "names", "meanings"))
@@ -106,7 +109,7 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
             Reads("images", ("photos.csv",)),
             Reads("dataset", ("settings.json", "listings.csv", "training_data.csv")),
         ),
-        (*PHOTO_MODEL, *TABLE_MODELS, *TEXT_ENCODER, "metrics.json", "curves.png"),
+        (*PHOTO_MODEL, *TABLE_MODELS, *TEXT_ENCODER, LEARNED, "metrics.json", "curves.png"),
         schema=8,
     ),
     "embeddings": Contract(
@@ -134,7 +137,7 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
             Reads("embeddings", EMBEDDED, optional=ENCODED),
         ),
         ("current.json", "<generation>/"),
-        schema=11,
+        schema=12,
     ),
     "evaluation": Contract(
         "evaluate.py",
@@ -162,11 +165,33 @@ def remedy(folder: Path) -> str:
     return f"run python {contract.script} first" if contract else "check the path"
 
 
+_kept: dict[tuple[int, ...], str] | None = None  # while keep_digests(): identity of a file -> its digest
+SETTLED_NS = 100_000_000  # a file that has not changed for so long has another time when it does: clocks tick a hundred times a s
+
+
+@contextlib.contextmanager
+def keep_digests() -> Iterator[None]:
+    """Digest no file twice that is the same by size, inode and times: for a process that runs several stages."""
+    global _kept
+    _kept = {}
+    try:
+        yield
+    finally:
+        _kept = None
+
+
 def digest(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal; StageError when there is no such file."""
     try:
         with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            status = os.stat(file.fileno())
+            identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            if _kept is not None and identity in _kept:
+                return _kept[identity]
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+            if _kept is not None and time.time_ns() - status.st_ctime_ns > SETTLED_NS:
+                _kept[identity] = found
+            return found
     except (FileNotFoundError, IsADirectoryError):
         raise StageError(f"{path} is missing: {remedy(Path(path).parent)}") from None
 
@@ -211,12 +236,13 @@ def open_stage(
     raw: Mapping[str, str] | None = None,
     locked: bool = True,
     reads: tuple[Reads, ...] | None = None,
+    flags: Mapping | None = None,
 ) -> Iterator["Stage"]:
     """One run of a stage, from its checks to its end; nobody else writes its folder, or one that it reads, meanwhile.
 
     arguments: JSON values that decide what is written. raw: flag -> digest of an input from outside. locked: False for a process
     whose sibling holds the locks for both, as rank 0 does under torchrun. reads: what this run reads of other stages (default:
-    all that the table of stages says).
+    all that the table of stages says). flags: of the command line, from cli.flags_of(), kept for last_flags().
     Raises StageError when a stage that this one reads is unfinished, damaged or out of date, or another run is at work.
     """
     data_dir, reads = Path(data_dir), STAGES[name].reads if reads is None else reads
@@ -232,8 +258,26 @@ def open_stage(
         stage = Stage(data_dir, name, dict(arguments), dict(raw or {}))
         for other in reads:
             stage.take(other)
+        if flags is not None and locked:
+            _keep_flags(stage.folder / FLAGS, dict(flags))
         with disk.writing(stage.folder):
             yield stage
+
+
+def _keep_flags(path: Path, flags: dict) -> None:
+    if not path.exists() or path.read_bytes() != json.dumps(flags).encode():
+        atomic.write_bytes(path, json.dumps(flags).encode())
+
+
+def last_flags(data_dir: Path, name: str) -> list[str]:
+    """The flags that a stage's script last ran with, for its command line; StageError where it never did."""
+    path = data_dir / name / FLAGS
+    try:
+        flags = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        run = f"run python {STAGES[name].script} first, with the flags that it shall have every time"
+        raise StageError(f"{path.parent} does not say how it was made: {run}") from None
+    return [f"--{flag}" if value is True else f"--{flag}={value}" for flag, value in flags.items()]
 
 
 def _make_folder(folder: Path) -> None:

@@ -14,15 +14,15 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold
 
 from marketplace.cleaning import listings
-from marketplace.cleaning.prices import POUNDS, named_amounts, sign
+from marketplace.cleaning.prices import POUNDS, count_signs, named_amounts
 from marketplace.files import atomic, reading
 from marketplace.files.stages import StageError
+from marketplace.models.sample_sizes import LEAST_PRICED
 from marketplace.models.text_model import TableModels, read_arrays
 
 DESCRIPTION, WEIGHTS = "price_model.json", "price_model.safetensors"
 FILES = (DESCRIPTION, WEIGHTS)
 COVERAGE = 0.8  # the share of prices between the 10% and the 90% quantile
-MIN_VALIDATION = 4  # listings: the fewest that a conformal 80% needs
 MAX_LISTINGS = 100_000  # training listings: bounds memory and time
 SMOOTHING = 5.0  # listings' worth of its parent's mean in a path's mean price
 NEIGHBOUR_LISTINGS = 20_000  # drawn from the training listings: 20 MB, and a millisecond a text
@@ -237,12 +237,12 @@ class PriceModel:
         }
 
     def calibrate(self, evidence: Evidence, prices: np.ndarray, plausible: np.ndarray) -> None:
-        """Set the margins from listings that fit() did not see; fewer than MIN_VALIDATION plausible ones change nothing.
+        """Set the margins from listings that fit() did not see; fewer than LEAST_PRICED plausible ones change nothing.
 
         Source: conformalized quantile regression, Romano, Patterson and Candes 2019, for each kind of evidence by itself.
         """
         rows = np.flatnonzero(plausible)
-        if len(rows) < MIN_VALIDATION:
+        if len(rows) < LEAST_PRICED:
             return
         evidence, log_prices = _with_meanings(evidence.take(rows), self.tables), np.log10(np.asarray(prices)[rows])
         without_path = Evidence(evidence.texts, vectors=evidence.vectors, meanings=evidence.meanings)
@@ -277,6 +277,14 @@ class PriceModel:
         return cls(tables, first, [lightgbm.Booster(model_str=text) for text in rest["boosters"]], rest["margins"])
 
 
+def check_evidence(plausible: np.ndarray, clusters: np.ndarray) -> None:
+    """StageError where there is too little to fit() on."""
+    if len(np.unique(clusters[plausible])) < 2:
+        raise StageError(
+            "fewer than two different training listings have a plausible price: check the column of prices in the table"
+        )
+
+
 def fit(
     tables: TableModels,
     evidence: Evidence,
@@ -295,15 +303,12 @@ def fit(
     """
     generator = np.random.default_rng(seed)
     rows = generator.permutation(np.flatnonzero(plausible))[:MAX_LISTINGS]
-    if (different := len(np.unique(clusters[rows]))) < 2:
-        raise StageError(
-            "fewer than two different training listings have a plausible price: check the price column of Products.csv"
-        )
+    check_evidence(plausible, clusters)
     evidence, log_prices = _with_meanings(evidence.take(rows), tables), np.log10(np.asarray(prices)[rows])
     features = tables.features(evidence.texts)
     text_vectors = tables.vectors_of(features)
     columns = np.empty((len(rows), N_FEATURES))
-    folds = GroupKFold(min(5, different), shuffle=True, random_state=seed)
+    folds = GroupKFold(min(5, len(np.unique(clusters[rows]))), shuffle=True, random_state=seed)
     for seen, unseen in folds.split(rows, groups=clusters[rows]):
         part = FirstLayer.fit(features[seen], text_vectors[seen], evidence.take(seen), log_prices[seen], currency)
         columns[unseen] = part.columns(features[unseen], text_vectors[unseen], evidence.take(unseen))
@@ -363,7 +368,7 @@ def _numbers(text: str, currency: str) -> list[float]:
     """Lengths of text and title, signs of the currency, the largest number of up to five digits, digits."""
     numbers = [float(number) for number in re.findall("[0-9]{1,5}", text)]
     digits = sum(char.isdigit() for char in text)
-    return [len(text), len(text.partition("\n")[0]), text.count(sign(currency)), max(numbers, default=0), digits]
+    return [len(text), len(text.partition("\n")[0]), count_signs(text, currency), max(numbers, default=0), digits]
 
 
 def _named_prices(text: str, currency: str) -> list[float]:

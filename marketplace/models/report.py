@@ -1,6 +1,11 @@
 """report.md: the figures of evaluate.py as tables, and what a reader must know about each."""
 
+from pathlib import Path
+
+import pandas as pd
+
 from marketplace import metrics
+from marketplace.files import stages
 
 CATEGORY_TITLES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "calibration_error": "expected calibration error"}
 RETRIEVAL = {
@@ -19,8 +24,8 @@ CLOSENESS = {
 }
 PRICE_TITLES = {
     "price_log_r2": "R2 of the logarithm",
-    "price_median_error_pounds": "median absolute error, pounds",
-    "price_median_error_of_median_pounds": "the same for the training listings' median price",
+    "price_median_error": "median absolute error",
+    "price_median_error_of_median": "the same for the training listings' median price",
     "price_error_over_median_baseline": "ratio of the two",
     "price_interval_coverage": "share of prices inside the 80% range",
 }
@@ -35,7 +40,7 @@ REPORT = """# Quality on the test split
 {counts[measured_with_photo]:,} of them; the catalogue has {counts[listings]:,} listings and {counts[photos]:,} photos.
 Every figure is by listing: a listing's value is the mean over its photos. In brackets: the 95% interval of the bootstrap over
 listings (percentile, {resamples:,} resamples). "-": the data has no such evidence.
-
+{warnings}
 ## What shoppers type
 
 {searched}
@@ -68,7 +73,7 @@ the classes among the test listings and the answers. Calibration error: {bins} e
 
 {prices}
 
-On {counts[measured_priced]:,} listings from £{price_bounds[0]:,.0f} to £{price_bounds[1]:,.0f}.
+In {currency}, on {counts[measured_priced]:,} listings from {price_bounds[0]:,.0f} to {price_bounds[1]:,.0f}.
 
 ## Photos to photos
 
@@ -117,6 +122,18 @@ In each row a query (blue) with its photo and words, and the best answers: same 
 """
 
 
+def measured_prices(data_dir: Path, listings: pd.DataFrame) -> tuple[float, float]:
+    """The least and the greatest price that figures of the price model are of: metrics.PRICE_BOUNDS in the course's export, and
+    the plausible ones in a shop's own table, whose amounts may be of any size.
+
+    listings: all of read_products().
+    """
+    plausible = listings.loc[listings["price_plausible"], "price"]
+    if "schema" not in stages.read_manifest(data_dir / "tabular")["arguments"] or plausible.empty:
+        return metrics.PRICE_BOUNDS
+    return float(plausible.min()), float(plausible.max())
+
+
 def write(
     figures: dict[str, dict | None],
     counts: dict[str, int],
@@ -125,10 +142,11 @@ def write(
     settings: dict,
     searched: dict[str, str],
     reliability: list[dict[str, float]],
+    warnings: list[str],
 ) -> str:
     """class_scores: of metrics.class_scores(), by model; evidence: what listings are ranked by; settings: fitted_photos,
-    whitened_dimension and head_c, of the comparisons with the frozen backbone; searched: figure -> what shoppers typed and how it
-    is measured; reliability: of metrics.reliability().
+    whitened_dimension and head_c, of the comparisons with the frozen backbone, and currency and price_bounds; searched: figure ->
+    what shoppers typed and how it is measured; reliability: of metrics.reliability().
     """
 
     def table(head: list[str], rows: list[tuple[str, list[str]]]) -> str:
@@ -159,10 +177,10 @@ def write(
         splits=table(["accuracy by photo"], [(title, [name]) for name, title in SPLIT_TITLES.items()]),
         per_class=_markdown_table(["", *columns], per_class),
         counts=counts,
+        warnings="".join(f"\n**{sentence[0].upper()}{sentence[1:]}.**\n" for sentence in warnings),
         resamples=metrics.RESAMPLES,
         permutations=metrics.PERMUTATIONS,
         bins=metrics.CALIBRATION_BINS,
-        price_bounds=metrics.PRICE_BOUNDS,
         **settings,
     )
 

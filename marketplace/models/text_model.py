@@ -4,22 +4,21 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import safetensors.numpy
 import scipy.sparse
-from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
-from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.naive_bayes import ComplementNB
-from sklearn.preprocessing import normalize
-from sklearn.svm import LinearSVC
 
 from marketplace.files import atomic, reading
 from marketplace.files.stages import StageError
 from marketplace.models.text_encoder import TEXT_TOKENS, TextEncoder
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import LinearSVC
 
 DESCRIPTION, WEIGHTS = "table_models.json", "table_models.safetensors"
 FILES = (DESCRIPTION, WEIGHTS)
@@ -236,15 +235,15 @@ def fit(
     texts: N, of listings.text(); labels: (N,) int; paths: N full category paths "A / B / C"; encoder, meanings: what tells the
     texts' meaning, and TableModels.meanings() of them where that is there already.
     """
+    from sklearn.decomposition import TruncatedSVD  # who only uses a model that is there need not wait for it
+
     vectorisers = {name: _vectoriser(name) for name in WHOLE + TITLE}
     try:
         blocks = [vectoriser.fit_transform(_part(name, texts)) for name, vectoriser in vectorisers.items()]
     except ValueError:
-        raise StageError("the training listings hold no words: check product_name and product_description") from None
+        raise StageError("the training listings hold no words: check the columns of their names and descriptions") from None
     matrix, features = scipy.sparse.hstack(blocks[: len(WHOLE)], format="csr"), scipy.sparse.hstack(blocks, format="csr")
     labels, paths = np.asarray(labels), np.asarray(paths)
-    if len(np.unique(labels)) < 2:
-        raise StageError("the training listings have one category only: give listings of at least two, or --category-depth 2")
     with np.errstate(divide="ignore", invalid="ignore"):  # its share of explained variance, unused, where all texts are the same
         svd = TruncatedSVD(n_components=min(TEXT_DIMENSION, min(matrix.shape) - 1), random_state=seed).fit(matrix)
     components = _float32(svd.components_.T)
@@ -267,16 +266,21 @@ def _fit_classifiers(
     seed: int,
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """TableModels' classes and FITTED, and its paths."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.naive_bayes import ComplementNB
+    from sklearn.preprocessing import normalize
+    from sklearn.svm import LinearSVC
+
     # Every C and alpha was the best of three or four round numbers on listings outside the training data.
     naive_bayes = ComplementNB(alpha=0.3).fit(_presence(features, n_words), labels)
     told = scipy.sparse.hstack([features, scipy.sparse.csr_matrix(MEANING_SCALE * meanings)], format="csr")
-    svm = LinearSVC(C=0.3, random_state=seed).fit(told, labels)
     rows = _sample(paths, seed)
-    logistic = LogisticRegression(C=20, max_iter=300).fit(normalize(features[rows, : len(svd)] @ svd), paths[rows])
-    fitted = dict(zip(("margin", "margin_bias"), _columns(svm), strict=True))
-    fitted |= dict(zip(("path", "path_bias"), _columns(logistic), strict=True))
-    fitted |= {"classes": svm.classes_, "naive_bayes": _float32(naive_bayes.feature_log_prob_.T)}
-    return fitted, logistic.classes_.tolist()
+    vectors = normalize(features[rows, : len(svd)] @ svd)
+    margins = _fit_linear(LinearSVC(C=0.3, random_state=seed), told, labels)
+    by_path = _fit_linear(LogisticRegression(C=20, max_iter=300), vectors, paths[rows])
+    fitted = dict(zip(("margin", "margin_bias"), margins, strict=True)) | dict(zip(("path", "path_bias"), by_path, strict=True))
+    fitted |= {"classes": naive_bayes.classes_, "naive_bayes": _float32(naive_bayes.feature_log_prob_.T)}
+    return fitted, np.unique(paths).tolist()
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -317,6 +321,8 @@ def _likeliest_weights(scores: np.ndarray, labels: np.ndarray, start: np.ndarray
     scores: (S, N, K); labels: (N,) in 0..K-1. A normal prior around `start`, worth one listing, keeps the weights finite where
     the scores tell every listing apart. Source: temperature scaling, Guo et al. 2017, with a weight for each score.
     """
+    from scipy.optimize import minimize
+
     rows = np.arange(len(labels))
     scores = scores.astype(np.float64)
 
@@ -336,10 +342,16 @@ def _sample(paths: np.ndarray, seed: int) -> np.ndarray:
     return np.union1d(order[:MAX_PATH_LISTINGS], one_of_each)
 
 
-def _columns(linear: LinearSVC | LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
-    """A fitted linear classifier's (inputs, K) coefficients and (K,) biases, of which scikit-learn keeps one for two classes."""
+def _fit_linear(
+    linear: "LinearSVC | LogisticRegression", features: np.ndarray | scipy.sparse.csr_matrix, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A linear classifier's (inputs, K) coefficients and (K,) biases, of which scikit-learn keeps one for two classes, and for
+    one class refuses to fit any."""
+    if len(classes := np.unique(labels)) == 1:
+        return np.zeros((features.shape[1], 1), np.float32), np.zeros(1, np.float32)
+    linear.fit(features, labels)
     coefficients, bias = linear.coef_.T, linear.intercept_
-    if len(linear.classes_) == 2:
+    if len(classes) == 2:
         coefficients, bias = np.hstack([-coefficients, coefficients]) / 2, np.hstack([-bias, bias]) / 2
     return _float32(coefficients), _float32(bias)
 

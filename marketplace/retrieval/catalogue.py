@@ -2,7 +2,9 @@
 
 import contextlib
 import copy
+import functools
 import json
+import math
 import queue
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -24,11 +26,13 @@ DATABASE, FILTERS, CONTENT = "catalogue.sqlite", "filters.json", "content.npy"
 LISTING_KEYS = "listing_keys.npy"
 PLACES = ("town", "county")
 CODED = ("category", *PLACES)  # columns of codes, whose names are in FILTERS
-LISTING_COLUMNS = ("price", *CODED)
+LISTING_COLUMNS = ("price", *CODED, "seller")  # sellers by numbers alone, which nothing gives names to; -1 for none
 COLUMNS = (*LISTING_COLUMNS, "product_of_photo", "duplicates")  # each a .npy of the same name
 ROWS_AT_A_TIME = 16_384  # of listings in memory
 LEAST_ALIKE, SUGGESTIONS = 75, 3  # per cent of the letters that a name suggested for an unknown one shares with it
 MANY_HIDDEN = 0.1  # of the listings: from here on searches are told which are not, by which they take longer
+MOST_PRICE_STEPS = 7  # where ranges begin that prices are counted in,
+USUAL_PRICES = 0.02, 0.98  # between these of their quantiles
 CONNECTIONS = 8  # to the database, shared by all threads: each query holds one for a millisecond or two
 PRODUCT_FIELDS = (
     "product_id", "name", "description", "category", "price", "price_plausible", "town", "county", "posted_on",
@@ -56,8 +60,9 @@ def write(
 ) -> None:
     """Write the catalogue's files into a generation's folder: row i is the i-th listing, or photo.
 
-    listings: PRODUCT_FIELDS, some at a time; image_ids: N; listing_of_photo: (N,) the listing of each photo; duplicates: (P,) the
-    same number for listings of the same photo or text (default: none are); currency: of the prices.
+    listings: PRODUCT_FIELDS and, where there is one, "seller", some at a time; image_ids: N; listing_of_photo: (N,) the listing
+    of each photo; duplicates: (P,) the same number for listings of the same photo or text (default: none are); currency: of the
+    prices.
     """
     columns, contents = _Columns(), [np.empty(0, np.uint64)]
     insert = f"INSERT INTO products VALUES ({', '.join('?' * (len(PRODUCT_FIELDS) + 1))})"
@@ -115,6 +120,7 @@ class _Columns:
 
     def __init__(self):
         self._codes: dict[str, dict[str, int]] = {name: {} for name in CODED}  # column -> name -> code
+        self._sellers = {"": -1}
         self._parts: dict[str, list[np.ndarray]] = {name: [] for name in LISTING_COLUMNS}
 
     def __len__(self) -> int:
@@ -126,11 +132,15 @@ class _Columns:
         for name in PLACES:
             codes, (at, values) = self._codes[name], pd.factorize(listings[name])
             self._parts[name].append(np.array([codes.setdefault(value, len(codes)) for value in values], np.int32)[at])
+        sellers = listings["seller"] if "seller" in listings else [""] * len(listings)
+        self._parts["seller"].append(
+            np.array([self._sellers.setdefault(one, len(self._sellers) - 1) for one in sellers], np.int32)
+        )
 
     def write(self, folder: Path, currency: str) -> None:
         """Write them, the names of the codes, and the currency."""
         atomic.write_array(folder / "price.npy", np.concatenate([np.empty(0, np.float32), *self._parts["price"]]))
-        for name in CODED:
+        for name in (*CODED, "seller"):
             atomic.write_array(folder / f"{name}.npy", self._joined_codes(name))
         atomic.write_json(folder / FILTERS, {name: list(codes) for name, codes in self._codes.items()} | {"currency": currency})
 
@@ -187,11 +197,12 @@ class Catalogue:
         self.columns = {name: np.asarray(reading.read_array(folder / f"{name}.npy")) for name in COLUMNS}
         self.names: dict[str, list[str]] = reading.read_json(folder / FILTERS)
         self.currency: str = self.names.pop("currency", POUNDS.currency)
-        self._categories = _codes_by_name(self.names["category"])
+        self._categories = self._all_categories = _codes_by_name(self.names["category"])
         self.telling_names = telling_names(self.names["category"])
-        self._places = Places(*(self.columns[kind] for kind in PLACES), *(self.names[kind] for kind in PLACES))
+        self._places = self._all_places = Places(*(self.columns[kind] for kind in PLACES), *(self.names[kind] for kind in PLACES))
         self.listing_of_photo = self.columns["product_of_photo"]
         self.n_products, self.n_photos = len(self.columns["price"]), len(self.listing_of_photo)
+        self.price_steps = price_steps(self.columns["price"])
         self._photos = _Grouped(self.listing_of_photo, self.n_products)
         self._duplicates = _Grouped(self.columns["duplicates"], int(self.columns["duplicates"].max(initial=-1)) + 1)
         self.keys = np.asarray(reading.read_array(folder / LISTING_KEYS))
@@ -208,8 +219,22 @@ class Catalogue:
         view = copy.copy(self)
         view.hidden_rows, view._is_shown = np.array(rows, np.int64), np.ones(self.n_products, bool)
         view._is_shown[view.hidden_rows] = False
-        view.words = self.words.hiding(self.keys[view.hidden_rows])
+        view.words = self.words.hiding(
+            self.keys[view.hidden_rows], lambda: [listing["name"] for listing in self.products(rows, ["name"])]
+        )
+        # A category or place that only hidden listings have is one that no listing has.
+        named, categories = set(view._shown_codes("category").tolist()), self._all_categories.items()
+        view._categories = {name: kept for name, codes in categories if (kept := [code for code in codes if code in named])}
+        view._places = self._all_places.among(view.shown_rows)
         return view
+
+    def _shown_codes(self, kind: str) -> np.ndarray:
+        """The codes of one of CODED, ascending, that listings have which are not hidden."""
+        codes = self.columns[kind][self.shown_rows]
+        return np.flatnonzero(np.bincount(codes[codes >= 0], minlength=len(self.names[kind])))
+
+    def _shown_names(self, kind: str) -> list[str]:
+        return [self.names[kind][code] for code in self._shown_codes(kind)]
 
     def shown(self, listing_rows: np.ndarray) -> np.ndarray:
         """Rows without those of hidden listings."""
@@ -284,10 +309,10 @@ class Catalogue:
         """Raises UnknownName for a category or place that no listing has."""
         if filters.category is not None and category_path(filters.category) not in self._categories:
             levels = {path: path if CATEGORY_SEPARATOR in filters.category else category_levels(path)[-1]
-                      for path in self.names["category"]}  # fmt: skip
+                      for path in self._shown_names("category")}  # fmt: skip
             raise UnknownName("category", filters.category, levels)
         if filters.location is not None and filters.location not in self._places:
-            places = dict.fromkeys(name for kind in PLACES for name in self.names[kind])
+            places = dict.fromkeys(name for kind in PLACES for name in self._shown_names(kind))
             raise UnknownName("place", filters.location, {name: name for name in places})
 
     def photos_of(self, listing_row: int) -> np.ndarray:
@@ -297,6 +322,20 @@ class Catalogue:
     def photos_of_each(self, listing_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the photos of N listings, one listing after the other, and (N,) how many each has."""
         return self._photos.of_each(listing_rows)
+
+    def has_sellers(self) -> bool:
+        """Whether the seller of any listing is told."""
+        return bool((self.columns["seller"] >= 0).any())
+
+    def of_same_seller(self, listing_row: int) -> np.ndarray:
+        """Rows, ascending, of the listings of a listing's seller, this one among them; it alone where none is named."""
+        seller = self.columns["seller"][listing_row]
+        return self._of_seller[seller] if seller >= 0 else np.array([listing_row])
+
+    @functools.cached_property
+    def _of_seller(self) -> "_Grouped":
+        sellers = self.columns["seller"]
+        return _Grouped(sellers, int(sellers.max(initial=-1)) + 1)
 
     def duplicates_of(self, listing_row: int) -> np.ndarray:
         """Rows of the listings of the same offer, this one among them, ascending."""
@@ -368,6 +407,18 @@ class Catalogue:
         bounds = {"min": float(np.nanmin(prices)), "max": float(np.nanmax(prices))} if len(prices) else None
         price = bounds and bounds | {"currency": self.currency}
         return {"categories": counts["category"], "towns": counts["town"], "counties": counts["county"], "price": price}
+
+
+def price_steps(prices: np.ndarray) -> tuple[float, ...]:
+    """Where the ranges of prices begin that are counted: 1, 2.5 and 5 times powers of ten between nearly all prices (N,), the
+    highest MOST_PRICE_STEPS of them; of no prices PRICE_STEPS."""
+    above_nothing = prices[prices > 0]  # NaN is not
+    if not len(above_nothing):
+        return words.PRICE_STEPS
+    low, high = np.quantile(above_nothing.astype(np.float64), USUAL_PRICES).tolist()
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = [round(digits * 10.0**power, 2) for power in powers for digits in (1, 2.5, 5)]
+    return tuple(step for step in steps if max(low, 0.1) < step <= high)[-MOST_PRICE_STEPS:] or (round(low, 2) or 0.01,)
 
 
 class _Grouped:

@@ -24,6 +24,8 @@ class CategoryTree:
         self._label = np.array([label_of.get((path + [None] * level)[level - 1], -1) for path in prefixes], int)
         self._at_label = np.array([len(path) == level for path in prefixes], bool) & (self._label >= 0)
         self._codes = codes[:, level - 1 :]
+        levels = (self._codes >= 0).sum(axis=1)
+        self._levels = np.where(levels > 0, levels, np.nan)
         deepest = codes[np.arange(len(codes)), np.maximum((codes >= 0).sum(axis=1) - 1, 0)]
         self._counts = self._sum_up @ np.bincount(deepest[deepest >= 0], minlength=len(names)).astype(float)
         # A path that no listing of the catalogue has counts for the longest part of it that one has.
@@ -51,10 +53,8 @@ class CategoryTree:
 
     def agreement(self, probabilities: np.ndarray, listing_rows: np.ndarray) -> np.ndarray:
         """(N,) in [0, 1]: the mean probability of the levels of each listing's path; NaN for one without a path."""
-        codes = self._codes[listing_rows]
-        filled = codes >= 0
-        with np.errstate(invalid="ignore"):
-            return np.where(filled, probabilities[codes], 0).sum(axis=1) / filled.sum(axis=1)
+        by_code = np.append(probabilities, 0)  # the last one: where there is no level
+        return by_code[self._codes[listing_rows]].sum(axis=1) / self._levels[listing_rows]
 
 
 def _prefixes(path: str) -> list[str]:

@@ -1,5 +1,6 @@
 """What a result must be, and the names by which categories and places are asked for; the same for every engine."""
 
+import copy
 import functools
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ class Filters:
     """What a result must be; None: anything.
 
     category: a name at any level of the path, or a path from its start; location: a place's whole text, its town or its county,
-    or the beginning of one where no place is called so; prices in pounds, both ends included.
+    or the beginning of one where no place is called so; prices in the table's currency, both ends included.
     """
 
     category: str | None = None
@@ -72,9 +73,9 @@ def place_names(town: str, county: str) -> frozenset[str]:
     return frozenset(names - {""})
 
 
-def comparable_price(pounds: float) -> float:
+def comparable_price(amount: float) -> float:
     """A price as the columns hold prices, so that a bound is met by the price that was typed."""
-    return float(np.float32(min(pounds, MAX_PRICE)))
+    return float(np.float32(min(amount, MAX_PRICE)))
 
 
 def _folded(name: str) -> str:
@@ -94,6 +95,13 @@ class Places:
             if pair >= 0:
                 for name in place_names(town_names[pair >> 32], county_names[pair & 0xFFFFFFFF]):
                     self._places_named.setdefault(name, []).append(place)
+
+    def among(self, rows: np.ndarray) -> "Places":
+        """The same, in which the places of some rows alone have names."""
+        view, named = copy.copy(self), set(np.unique(self._place_of_row[rows]).tolist())
+        places_named = self._places_named.items()
+        view._places_named = {name: kept for name, places in places_named if (kept := [one for one in places if one in named])}
+        return view
 
     def within(self, location: str) -> np.ndarray:
         """(N,) bool of the rows in a place: those whose place is called so; where none is, those whose place begins so."""

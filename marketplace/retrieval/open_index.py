@@ -27,6 +27,7 @@ from marketplace.retrieval.words import Counts, Sort, Wanted
 WINDOW = 100  # results are ranked this many at a time, then ten times as many: a later page never changes an earlier one
 CANDIDATES = 2  # of each kind of evidence, for each result of the window
 DEEPER = 3  # times as many at most, for a query of several listings: their mean is near to few, and between many
+MANY_EXCLUDED = 500  # listings that are no answer: to leave more out by a filter takes less time than to look that much deeper
 NEAREST = 3  # listings shown beside an answer of nothing
 LEAST_FILTERED = 0.5  # score that the best listing must have where filters leave out what is meant, or nothing is close
 SAME_KIND = 0.5  # of a category's agreement, from which a listing is said to be of the same kind
@@ -38,8 +39,9 @@ class Query:
     """Evidence to look for; any of it may be missing.
 
     photos: (n, D) vectors; text: (T,) vector; typed: a person's words; category: (codes,) probabilities of CategoryTree;
-    price: pounds; place: codes of town and county. excluded_rows: listings that are no answer, such as the one that asks; viewed:
-    how many of the catalogue's listings ask; weights: by kind of evidence, what the ranker's own are multiplied by.
+    price: in the table's currency; place: codes of town and county. excluded_rows: listings that are no answer, such as the one
+    that asks; viewed: how many of the catalogue's listings ask; weights: by kind of evidence, what the ranker's own are
+    multiplied by.
     """
 
     photos: np.ndarray | None = None
@@ -202,6 +204,10 @@ class OpenIndex:
         leave nothing to compare by. step: entered around the "search" for candidates and their "rank".
         """
         allowed = self.catalogue.allowed(filters)
+        if len(query.excluded_rows) > MANY_EXCLUDED:
+            allowed = np.ones(self.catalogue.n_products, bool) if allowed is None else allowed
+            allowed[query.excluded_rows] = False
+            query = replace(query, excluded_rows=query.excluded_rows[:0])
 
         def rank(window: int) -> Ranked:
             return self._rank_by_evidence(query, window, allowed, filters, step=step)
@@ -259,7 +265,7 @@ class OpenIndex:
                 return self._rank_typed(typed, more).among(kept)
 
         hits = _reaching(min_score, self._hits(rank, offset, offset + k, allowed))
-        counts = self.catalogue.words.counts(result.wanted, filters) if with_counts else None
+        counts = self.catalogue.words.counts(result.wanted, filters, self.catalogue.price_steps) if with_counts else None
         described = self._describe(hits, query)
         return Found(described, result.total, counts, corrections=corrections)
 
@@ -269,7 +275,7 @@ class OpenIndex:
             alike = self.typed_search.alike(query.typed, rows) if query.typed is not None else {}
         else:
             alike = {}
-            if query.category is not None:
+            if query.category is not None and len(self.catalogue.names["category"]) > 1:  # of one kind alone all are
                 alike["category"] = self.tree.agreement(query.category, rows) >= SAME_KIND
             alike["text"] = np.ones(len(rows), bool)
         return answers.describe(self.catalogue, self.typed_search, hits, query, alike)
@@ -281,7 +287,7 @@ class OpenIndex:
         rows = self.catalogue.row_of_key.rows(keys)
         photos = [None if photo < 0 else photo for photo in self._best_photos(Query(), rows)[0].tolist()]
         hits = [Hit(row, photo, None, {}, []) for row, photo in zip(rows.tolist(), photos, strict=True)]
-        counts = self.catalogue.words.counts(wanted, filters) if with_counts else None
+        counts = self.catalogue.words.counts(wanted, filters, self.catalogue.price_steps) if with_counts else None
         return Found(self._describe(hits, query), total, counts)
 
     def ranked(self, query: Query, k: int, excluded: np.ndarray, kinds: Collection[str] = KINDS) -> np.ndarray:
@@ -318,12 +324,14 @@ class OpenIndex:
             ranked = rank(window)
             group_of = groups[ranked.rows]
             first = np.sort(np.unique(group_of, return_index=True)[1])  # of each group, by score
-            fresh = first[~np.isin(group_of[first], seen)][: window - len(seen)]
-            for i in fresh[max(start - len(seen), 0) : max(stop - len(seen), 0)]:
-                own_parts = {kind: float(values[i]) for kind, values in ranked.parts.items()}
-                row, photo = int(ranked.rows[i]), int(ranked.photos[i])
+            fresh = (first[~np.isin(group_of[first], seen)] if len(seen) else first)[: window - len(seen)]
+            told = fresh[max(start - len(seen), 0) : max(stop - len(seen), 0)]
+            parts = {kind: values[told].tolist() for kind, values in ranked.parts.items()}
+            columns = (values[told].tolist() for values in (ranked.rows, ranked.photos, ranked.scores))
+            for place, (row, photo, score) in enumerate(zip(*columns, strict=True)):
+                own_parts = {kind: values[place] for kind, values in parts.items()}
                 folded = self._folded(row, allowed, excluded_rows)
-                hits.append(Hit(row, None if photo < 0 else photo, float(ranked.scores[i]), own_parts, folded))
+                hits.append(Hit(row, None if photo < 0 else photo, score, own_parts, folded))
             seen = np.concatenate([seen, group_of[fresh]])
             if len(seen) >= stop or len(ranked.rows) < window:
                 return hits
@@ -400,9 +408,13 @@ class OpenIndex:
             found.append(self.catalogue.first_shown(lambda k: self.text_index.nearest(query.text, k, allowed)[0], depth))
         if query.typed is not None:
             found.append(self.typed_search.find(query.typed, depth, filters, allowed))
-        rows = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+        rows = np.sort(np.concatenate(found)) if found else np.empty(0, np.int64)
+        kept = np.ones(len(rows), bool)  # with few numbers, what np.unique() and np.isin() take most time for is not their work
+        kept[1:] = rows[1:] != rows[:-1]
+        for row in query.excluded_rows.tolist():
+            kept &= rows != row
         # Not by `allowed`: a search among all is faster than one with a filter.
-        return self.catalogue.shown(rows[~np.isin(rows, query.excluded_rows)])
+        return self.catalogue.shown(rows[kept])
 
     def evidence(self, query: Query, rows: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """What speaks for each listing of `rows`: kind -> (N,) in [0, 1], and (N,) the row of its photo nearest to the query's,
@@ -417,7 +429,7 @@ class OpenIndex:
         if query.photos is not None:
             evidence["photo"] = self.ranker.similarity("photo", cosines)
         if query.text is not None:
-            evidence["text"] = self.ranker.similarity("text", self.text_index.vectors[rows] @ query.text)
+            evidence["text"] = self.ranker.similarity("text", self.text_index.cosines(query.text, rows))
         if query.typed is not None:
             evidence["words"] = self.typed_search.share(query.typed, rows)
         if query.category is not None:
@@ -436,7 +448,7 @@ class OpenIndex:
         photo_rows, counts = self.catalogue.photos_of_each(rows)
         alike = np.zeros(len(photo_rows), np.float32)
         if query.photos is not None:
-            alike = (self.photo_index.vectors[photo_rows] @ query.photos.T).max(axis=1)
+            alike = np.max([self.photo_index.cosines(photo, photo_rows) for photo in query.photos], axis=0)
         best_first = np.lexsort((-alike, np.repeat(np.arange(len(rows)), counts)))
         best = best_first[(counts.cumsum() - counts)[counts > 0]]
         best_photos, cosines = np.full(len(rows), -1), np.full(len(rows), np.nan, np.float32)

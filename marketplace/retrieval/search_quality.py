@@ -277,7 +277,7 @@ def impossible(listings: ListingWords, prices: np.ndarray, rows: Sequence[int], 
     """What nothing can answer: a word of a title of `rows`, dearer than anything that holds it or is of its category, while other
     things are so dear.
 
-    prices: (P,) pounds, NaN where none.
+    prices: (P,), NaN where none.
     """
     queries = {}
     for row in np.random.default_rng(seed).permutation(rows).tolist():

@@ -204,7 +204,7 @@ class VectorIndex:
         """
         self.index = index
         self.vectors = np.ascontiguousarray(vectors, np.float32)
-        self.rows = len(self.vectors)
+        self.rows, self._pointer = len(self.vectors), faiss.swig_ptr(self.vectors)
         self._rows_by_key = RowsByKey(np.arange(self.rows) if keys is None else np.asarray(keys))
         own_keys, list_numbers = _keys_and_lists(index)
         rows = self._rows_by_key.rows(own_keys)
@@ -214,6 +214,7 @@ class VectorIndex:
         if len(rows) != self.rows or (rows < 0).any() or (self._list_of_row < 0).any():
             raise ValueError("the index holds other keys than the vectors have")
         self._list_sizes = np.bincount(list_numbers, minlength=1 if (ivf := _ivf(index)) is None else ivf.nlist)
+        self._listed_rows = np.split(rows, self._list_sizes.cumsum()[:-1])  # of each list
 
     @classmethod
     def open(cls, folder: Path, files: Files) -> "VectorIndex":
@@ -254,19 +255,27 @@ class VectorIndex:
         return rows[best], cosines[best]
 
     def _coded_near(self, query: np.ndarray, k: int) -> np.ndarray:
-        """Candidates for the k nearest rows, by the index's codes."""
+        """Candidates for the k nearest rows, by the index's codes; all rows of the lists probed where they hold no more than
+        would be taken."""
         if k == 0:
             return np.empty(0, np.int64)
-        depth = k if _ivf(self.index) is None else min(RERANKED * k, self.rows)
-        found = self.index.search(query[None], depth)[1][0]
+        if (ivf := _ivf(self.index)) is None:
+            found = self.index.search(query[None], k)[1][0]
+        else:
+            depth = min(RERANKED * k, self.rows)
+            nearness, lists = ivf.quantizer.search(query[None], ivf.nprobe)
+            if self._list_sizes[lists].sum() <= depth:
+                return np.concatenate([self._listed_rows[number] for number in lists[0].tolist()])
+            found = ivf.search_preassigned(query[None], depth, lists, nearness)[1][0]
         return self._rows_by_key.rows(found[found >= 0])
 
     def cosines(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """(n,) inner products of a (D,) query and rows, read in place: a copy of them would take longer than the arithmetic."""
         cosines = np.empty(len(rows), np.float32)
-        pointers = map(faiss.swig_ptr, (cosines, query, self.vectors, rows))
         with _one_thread():
-            faiss.fvec_inner_products_by_idx(*pointers, len(query), 1, len(rows))
+            faiss.fvec_inner_products_by_idx(
+                faiss.swig_ptr(cosines), faiss.swig_ptr(query), self._pointer, faiss.swig_ptr(rows), len(query), 1, len(rows)
+            )
         return cosines
 
     def _allowed_near(self, query: np.ndarray, k: int, allowed: np.ndarray) -> np.ndarray:

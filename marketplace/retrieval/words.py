@@ -10,7 +10,7 @@ import math
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,14 +25,14 @@ from marketplace.cleaning.redaction import MARK
 from marketplace.files import generations
 from marketplace.files.stages import StageError
 from marketplace.retrieval import filters as names
-from marketplace.retrieval.analysis import ANALYZERS, aligned, clean, fold, stem
+from marketplace.retrieval.analysis import ANALYZERS, aligned, clean, fold, split, stem
 from marketplace.retrieval.filters import MAX_NAME, Filters
 from marketplace.retrieval.forward import MAX_WORDS
 
 FOLDER = "words"  # in a generation
 WEIGHTS = {"name": 5.0, "description": 1.0, "category": 2.0}  # in BM25: a title says what a thing is
 HEAP_BYTES = 256_000_000  # that writing may fill before a segment goes to disk: 100,000 listings are one segment
-PRICE_STEPS = (10, 25, 50, 100, 250, 500, 1000)  # pounds; where the price ranges that are counted begin
+PRICE_STEPS = (10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0)  # where the price ranges that are counted begin, by default
 MAX_NAMES = 10_000  # of categories or places that are counted
 KEYS_AT_ONCE = 200  # asked for in one query: the time of a union of more terms grows faster than their number
 SNIPPET_CHARACTERS = 160
@@ -66,7 +66,7 @@ class Wanted:
 def write(folder: Path, listings: Iterable[pd.DataFrame], keys: Iterable[np.ndarray]) -> None:
     """Write the word index of a generation.
 
-    listings: name, description, category, price (pounds or NaN), town, county, posted_on (ISO date or ""), some at a time;
+    listings: name, description, category, price (or NaN), town, county, posted_on (ISO date or ""), some at a time;
     keys: (N,) int64 of each of these blocks, positive, all different.
     """
     (folder / FOLDER).mkdir()
@@ -149,10 +149,10 @@ def _document(
         if value:
             document.add_text(field, value[:MAX_NAME])
     priced, day = price == price, datetime.date.fromisoformat(posted_on[:10]).toordinal() if posted_on else 0
-    pounds = names.comparable_price(price) if priced else math.inf
-    bits = int(np.float32(pounds).view(np.uint32))  # 31 of them, which sort as prices do
+    amount = names.comparable_price(price) if priced else math.inf
+    bits = int(np.float32(amount).view(np.uint32))  # 31 of them, which sort as prices do
     if priced:
-        document.add_float("price", pounds)
+        document.add_float("price", amount)
     for field, value in (("cheapest", bits), ("dearest", bits if priced else -1), ("newest", day)):
         # Listings of one price or day have an order of their own, the same in every generation.
         document.add_integer(field, value << 31 | key >> 32)
@@ -252,16 +252,16 @@ class WordIndex:
         self._searcher = index.searcher()
         self._schema = index.schema
         self._deleted = sum(segment["deletes"]["num_deleted_docs"] for segment in segments if segment["deletes"])
-        self._hidden = np.empty(0, np.int64)
+        self._hidden, self._hidden_names = np.empty(0, np.int64), list
 
     def __len__(self) -> int:
         return self._searcher.num_docs - len(self._hidden)
 
-    def hiding(self, keys: np.ndarray) -> "WordIndex":
+    def hiding(self, keys: np.ndarray, names: Callable[[], list[str]]) -> "WordIndex":
         """The same index, whose totals, counts, pages and frequencies are those without the listings of some keys (n,), which are
-        all in it; candidates() finds them still."""
+        all in it; candidates() finds them still. names: gives the names of these listings, in any order."""
         view = copy.copy(self)
-        view._hidden = keys
+        view._hidden, view._hidden_names = keys, names
         return view
 
     def search(
@@ -282,10 +282,10 @@ class WordIndex:
         """How many listings search() finds."""
         return self._searcher.search(self._asked(wanted, filters), 1).count
 
-    def counts(self, wanted: Wanted | None, filters: Filters | None = None) -> Counts:
-        """Of all listings that search() finds."""
+    def counts(self, wanted: Wanted | None, filters: Filters | None = None, price_steps: Sequence[float] = PRICE_STEPS) -> Counts:
+        """Of all listings that search() finds. price_steps: where the price ranges begin, ascending."""
         asked = {field: {"terms": {"field": field, "size": MAX_NAMES}} for field in ("category_path", "town", "county")}
-        ranges = _price_ranges()
+        ranges = _price_ranges(price_steps)
         asked["price"] = {"range": {"field": "price", "ranges": list(ranges.values())}}
         found = self._searcher.aggregate(self._asked(wanted, filters), asked)
         towns, counties, paths = (_counted(found, field) for field in ("town", "county", "category_path"))
@@ -334,11 +334,13 @@ class WordIndex:
         """How many names hold all of some stems."""
         if not all(self._searcher.doc_freq("name", stem) for stem in stems):
             return 0
-        return self._searcher.search(_every(*(self._term("name", stem) for stem in stems)), 1).count
+        return self._searcher.search(self._shown(_every(*(self._term("name", stem) for stem in stems))), 1).count
 
     def name_words(self) -> list[tuple[str, int]]:
         """Every word of a name, in its exact form, and how many names hold it, those of deleted listings among them."""
-        return self._searcher.terms_with_prefix("name_exact", "")
+        hidden = Counter(word for name in self._hidden_names() for word in set(split(name)[:MAX_WORDS]))
+        counts = self._searcher.terms_with_prefix("name_exact", "")
+        return [(word, count - hidden[word]) for word, count in counts if count > hidden[word]] if hidden else counts
 
     def words_beginning(self, beginning: str, most: int) -> tuple[str, ...]:
         """Stems of the commonest words that begin so."""
@@ -395,7 +397,10 @@ class WordIndex:
 
     def _asked(self, wanted: Wanted | None, filters: Filters | None) -> Query:
         """The listings that pass the filters, are wanted, and are not hidden."""
-        asked = self._passing(wanted, filters)
+        return self._shown(self._passing(wanted, filters))
+
+    def _shown(self, asked: Query) -> Query:
+        """What a query finds and is not hidden."""
         if not len(self._hidden):
             return asked
         hidden = self._hidden.tolist()
@@ -443,7 +448,7 @@ class WordIndex:
     def _in_place(self, name: str) -> Query:
         """The places that are called so; where none is, those that begin so."""
         exactly = self._named("places", name)
-        if not name or self._searcher.search(exactly, 1).count:
+        if not name or self._searcher.search(self._shown(exactly), 1).count:
             return exactly
         # Not phrase_prefix_query, which finds the first 50 names only.
         return Query.fuzzy_term_query(self._schema, "places", name, distance=0, prefix=True)
@@ -483,12 +488,13 @@ class Highlighter:
         return Snippet(found.fragment(), [(start, end) for start, end in marks if start not in redacted])
 
 
-def _price_ranges() -> dict[tuple[float, float | None], dict[str, float]]:
+def _price_ranges(steps: Sequence[float]) -> dict[tuple[float, float | None], dict[str, float]]:
     """The lowest and the highest price of each range, and the range as tantivy takes it: without its upper end, which is the next
     float32 above the highest price."""
-    highest = [round(step - 0.01, 2) for step in PRICE_STEPS]
+    below = np.nextafter(np.array(steps, np.float32), np.float32(0)).tolist()  # of amounts beyond millions a hundredth is nothing
+    highest = [round(min(step - 0.01, lower), 2) for step, lower in zip(steps, below, strict=True)]
     ends = [float(np.nextafter(np.float32(price), np.float32(np.inf))) for price in highest]
-    lowest = (0.0, *map(float, PRICE_STEPS))
+    lowest = (0.0, *steps)
     first, last = {"to": ends[0]}, {"from": ends[-1]}
     between = ({"from": start, "to": end} for start, end in itertools.pairwise(ends))
     return dict(zip(zip(lowest, (*highest, None), strict=True), (first, *between, last), strict=True))

@@ -198,7 +198,7 @@ def search(
         "results": found.results,
         "total": min(found.total, EXACT_TOTAL),
         "total_is_at_least": found.total > EXACT_TOTAL,
-        "counts": found.counts and counts_for_client(found.counts),
+        "counts": found.counts and counts_for_client(found.counts, recommender.catalogue.currency),
         "nearest": found.nearest,
         "corrections": found.corrections,
     }
@@ -347,8 +347,10 @@ def change_hidden(generations: Generations, ids: list[str], hide: bool) -> dict:
         raise HTTPException(409, f"the file of hidden listings cannot be written ({error.strerror})") from None
 
 
-def counts_for_client(counts: Counts) -> dict:
-    prices = [{"min": low, "max": high, "listings": listings} for (low, high), listings in counts.prices.items()]
+def counts_for_client(counts: Counts, currency: str) -> dict:
+    prices = [
+        {"min": low, "max": high, "currency": currency, "listings": listings} for (low, high), listings in counts.prices.items()
+    ]
     return {"categories": counts.categories, "towns": counts.towns, "counties": counts.counties, "prices": prices}
 
 
@@ -408,14 +410,14 @@ def describe(app: FastAPI) -> dict:
     if generation is None:
         return description
     catalogue = generation.catalogue
-    examples = {}
-    if len(catalogue.shown_rows):
-        examples["product_id"] = catalogue.product(catalogue.shown_rows[0])["product_id"]
-    if len(catalogue.shown_photos):
-        examples["image_id"] = catalogue.image_ids(catalogue.shown_photos[:1])[0]
+    examples = {
+        "product_id": [product["product_id"] for product in catalogue.products(catalogue.shown_rows[:1])],
+        "image_id": catalogue.image_ids(catalogue.shown_photos[:1]),
+    }
     for path in description["paths"].values():
         for operation in path.values():
             for parameter in operation.get("parameters", []):
                 if parameter["name"] in examples:
-                    parameter["example"] = examples[parameter["name"]]
+                    parameter.pop("example", None)  # FastAPI keeps the description: its listing may be hidden now
+                    parameter.update(("example", one) for one in examples[parameter["name"]])
     return description

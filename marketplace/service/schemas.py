@@ -96,8 +96,9 @@ class Recommendations(BaseModel):
 class PriceCount(BaseModel):
     """A price range and its listings; both ends are in it."""
 
-    min: float = Field(description="In the listings' currency.", examples=[10.0])
+    min: float = Field(description="In `currency`.", examples=[10.0])
     max: float | None = Field(description="Null for the last range, which has no upper end.", examples=[24.99])
+    currency: Currency
     listings: int = Field(description="Their number.", examples=[12])
 
 

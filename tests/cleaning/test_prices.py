@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marketplace.cleaning.prices import POUNDS, OtherCurrency, PriceFormat, named_amounts, sign
+from marketplace.cleaning.prices import POUNDS, OtherCurrency, PriceFormat, before_amounts, count_signs, named_amounts
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,7 @@ def test_every_amount_that_an_export_writes_is_read_back(amount):
         ("1\u202f234\u00a0567,5 €", 1234567.5),
         ("1'234,50", 1234.5),
         ("12,-", 12.0),
+        ("1 200:-", 1200.0),
         ("12,-- €", 12.0),
         ("1.234", 1234.0),
         ("5 euros", 5.0),
@@ -122,7 +123,11 @@ def test_any_text_is_a_price_of_at_least_0_or_none(text, decimal):
         ("GBP", "RRP £1,200, cost £ 300, yours for £45.50 or 40€", [1200, 300, 45]),
         ("EUR", "NP 1.200 €, jetzt 45,50€ statt EUR 300 oder £40", [1200, 45, 300]),
         ("EUR", "€12.5 and 7 EUR", [12, 7]),
-        ("CHF", "CHF 1200.50, Fr. 5", [1200]),
+        ("CHF", "CHF 1'200.50, Fr. 5", [1200, 5]),
+        ("SEK", "nypris 1 500 kr, nu 500kr eller 5 krukor, SEK 20", [500, 500, 20]),
+        ("PLN", "za 1200 zł albo 300 PLN", [1200, 300]),
+        ("EUR", "cost 45 Euro, 3 europallets, 10 Euros", [45, 10]),
+        ("JPY", "¥12,000 or 3000円", [12000, 3000]),
         ("EUR", "no price, 12 pieces", []),
     ],
 )
@@ -130,5 +135,13 @@ def test_amounts_that_a_text_names_are_those_beside_the_currency(currency, text,
     assert named_amounts(text, currency) == amounts
 
 
-def test_a_currency_without_a_sign_of_its_own_is_its_code():
-    assert [sign(currency) for currency in ("GBP", "EUR", "USD", "CHF", "XAF")] == ["£", "€", "$", "CHF", "XAF"]
+@pytest.mark.parametrize(
+    ("currency", "text", "times"),
+    [("GBP", "£5, GBP 5, 5 pounds, €5", 1), ("EUR", "€5, 5 EUR, 5 euro, Europe, £5", 3), ("SEK", "5 kr, 5kr, krok, sek 9", 3)],
+)
+def test_the_signs_of_the_currency_are_counted_in_a_text(currency, text, times):
+    assert count_signs(text, currency) == times
+
+
+def test_our_own_lines_write_the_pounds_sign_and_other_currencies_codes():
+    assert [before_amounts(currency) for currency in ("GBP", "EUR", "USD")] == ["£", "EUR ", "USD "]

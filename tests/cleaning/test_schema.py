@@ -35,6 +35,12 @@ def test_four_columns_are_enough_and_the_rest_is_as_the_export_writes_it(tmp_pat
     assert not schema.required("place") and not schema.required("description") and schema.required("category")
 
 
+def test_a_shop_without_categories_has_one_for_all(tmp_path):
+    schema = load(FOUR.replace("category", "# category") + '[missing]\ncategory = "Things"\n', tmp_path)
+    assert schema.used() == ["sku", "title", "price"]
+    assert schema.fields({"sku": "1", "title": "Bed", "price": "2"})["category"] == "Things"
+
+
 def test_the_export_needs_all_its_columns():
     assert EXPORT.used() == ["id", "product_name", "category", "product_description", "price", "location"]
     assert all(map(EXPORT.required, schemas.FIELDS))
@@ -53,6 +59,10 @@ def test_the_export_needs_all_its_columns():
         (FOUR + 'delimiter = "||"\n', 'has a bad value: delimiter: \'||\' is not one character, such as ";" or "\\t"'),
         (FOUR + 'encoding = "utf-9"\n', "has a bad value: encoding: 'utf-9' is not an encoding that Python has, such as utf-8"),
         (FOUR + 'separator = " "\n', "has a bad value: separator: give a character that is not a blank"),
+        (
+            FOUR.replace('"path"', '""'),
+            "has a bad value: category: give the name of a column, or a category for all below",
+        ),
         (FOUR + 'may_be_empty = ["price"]\n', "has a bad value: may_be_empty: Input should be 'description' or 'place'"),
         (FOUR + '[missing]\nplace = " "\n', "has a bad value: missing: give a text for place, or name it in may_be_empty"),
         (FOUR + 'seller = "s"\nextra = ["s"]\n', "has a bad value: extra: s is the seller, of whom only a keyed hash is kept"),
@@ -98,6 +108,7 @@ def test_another_delimiter_is_recognised_where_the_whole_header_is_one_column():
         ("iso", "2026-11-27T23:30:00Z", "2026-11-27"),
         ("unix", "1764201600", "2025-11-27"),
         ("unix", "1764201600.5", "2025-11-27"),
+        ("unix", "1764201600500", "2025-11-27"),
         ("%d.%m.%Y %H:%M", "27.11.2026 10:05", "2026-11-27"),
         ("iso", "", ""),
     ],

@@ -1,6 +1,7 @@
 """cleaning/tables.py: the records of a shop's table, from files of every kind."""
 
 import csv
+import dataclasses
 import datetime
 import io
 import json
@@ -67,6 +68,27 @@ def test_quotes_that_do_not_close_are_one_sentence_with_their_line(tmp_path):
     with pytest.raises(StageError) as caught:
         read(",".join(HEADER) + '\n1,a,b,2\n2,"a,b,2\n3,a,b,2\n', tmp_path)
     assert str(caught.value) == f"{tmp_path / 'shop.csv'}: the quotes that open in line 3 do not close: correct that line"
+
+
+@pytest.mark.parametrize("name", ["shop.json", "shop.xlsx", "shop.csv.gz"])
+def test_a_file_that_is_no_table_by_its_name_is_one_sentence_unless_the_schema_says_what_it_is(name, tmp_path):
+    path = tmp_path / name
+    path.write_text(json.dumps(dict.fromkeys(HEADER, "1")) + "\n")
+    with pytest.raises(StageError) as caught:
+        tables.open_table(path, SHOP)
+    assert str(caught.value) == (
+        f"{path} is read neither as {path.suffix} nor unpacked: save it as CSV, JSON Lines or Parquet, or say with format in "
+        "--schema which of these it is"
+    )
+    assert tables.open_table(path, dataclasses.replace(SHOP, format="jsonl")).columns == HEADER
+
+
+def test_one_list_of_objects_is_no_json_lines(tmp_path):
+    path = tmp_path / "shop.jsonl"
+    path.write_text(json.dumps([dict.fromkeys(HEADER, "1")], indent=1))
+    with pytest.raises(StageError) as caught:
+        tables.open_table(path, SHOP)
+    assert str(caught.value) == f"{path} has no line that is a JSON object: write each listing as one, on a line of its own"
 
 
 def test_another_encoding_is_read_or_asked_for(tmp_path):

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marketplace.files.stages import StageError
-from marketplace.models import price_model, text_model
+from marketplace.models import price_model, sample_sizes, text_model
 from marketplace.models.price_model import Evidence, PriceModel
 
 PATHS = ["Music / Guitars", "Kitchen / Kettles", "Sport / Bicycles", "Sport / Bicycles / Parts"]
@@ -294,7 +294,7 @@ def test_each_kind_of_evidence_has_its_own_margin_and_none_lets_quantiles_cross(
 def test_too_few_validation_prices_leave_the_margins_at_nothing():
     model = fit(make_listings(60, seed=8))
     data = make_listings(30, seed=9)
-    data["plausible"][price_model.MIN_VALIDATION - 1 :] = False
+    data["plausible"][sample_sizes.LEAST_PRICED - 1 :] = False
     calibrate(model, data)
     assert model.margins == [0.0, 0.0, 0.0]
 
@@ -354,7 +354,7 @@ def test_one_level_of_categories_is_enough():
 
 def test_fewer_than_two_plausible_prices_are_one_sentence():
     data = make_listings(40, seed=18) | {"plausible": np.arange(40) < 1}
-    message = "^fewer than two different training listings have a plausible price: check the price column of Products.csv$"
+    message = "^fewer than two different training listings have a plausible price: check the column of prices in the table$"
     with pytest.raises(StageError, match=message):
         fit(data)
 

@@ -307,20 +307,26 @@ def test_two_fits_of_the_same_listings_write_equal_bytes(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"labels": np.zeros(20, int)},
-            "^the training listings have one category only: give listings of at least two, or --category-depth 2$",
-        ),
-        ({"texts": ["..."] * 20}, "^the training listings hold no words: check product_name and product_description$"),
-    ],
-)
-def test_data_that_cannot_be_learned_from_is_one_sentence(change, message):
-    arguments = dict(zip(("texts", "labels", "paths"), make_listings(20, seed=12), strict=True)) | change
-    with pytest.raises(StageError, match=message):
-        text_model.fit(**arguments, n_classes=3, seed=0)
+def test_listings_without_words_are_one_sentence():
+    _, labels, paths = make_listings(20, seed=12)
+    with pytest.raises(StageError, match="^the training listings hold no words: check the columns of their names and desc"):
+        text_model.fit(["..."] * 20, labels, paths, n_classes=3, seed=0)
+
+
+@pytest.mark.parametrize("one_path", [True, False])
+def test_one_category_alone_is_certain_whatever_a_text_says(one_path, tmp_path):
+    texts, _, paths = make_listings(30, seed=12)
+    paths = ["Other"] * 30 if one_path else paths
+    labels = np.zeros(30, int)
+    models = text_model.fit(texts, labels, paths, n_classes=1, seed=0)
+    models.calibrate(texts, labels)
+    models = models.refit(texts, labels, paths, seed=0)
+    models.save(tmp_path)
+    for each in (models, TableModels.load(tmp_path)):
+        assert each.category_probabilities(["brass lamp", ""]).tolist() == [[1], [1]]
+        by_path = each.path_probabilities(each.encode(texts))
+        assert each.paths == sorted(set(paths)) and by_path.shape == (30, len(set(paths)))
+        np.testing.assert_allclose(by_path.sum(axis=1), 1, atol=1e-6)
 
 
 def test_damaged_or_missing_files_are_one_sentence(models, tmp_path):

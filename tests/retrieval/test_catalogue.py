@@ -53,6 +53,20 @@ def write(folder: Path, listings: list[pd.DataFrame], *arguments) -> None:
     words.write(folder, catalogue.read_listings(folder), [row_keys])
 
 
+@settings(max_examples=30)
+@given(st.lists(st.sampled_from(["", "a" * 32, "b" * 32, "c" * 32]), min_size=1, max_size=12))
+def test_the_listings_of_one_seller_are_found_by_any_of_them(sellers):
+    products = make_products(len(sellers)).assign(seller=sellers)
+    with tempfile.TemporaryDirectory() as name:
+        write(Path(name), [products[:2], products[2:]], [], np.empty(0, int))
+        written = Catalogue(Path(name))
+        for row, seller in enumerate(sellers):
+            expected = [other for other, name in enumerate(sellers) if name == seller] if seller else [row]
+            assert written.of_same_seller(row).tolist() == expected
+        assert written.has_sellers() is any(sellers)
+        assert not any("aaaa" in path.read_text(errors="ignore") for path in Path(name).rglob("*") if path.is_file())
+
+
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory) -> Catalogue:
     folder = tmp_path_factory.mktemp("catalogue")
@@ -303,3 +317,31 @@ def test_a_listing_without_a_category_or_place_offers_none(tmp_path):
     choices = Catalogue(tmp_path).choices()
     assert choices["towns"] == {"Bath": 1} and choices["counties"] == {"Kent": 1}
     assert choices["categories"] == {"Home & Garden": 1, "Home & Garden / Beds": 1, PATHS[0]: 1}
+
+
+# The ranges that prices are counted in
+
+
+@pytest.mark.parametrize(
+    ("prices", "steps"),
+    [
+        (np.geomspace(1, 2000, 500), (10, 25, 50, 100, 250, 500, 1000)),
+        (np.linspace(5000, 80_000, 500), (10_000, 25_000, 50_000)),
+        (np.geomspace(0.2, 3, 100), (0.25, 0.5, 1, 2.5)),
+        (np.linspace(20, 24, 100), (20.08,)),  # no such number lies between
+        ([0, np.nan, 7], (7,)),
+        ([0, np.nan], words.PRICE_STEPS),
+    ],
+)
+def test_price_ranges_begin_at_round_numbers_between_nearly_all_prices(prices, steps):
+    assert catalogue.price_steps(np.array(prices)) == steps
+
+
+@given(st.lists(st.floats(0, 2**40, width=32) | st.just(np.nan), max_size=30))
+def test_every_price_is_in_one_range_whatever_the_prices_are(prices):
+    prices = np.array(prices, np.float32)
+    steps = catalogue.price_steps(prices)
+    assert list(steps) == sorted(set(steps)) and len(steps) <= 7
+    ranges = words._price_ranges(steps).values()
+    for price in prices[prices == prices]:
+        assert sum(each.get("from", 0) <= price < each.get("to", np.inf) for each in ranges) == 1

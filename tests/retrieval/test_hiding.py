@@ -1,13 +1,15 @@
 """An index that hides listings, against a table of the same listings without them."""
 
+from collections import Counter
+
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from marketplace.retrieval import analysis, several, words
 from marketplace.retrieval import catalogue as catalogue_module
-from marketplace.retrieval import several, words
-from marketplace.retrieval.catalogue import Filters
+from marketplace.retrieval.catalogue import Filters, UnknownName
 from marketplace.retrieval.open_index import Query
 from marketplace.retrieval.recommender import Recommender
 from tests.retrieval.test_open_index import (  # noqa: F401
@@ -127,6 +129,47 @@ def test_a_word_that_only_hidden_listings_hold_is_held_by_none(recommender, tabl
     holding = table["product_id"][(table["name"] + " " + table["description"]).str.lower().str.contains(word[:-1])]
     assert recommender.catalogue.words.frequency(word) > 0
     assert recommender.hiding(list(holding)).catalogue.words.frequency(word) == 0
+
+
+def names_held(table: pd.DataFrame) -> Counter:  # noqa: F811
+    """In how many names each word is."""
+    return Counter(word for name in table["name"] for word in set(analysis.split(name)))
+
+
+@settings(max_examples=40)
+@given(st.data(), HOW)
+def test_words_of_names_are_counted_as_without_the_hidden(recommender, table, data, how):  # noqa: F811
+    hidden = data.draw(hidden_of(table["product_id"]))
+    with pytest.MonkeyPatch.context() as patch:
+        index = hiding(patch, recommender, hidden, how).catalogue.words
+        shown = table[~table["product_id"].isin(hidden)]
+        assert Counter(dict(index.name_words())) == names_held(shown)
+        stems = shown["name"].map(lambda name: {analysis.stem(word) for word in analysis.split(name)})
+        pair = tuple(
+            sorted({analysis.stem(word) for word in analysis.split(data.draw(st.sampled_from(list(table["name"]))))})[:2]
+        )
+        assert index.names_with(pair) == sum(set(pair) <= held for held in stems)
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_a_category_or_place_of_hidden_listings_alone_is_unknown_and_never_suggested(recommender, table, data):  # noqa: F811
+    kind = data.draw(st.sampled_from(["category", "town", "county"]))
+    name = data.draw(st.sampled_from(sorted(set(table[kind]) - {""})))
+    asked = Filters(category=name) if kind == "category" else Filters(location=name)
+    places = table["product_id"][(table["town"] == name) | (table["county"] == name)]
+    doomed = table["product_id"][(table["category"] + " / ").str.startswith(name + " / ")] if kind == "category" else places
+    kept = data.draw(st.lists(st.sampled_from(sorted(doomed)), max_size=1))
+    catalogue = recommender.hiding(set(doomed) - set(kept)).catalogue
+    recommender.catalogue.check(asked)
+    if kept:
+        catalogue.check(asked)
+        assert catalogue.allowed(asked).sum() == 1
+    else:
+        with pytest.raises(UnknownName) as unknown:
+            catalogue.check(asked)
+        assert f'"{name}"' not in str(unknown.value).partition(": ")[2]
+        assert not catalogue.allowed(asked).any()
 
 
 def test_another_set_of_hidden_listings_takes_the_place_of_the_one_before(recommender, table):  # noqa: F811

@@ -229,12 +229,21 @@ def test_where_the_file_cannot_be_written_nothing_is_hidden_and_the_reason_is_to
 
 def test_an_index_of_nothing_but_hidden_listings_answers(data_dir, unwatched, products):
     with opened(data_dir) as client:
+        assert '"example"' in client.get("/openapi.json").text
         assert change(client, "hide", *products.index).json() == {"hidden": len(products)}
         assert client.get("/search", params={"q": "guitar"}).json()["total"] == 0
         assert client.get("/search", params={"counts": True}).json()["results"] == []
         assert client.get("/filters").json() == {"categories": {}, "towns": {}, "counties": {}, "price": None}
         assert client.post("/recommend", json={"text": "guitar"}).json() == {"results": []}
-        assert client.get("/openapi.json").status_code == 200
+        parameters = [
+            parameter
+            for path in client.get("/openapi.json").json()["paths"].values()
+            for operation in path.values()
+            for parameter in operation.get("parameters", [])
+        ]
+        assert not [
+            parameter for parameter in parameters if parameter["name"] in ("product_id", "image_id") and "example" in parameter
+        ]
 
 
 def asked(service: Service, path: str, body: dict | None = None) -> tuple[int, str]:
