@@ -9,7 +9,7 @@ import build_index
 import evaluate
 import hide
 from marketplace.cleaning import listings
-from marketplace.files import bucket, generations, hidden
+from marketplace.files import bucket, generations, hidden, stages
 from tests import s3_server
 from tests.test_build_index import change_listings
 
@@ -51,8 +51,8 @@ def test_an_unchanged_index_is_published_once(data_dir, s3, capsys):
     n_photos = len(list((data_dir / "images").glob("*.jpg")))
     assert summary["uploaded"] > n_photos and summary["photos_not_published"] == 0
     assert bucket.read_hidden(URI)[0] == {hidden_id}
-    again = run(data_dir, capsys, *PUBLISH)
-    assert (again["uploaded"], again["deleted"]) == (0, 0)
+    again = run(data_dir, capsys, *stages.last_flags(data_dir, "index"))  # as update.py does
+    assert (again["published"], again["uploaded"], again["deleted"]) == (URI, 0, 0)
 
 
 def test_going_back_is_not_undone_by_unchanged_builds_but_by_the_next_one_that_changes(data_dir, s3, capsys):

@@ -19,7 +19,7 @@ log = logging.getLogger("marketplace")
 class Mirror:
     """A copy of what the bucket at `uri` serves in `index_dir`, which several processes of one machine may share.
 
-    photos_dir: of copies of photos, of which those go that the generation has not.
+    photos_dir: of copies of photos, of which those go that the served generation has not.
     """
 
     def __init__(self, uri: str, index_dir: Path, photos_dir: Path):
@@ -77,7 +77,11 @@ class Mirror:
     def change_hidden(self, ids: list[str], hide: bool, find: hidden.Find) -> frozenset[str]:
         """Hide listings, or show them again, in the bucket and in this copy."""
         left = bucket.change_hidden(self._uri, ids, hide, find)
-        self._copy_hidden()
+        try:
+            self._copy_hidden()
+        except StageError:  # the bucket is gone since, and has it
+            with hidden.locked(self._index_dir):
+                hidden.write(self._index_dir, left)
         return left
 
     def _tell(self, sentences: set[str]) -> None:

@@ -159,6 +159,36 @@ def test_hidden_listings_are_followed_and_written(s3, tmp_path, copy, index_dir)
     assert hidden.read(index_dir) == frozenset()
 
 
+def test_what_was_hidden_in_the_bucket_is_hidden_here_even_when_it_cannot_be_read_again(
+    s3, tmp_path, copy, index_dir, monkeypatch
+):
+    publish(tmp_path, "one", {"a": b"a"})
+    copy.begin()
+    change_hidden = bucket.change_hidden
+
+    def change_and_go(*arguments):
+        left = change_hidden(*arguments)
+        lose_s3(monkeypatch)
+        return left
+
+    monkeypatch.setattr(bucket, "change_hidden", change_and_go)
+    assert copy.change_hidden(["b"], True, find) == {"b"} == hidden.read(index_dir)
+
+
+def test_a_copy_that_was_interrupted_or_killed_is_made_again(s3, tmp_path, copy, index_dir, monkeypatch):
+    publish(tmp_path, "one", {"a": b"a", "b": b"b"})
+    with monkeypatch.context() as patch:
+        patch.setattr(s3_files, "download", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            copy.begin()
+    assert [path.name for path in index_dir.iterdir() if path.is_dir()] == []
+    (index_dir / ".one.tmp").mkdir()
+    (index_dir / ".one.tmp" / "a").write_bytes(b"half")  # as a kill leaves it
+    copy.begin()
+    assert [path.name for path in index_dir.iterdir() if path.is_dir()] == ["one"]
+    assert (index_dir / "one" / "a").read_bytes() == b"a"
+
+
 def test_a_damaged_file_of_hidden_listings_leaves_what_was_hidden_and_lets_generations_through(
     s3, tmp_path, copy, index_dir, caplog
 ):
