@@ -36,20 +36,18 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> dict:
-    if s3.is_s3(args.data):
-        uri = args.data.rstrip("/")
-        ids_now, change = lambda: bucket.read_hidden(uri)[0], functools.partial(bucket.change_hidden, uri)
-        find = functools.partial(find_in_bucket, uri)
-    else:
-        index_dir = Path(args.data) / "index"
-        ids_now, change = functools.partial(hidden.read, index_dir), functools.partial(hidden.change, index_dir)
-        find = lambda ids: catalogue.find_ids(generations.current_generation(index_dir), ids)  # noqa: E731
+    uri = args.data.rstrip("/") if s3.is_s3(args.data) else None
+    index_dir = Path(args.data) / "index"
     if args.list:
-        for product_id in sorted(ids_now()):
+        for product_id in sorted(bucket.read_hidden(uri)[0] if uri else hidden.read(index_dir)):
             print(product_id)
         return {}
     try:
-        left = change(args.ids, not args.unhide, find)
+        if uri:
+            left = bucket.change_hidden(uri, args.ids, not args.unhide, functools.partial(find_in_bucket, uri))
+        else:
+            find = functools.partial(catalogue.find_ids, generations.current_generation(index_dir))
+            left = hidden.change(index_dir, args.ids, not args.unhide, find)
     except hidden.UnknownIds as error:
         raise StageError(f"{error}: nothing was changed") from None
     return {"hidden": len(left)}
