@@ -26,7 +26,7 @@ log = logging.getLogger("marketplace")
 
 
 class Unavailable(Exception):
-    """The photo is not on this machine, and the bucket cannot be read."""
+    """The photo is not on this machine, and nothing can be had from the bucket."""
 
 
 class Photos(Protocol):
@@ -59,7 +59,7 @@ class FolderPhotos:
 class BucketPhotos:
     def __init__(self, settings: Settings):
         self._uri, self._index_dir = settings.bucket, settings.index_dir
-        self._digests = functools.lru_cache(maxsize=4)(self._read_digests)
+        self._digests = functools.lru_cache(maxsize=2)(self._read_digests)
 
     def _read_digests(self, generation: str) -> np.ndarray:
         return reading.read_array(self._index_dir / generation / bucket.PHOTO_DIGESTS)
@@ -88,7 +88,11 @@ class RedirectedPhotos(BucketPhotos):
 
     def _find(self, recommender: Recommender, image_id: str) -> str | None:
         uri = self._uri_of(recommender, image_id)
-        return uri and s3.sign(uri, SIGNED_S)
+        try:
+            return uri and s3.sign(uri, SIGNED_S)
+        except StageError as error:  # credentials that have run out
+            log.error("%s", error)
+            raise Unavailable(image_id) from None
 
 
 class CopiedPhotos(BucketPhotos):

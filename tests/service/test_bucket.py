@@ -157,7 +157,7 @@ def test_a_damaged_photo_is_not_shown(published, tmp_path, unwatched, s3, caplog
     assert "is damaged: delete it, and publish again" in caplog.text
 
 
-def test_clients_can_be_sent_to_the_bucket_for_photos(published, tmp_path, unwatched, s3_service):
+def test_clients_can_be_sent_to_the_bucket_for_photos(published, tmp_path, unwatched, s3_service, monkeypatch):
     image_id = image_ids(published)[0]
     with TestClient(api.create_app(settings(tmp_path / "cache", photo_redirects=True))) as client:
         answer = client.get(f"/images/{image_id}.jpg", follow_redirects=False)
@@ -168,6 +168,10 @@ def test_clients_can_be_sent_to_the_bucket_for_photos(published, tmp_path, unwat
             assert photo.headers["Content-Type"] == "image/jpeg"
         assert client.get("/images/nobody.jpg", follow_redirects=False).status_code == 404
         assert f"img-src 'self' {s3_service.url};" in client.get("/").headers["Content-Security-Policy"]
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        s3_server.forget_clients(monkeypatch)
+        assert client.get(f"/images/{image_id}.jpg", follow_redirects=False).status_code == 503
 
 
 @pytest.fixture
