@@ -24,16 +24,19 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.staticfiles import StaticFiles
 from starlette.formparsers import MultiPartParser
+from starlette.middleware.gzip import GZipMiddleware
 
 from marketplace.files import cli, generations, s3
 from marketplace.files.mirror import Mirror
 from marketplace.files.stages import StageError
 from marketplace.models import photo_model
-from marketplace.service import middleware, photo_files, reload, routes, workers
+from marketplace.service import description, middleware, photo_files, reload, routes, workers
 from marketplace.service.dependencies import PhotoQueue
 from marketplace.service.meters import Meters
 from marketplace.service.settings import KEY_VARIABLE, MAX_UPLOAD_BYTES, PHOTO_CACHE_BYTES, Settings
 
+GZIP_FROM_BYTES = 1400  # what is smaller goes in one packet anyway
+GZIP_LEVEL = 4  # an answer of 16 KB in 0.08 ms; the highest level saves 1% more in half as much time again
 OPEN_PATHS = {"/healthcheck", "/readyz", "/metrics"}  # of a private service: who watches it has no key
 
 
@@ -46,6 +49,8 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=reload.lifespan,
         docs_url=None,
         redoc_url=None,
+        openapi_tags=routes.TAGS,
+        generate_unique_id_function=lambda route: route.name,
         exception_handlers=routes.EXCEPTION_HANDLERS,
         responses=routes.BUSY | (routes.NO_KEY if settings.private else {}),
     )
@@ -56,12 +61,13 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.photo_queue = PhotoQueue(app.state.meters, settings.max_pending, max(1, cli.cores() // settings.workers))
     app.state.photos = photo_files.photos_of(settings)
     app.state.photo_files = StaticFiles(directory=settings.images_dir, check_dir=False)
-    app.include_router(routes.router)
+    for router in (routes.router, routes.photo_router, routes.watched, routes.admin):
+        app.include_router(router)
     app.mount("/web", StaticFiles(directory=routes.WEB_DIR), name="web")
     # Only its files are used: Swagger UI, which would otherwise come from another host.
     swagger_dir = Path(importlib.util.find_spec("fastapi_offline").origin).parent / "static"
     app.mount("/swagger", StaticFiles(directory=swagger_dir), name="swagger")
-    app.openapi = functools.partial(routes.describe, app)
+    app.openapi = functools.partial(description.describe, app)
     MultiPartParser.spool_max_size = settings.max_upload_bytes  # an upload stays in memory: photos do not touch the disk
     add_middleware(app, settings)
     return app
@@ -73,6 +79,7 @@ def mirror_of(settings: Settings) -> Mirror | None:
 
 def add_middleware(app: FastAPI, settings: Settings) -> None:
     """What is around the routes; the last one added is the outermost."""
+    app.add_middleware(GZipMiddleware, minimum_size=GZIP_FROM_BYTES, compresslevel=GZIP_LEVEL)
     app.add_middleware(middleware.EncodedSlashMiddleware)
     app.add_middleware(middleware.HeadMiddleware)
     app.add_middleware(middleware.RelativeRedirectMiddleware, photo_origin=app.state.photos.origin)
@@ -93,8 +100,8 @@ def add_middleware(app: FastAPI, settings: Settings) -> None:
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["X-API-Key", "Authorization", "X-Request-ID"],
-            expose_headers=["X-Request-ID", "X-Generation", "Retry-After"],
+            allow_headers=["X-API-Key", "Authorization", "X-Request-ID", "If-None-Match"],
+            expose_headers=["X-Request-ID", "X-Generation", "Retry-After", "ETag"],
         )
     app.add_middleware(middleware.SecurityHeadersMiddleware, headers=headers)
     app.add_middleware(middleware.RequestLoggingMiddleware, meters=app.state.meters)

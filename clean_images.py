@@ -159,12 +159,14 @@ class Cleaning:
 
         Returns the records of the files that were tried, now or by an earlier run, and how many were cleaned now.
         """
+        all_records = read_progress(self.folder / PROGRESS)
         earlier = {
             (name, turn): record
-            for (name, turn), record in read_progress(self.folder / PROGRESS).items()
+            for (name, turn), record in all_records.items()
             if name in selection.candidates and record["settings"] == self.settings_digest
         }
-        write_progress(self.folder / PROGRESS, earlier)
+        if len(earlier) < len(all_records):
+            write_progress(self.folder / PROGRESS, earlier)
         records, cleaned, waiting = {}, 0, selection.candidates
         for turn in itertools.count():
             readable = {(name, turn): files[turn] for name, files in waiting.items()}

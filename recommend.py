@@ -32,7 +32,7 @@ from marketplace.files.progress import progress
 from marketplace.files.stages import StageError
 from marketplace.retrieval.catalogue import Catalogue, UnknownName
 from marketplace.retrieval.filters import Filters
-from marketplace.retrieval.open_index import OpenIndex, Query
+from marketplace.retrieval.open_index import OpenIndex
 from marketplace.retrieval.ranking import KINDS
 from marketplace.retrieval.recommender import check_files
 
@@ -240,15 +240,14 @@ def write_part(path: Path, ids: Sequence[str]) -> None:
     atomic.write_bytes(path, b"".join(lines(_own["index"], _own["asked"], ids)))
 
 
-def query_of(index: OpenIndex, asked: Asked, row: int) -> Query:
-    query = index.query_of(row)
-    return query if asked.same_seller else replace(query, excluded_rows=index.catalogue.of_same_seller(row))
-
-
 def lines(index: OpenIndex, asked: Asked, ids: Sequence[str]) -> Iterator[bytes]:
     """A line of JSON for each listing like each of `ids`, best first; scores as the API rounds them."""
     rows = index.catalogue.rows_of(ids)
-    found = [index.like(query_of(index, asked, row), asked.k, asked.filters, min_score=asked.min_score) for row in rows]
+    queries = index.queries_of(rows)
+    if not asked.same_seller:
+        left_out = map(index.catalogue.of_same_seller, rows)
+        queries = [replace(query, excluded_rows=own) for query, own in zip(queries, left_out, strict=True)]
+    found = [index.like(query, asked.k, asked.filters, min_score=asked.min_score) for query in queries]
     hit_rows = sorted({hit.row for hits in found for hit in hits})
     listings = index.catalogue.products(hit_rows, ["product_id"])
     id_of = {row: listing["product_id"] for row, listing in zip(hit_rows, listings, strict=True)}

@@ -224,12 +224,12 @@ SPEED = (
     (
         "update",
         "{new} new listings among {listings:,}, each with a photo, beside a serving API: until a search over HTTP finds them",
-        "{update[found]:.0f} s",
+        "{update[found]:.0f} s, {update[cpu]:.0f} s of the processor",
     ),
     (
         "update",
         "likewise by the stages' scripts one after the other; a full build, but its training and embedding",
-        "{scripts[found]:.0f} s; {build_seconds:,.0f} s",
+        "{scripts[found]:.0f} s, {scripts[cpu]:.0f} s of the processor; {build_seconds:,.0f} s",
     ),
     ("update", "an update that finds nothing new", "{nothing_new_seconds:.0f} s"),
     ("scale", "peak memory of a full build over the photos' raw vectors", "{build_peak_over_vectors:.1f}x"),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from marketplace.retrieval.open_index import Query
     from marketplace.retrieval.typed_search import TypedSearch
 
-RESULT_FIELDS = ("product_id", "name", "category", "price", "price_plausible", "town", "county")
+RESULT_FIELDS = ("product_id", "name", "category", "price", "price_plausible", "town", "county", "posted_on")
 MOST_DUPLICATE_IDS = 100
 LEAST_SHARE = 0.1  # of a score, for its part to be a reason
 LEAST_TOLD = 0.2  # of a score, for more to be said of it than the words that are held: what is hardly alike has no reasons

@@ -3,7 +3,8 @@
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Collection, Mapping
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,7 +42,7 @@ class Query:
     photos: (n, D) vectors; text: (T,) vector; typed: a person's words; category: (codes,) probabilities of CategoryTree;
     price: in the table's currency; place: codes of town and county. excluded_rows: listings that are no answer, such as the one
     that asks; viewed: how many of the catalogue's listings ask; weights: by kind of evidence, what the ranker's own are
-    multiplied by.
+    multiplied by; photo_lists, text_lists: VectorIndex.probed() of the photos and the text, where that was asked for.
     """
 
     photos: np.ndarray | None = None
@@ -53,6 +54,8 @@ class Query:
     excluded_rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     viewed: int = 0
     weights: Mapping[str, float] = field(default_factory=dict)
+    photo_lists: Sequence[np.ndarray] | None = None
+    text_lists: np.ndarray | None = None
 
     @property
     def kinds(self) -> list[str]:
@@ -102,7 +105,7 @@ class OpenIndex:
 
     def __init__(self, folder: Path):
         """Raises StageError when files are missing or do not belong together."""
-        self.generation = folder.name
+        self.generation = self.version = folder.name
         self.catalogue = Catalogue(folder)
         self.photo_index = VectorIndex.open(folder, FILES["photos"])
         self.text_index = VectorIndex.open(folder, FILES["listings"])
@@ -116,9 +119,13 @@ class OpenIndex:
         self.tree = CategoryTree(columns["category"], names["category"], self.classes, paths)
 
     def hiding(self, product_ids: Collection[str]) -> Self:
-        """The same index, which answers as though the listings of some ids were not there; they share their files and models."""
+        """The same index, which answers as though the listings of some ids were not there; they share their files and models.
+
+        Its version, by which answers that a client has kept are told to be the same, is another.
+        """
         view = copy.copy(self)
         view.catalogue = self.catalogue.hiding(product_ids)
+        view.version = f"{self.generation}-{hashlib.blake2b(view.catalogue.hidden_rows.tobytes(), digest_size=6).hexdigest()}"
         view.typed_search = self.typed_search.over(view.catalogue)
         return view
 
@@ -129,15 +136,16 @@ class OpenIndex:
     def query_by(
         self,
         models: text_model.TableModels,
-        vector: np.ndarray | None = None,
+        vectors: np.ndarray | None = None,
         text: str | None = None,
         probabilities: np.ndarray | None = None,
     ) -> Query:
-        """A query from a photo's vector and its (C,) category probabilities, a person's words, or all of them.
+        """A query from a photo's vector (D,), or those of several (n, D), and (C,) category probabilities, a person's words, or
+        all of them; of several photos the one that is most like a listing's counts.
 
         models: those of the generation, which read the words.
         """
-        query = Query(photos=None if vector is None else vector[None], typed=self.typed_search.read(text or ""))
+        query = Query(photos=None if vectors is None else np.atleast_2d(vectors), typed=self.typed_search.read(text or ""))
         by_text = paths = None
         if query.typed is not None:  # blanks and punctuation are no evidence
             title, _, description = text.partition("\n")
@@ -165,6 +173,20 @@ class OpenIndex:
             excluded_rows=np.array([listing_row]),
             viewed=1,
         )
+
+    def queries_of(self, listing_rows: Iterable[int]) -> list[Query]:
+        """query_of() each of many, which are answered the same in less time."""
+        queries = [self.query_of(row) for row in listing_rows]
+        with_photos, with_text = ([one for one in queries if kind in one.kinds] for kind in ("photo", "text"))
+        if with_photos:
+            lists = iter(self.photo_index.probed(np.concatenate([query.photos for query in with_photos])))
+            for query in with_photos:
+                query.photo_lists = [next(lists) for _ in query.photos]
+        if with_text:
+            lists = self.text_index.probed(np.stack([query.text for query in with_text]))
+            for query, own in zip(with_text, lists, strict=True):
+                query.text_lists = own
+        return queries
 
     def place_of(self, listing_row: int) -> tuple[int, int] | None:
         """Codes of town and county; None where it has neither."""
@@ -399,13 +421,14 @@ class OpenIndex:
         if query.photos is not None and self.catalogue.n_photos:
             listing_of_photo = self.catalogue.listing_of_photo
             allowed_photos = None if allowed is None else allowed[listing_of_photo]
-            for vector in query.photos:
+            for vector, lists in zip(query.photos, query.photo_lists or [None] * len(query.photos), strict=True):
                 photos = functools.partial(
-                    self.photo_index.nearest_groups, vector, group_of_row=listing_of_photo, allowed=allowed_photos
+                    self.photo_index.nearest_groups, vector, group_of_row=listing_of_photo, allowed=allowed_photos, lists=lists
                 )
                 found.append(self.catalogue.first_shown(photos, depth))
         if query.text is not None:
-            found.append(self.catalogue.first_shown(lambda k: self.text_index.nearest(query.text, k, allowed)[0], depth))
+            texts = lambda k: self.text_index.nearest(query.text, k, allowed, query.text_lists)[0]  # noqa: E731
+            found.append(self.catalogue.first_shown(texts, depth))
         if query.typed is not None:
             found.append(self.typed_search.find(query.typed, depth, filters, allowed))
         rows = np.sort(np.concatenate(found)) if found else np.empty(0, np.int64)

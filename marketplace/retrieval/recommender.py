@@ -59,12 +59,12 @@ class Recommender(OpenIndex):
 
     def query(
         self,
-        vector: np.ndarray | None = None,
+        vectors: np.ndarray | None = None,
         text: str | None = None,
         probabilities: np.ndarray | None = None,
     ) -> Query:
         """query_by() this generation's own models."""
-        return self.query_by(self.table_models, vector, text, probabilities)
+        return self.query_by(self.table_models, vectors, text, probabilities)
 
     def predict(self, vector: np.ndarray | None, probabilities: np.ndarray | None, text: str | None) -> dict:
         """Category probabilities, best first, and a price range, from a photo's vector and (C,) probabilities, words, or both.

@@ -49,7 +49,12 @@ def query_of_several(
 
 def _photo(query: "Query") -> np.ndarray | None:
     """(D,) the mean of a listing's photos, of unit length."""
-    return None if query.photos is None else _unit(query.photos.mean(axis=0))
+    return None if query.photos is None else mean_photo(query.photos)
+
+
+def mean_photo(vectors: np.ndarray) -> np.ndarray | None:
+    """(D,) the mean of photos' vectors (n, D), of unit length; None where they cancel each other."""
+    return _unit(vectors.mean(axis=0))
 
 
 def _away(asked: Sequence[np.ndarray | None], counter: Sequence[np.ndarray | None]) -> np.ndarray | None:

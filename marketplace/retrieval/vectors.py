@@ -28,6 +28,7 @@ MISSES = 0.8  # of those allowed, while nprobe is tuned: other queries than the 
 MAX_DRIFT = 0.2  # vectors added and removed since the lists were trained, as a share of those then
 RECALL_QUERIES = 200  # of the catalogue's own vectors
 RECALL_K = 10
+ROUNDING = 1e-5  # of a cosine of unit vectors, at most
 BLOCK_ROWS = 16_384  # of the vectors held in memory at a time where they are compared with all queries
 
 
@@ -214,7 +215,7 @@ class VectorIndex:
         if len(rows) != self.rows or (rows < 0).any() or (self._list_of_row < 0).any():
             raise ValueError("the index holds other keys than the vectors have")
         self._list_sizes = np.bincount(list_numbers, minlength=1 if (ivf := _ivf(index)) is None else ivf.nlist)
-        self._listed_rows = np.split(rows, self._list_sizes.cumsum()[:-1])  # of each list
+        self._listed_rows = np.split(rows.astype(np.int32), self._list_sizes.cumsum()[:-1])  # of each list
 
     @classmethod
     def open(cls, folder: Path, files: Files) -> "VectorIndex":
@@ -230,11 +231,24 @@ class VectorIndex:
                 f"{folder / files.index} and {files.vectors} do not belong together: run python build_index.py again"
             ) from None
 
-    def nearest(self, query: np.ndarray, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def probed(self, queries: np.ndarray) -> np.ndarray:
+        """(Q, nprobe) numbers of the lists that a search for each of (Q, D) unit vectors looks into, found together in a fraction
+        of the time; an index without lists is one."""
+        if (ivf := _ivf(self.index)) is None:
+            return np.zeros((len(queries), 1), np.int64)
+        nearness, lists = ivf.quantizer.search(queries, min(ivf.nprobe + 1, ivf.nlist))
+        # Many are compared by matrices, with other rounding: what that might have decided is asked for by itself.
+        for row in np.flatnonzero(nearness[:, -2] - nearness[:, -1] < ROUNDING) if ivf.nprobe < ivf.nlist else ():
+            lists[row, :-1] = ivf.quantizer.search(queries[row][None], ivf.nprobe)[1][0]
+        return lists[:, : ivf.nprobe]
+
+    def nearest(
+        self, query: np.ndarray, k: int, allowed: np.ndarray | None = None, lists: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The k rows nearest to one query, best first, and their cosines in [-1, 1]; fewer only when there are fewer.
 
         query: (D,) float32, any non-zero length; normalised here. allowed: (N,) bool, the rows that may be found; exact
-        where they are at most SCORED_ROWS.
+        where they are at most SCORED_ROWS. lists: its row of probed(), where that was asked for.
         Raises ValueError when the query is not finite, zero, or not (D,), or allowed is not (N,).
         Source: FAISS wiki, "MetricType and distances" (inner product of unit vectors).
         """
@@ -244,7 +258,7 @@ class VectorIndex:
             if allowed.shape != (self.rows,):
                 raise ValueError(f"allowed has shape {allowed.shape}, the index holds {self.rows} rows")
             rows = self._allowed_near(query, wanted, allowed)
-        elif len(rows := self._coded_near(query, wanted)) < wanted:  # the lists probed hold too few rows
+        elif len(rows := self._coded_near(query, wanted, lists)) < wanted:  # the lists probed hold too few rows
             rows = self._allowed_near(query, wanted, np.ones(self.rows, bool))
         cosines = self.cosines(query, rows)
         if len(rows) > k:
@@ -254,7 +268,7 @@ class VectorIndex:
         best = np.lexsort((rows, -cosines))[:k]
         return rows[best], cosines[best]
 
-    def _coded_near(self, query: np.ndarray, k: int) -> np.ndarray:
+    def _coded_near(self, query: np.ndarray, k: int, lists: np.ndarray | None) -> np.ndarray:
         """Candidates for the k nearest rows, by the index's codes; all rows of the lists probed where they hold no more than
         would be taken."""
         if k == 0:
@@ -263,10 +277,14 @@ class VectorIndex:
             found = self.index.search(query[None], k)[1][0]
         else:
             depth = min(RERANKED * k, self.rows)
-            nearness, lists = ivf.quantizer.search(query[None], ivf.nprobe)
+            nearness = None
+            if lists is None:
+                nearness, (lists,) = ivf.quantizer.search(query[None], ivf.nprobe)
             if self._list_sizes[lists].sum() <= depth:
-                return np.concatenate([self._listed_rows[number] for number in lists[0].tolist()])
-            found = ivf.search_preassigned(query[None], depth, lists, nearness)[1][0]
+                return np.concatenate([self._listed_rows[number] for number in lists.tolist()], dtype=np.int64)
+            if nearness is None:  # the codes tell how far a row is from its list's centre
+                nearness, (lists,) = ivf.quantizer.search(query[None], ivf.nprobe)
+            found = ivf.search_preassigned(query[None], depth, lists[None], nearness)[1][0]
         return self._rows_by_key.rows(found[found >= 0])
 
     def cosines(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -299,13 +317,18 @@ class VectorIndex:
             wanted *= 4
 
     def nearest_groups(
-        self, query: np.ndarray, k: int, group_of_row: np.ndarray, allowed: np.ndarray | None = None
+        self,
+        query: np.ndarray,
+        k: int,
+        group_of_row: np.ndarray,
+        allowed: np.ndarray | None = None,
+        lists: np.ndarray | None = None,
     ) -> np.ndarray:
         """The k different groups whose best rows are nearest to the query, best first; fewer only when fewer exist."""
 
         depth = 2 * k
         while True:
-            rows, _ = self.nearest(query, depth, allowed)
+            rows, _ = self.nearest(query, depth, allowed, lists)
             groups, first = np.unique(group_of_row[rows], return_index=True)
             if len(groups) >= k or len(rows) < depth:  # enough, or nothing more is to be found
                 return groups[np.argsort(first)][:k]

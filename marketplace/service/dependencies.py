@@ -2,16 +2,18 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import anyio
 import numpy as np
-from fastapi import Body, Depends, File, Form, HTTPException, Query, Request, Security, UploadFile
+from fastapi import Body, Depends, File, Form, HTTPException, Query, Request, Response, Security, UploadFile
 from fastapi import Path as PathParameter
 from fastapi.security import APIKeyHeader, HTTPBearer
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from marketplace.cleaning.decoders import CannotStart, Decoders, Limits
 from marketplace.cleaning.photos import CleanedPhoto, CleanSettings, PhotoRejected
@@ -27,15 +29,20 @@ RETRY_AFTER = {"Retry-After": "1"}  # seconds
 LIMITS = Limits(cpu_s=2, pixels=24_000_000)  # of an upload; a JPEG is decoded smaller than it is, so 48 megapixels pass
 SLICE_CPU_S = 0.08  # a 12-megapixel JPEG takes 0.05
 MAX_SLOW_WAITING = 8  # photos that take longer; together they may wait for 16 seconds
+MAX_PHOTOS = 8  # of one question; they are looked at one after the other
 MAX_K = 100
 MAX_OFFSET = 1000  # who pages further wants an export
 
 CATEGORY = "A category at any level, or a path such as 'Home & Garden / Beds'."
+LOWEST, HIGHEST = "The lowest price, in the listings' currency.", "The highest price, in the listings' currency."
 LOCATION = "A town, a county, 'Town, County', or the beginning of one."
 K = "How many listings to return."
-OFFSET = "How many of the best listings to leave out: k, 2k, ... for further pages, whose order stays the same."
+OFFSET = "How many of the best listings to leave out: for further pages the next_offset of the page before."
+PHOTOS = f"Photos of one thing, at most {MAX_PHOTOS}: JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF."
+BINARY = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
 MIN_SCORE = "Leave out listings that score less, where listings have a score."
-# An empty field of a form or an address is none.
+PROGRAM_DIR = Path(__file__).parents[1]
+# An empty field of a form or an address is none. It is the example too: what "Try it out" sends must leave nothing out.
 Pounds = Annotated[
     Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, BeforeValidator(lambda value: None if value == "" else value)
 ]
@@ -54,10 +61,10 @@ def filters_from(source: Callable) -> Callable:
     """A dependency that reads the filters from `source`: Query, Form or Body."""
 
     async def read(  # async, or each would be run in a thread of its own
-        category: Annotated[str | None, source(description=CATEGORY, max_length=MAX_NAME)] = None,
-        min_price: Annotated[Pounds, source(description="Pounds.", examples=[5])] = None,
-        max_price: Annotated[Pounds, source(description="Pounds.", examples=[500])] = None,
-        location: Annotated[str | None, source(description=LOCATION, max_length=MAX_NAME)] = None,
+        category: Annotated[str | None, source(description=CATEGORY, max_length=MAX_NAME, examples=[""])] = None,
+        min_price: Annotated[Pounds, source(description=LOWEST, examples=[""])] = None,
+        max_price: Annotated[Pounds, source(description=HIGHEST, examples=[""])] = None,
+        location: Annotated[str | None, source(description=LOCATION, max_length=MAX_NAME, examples=[""])] = None,
     ) -> Filters:
         if min_price is not None and max_price is not None and min_price > max_price:
             raise HTTPException(422, f"min_price {min_price:g} is above max_price {max_price:g}: swap them")
@@ -72,7 +79,7 @@ def page_from(source: Callable) -> Callable:
     async def read(
         k: Annotated[int, source(ge=1, le=MAX_K, description=K, examples=[10])] = 10,
         offset: Annotated[int, source(ge=0, le=MAX_OFFSET, description=OFFSET, examples=[0])] = 0,
-        min_score: Annotated[float, source(ge=0, le=1, allow_inf_nan=False, description=MIN_SCORE, examples=[0.1])] = 0.0,
+        min_score: Annotated[float, source(ge=0, le=1, allow_inf_nan=False, description=MIN_SCORE, examples=[0])] = 0.0,
     ) -> Page:
         return Page(k, offset, min_score)
 
@@ -85,6 +92,29 @@ async def current_generation(request: Request) -> Recommender:
     if recommender is None:
         raise HTTPException(503, "the models are not loaded yet: try again", RETRY_AFTER)
     request.state.generation = recommender.generation
+    return recommender
+
+
+@functools.cache
+def program_version() -> str:
+    """A digest of this program: another version may answer the same question in another way."""
+    sources = (path.read_bytes() for path in sorted(PROGRAM_DIR.rglob("*.py")))
+    return hashlib.blake2b(b"".join(sources), digest_size=4).hexdigest()
+
+
+async def unchanged_generation(request: Request, response: Response) -> Recommender:
+    """current_generation() for a GET call, whose answer is the same as long as this, and what is hidden, are the same.
+
+    Raises HTTPException with 304 for a client that has the answer, before anything is looked for.
+    """
+    recommender = await current_generation(request)
+    tag = f'"{recommender.version}-{program_version()}"'
+    # no-cache: a client may keep the answer, and asks whether it still holds each time, as listings are taken down at once.
+    headers = {"ETag": f"W/{tag}"} | ({} if request.app.state.settings.private else {"Cache-Control": "no-cache"})
+    kept = request.headers.get("if-none-match", "")
+    if tag in (one.strip().removeprefix("W/") for one in kept.split(",")):
+        raise HTTPException(304, headers=headers)
+    response.headers.update(headers)
     return recommender
 
 
@@ -110,21 +140,34 @@ class PhotoQueue:
             self._decoders.wait_until_ready()
             yield
 
-    async def embed(self, recommender: Recommender, image: UploadFile) -> tuple[np.ndarray, np.ndarray]:
-        """(D,) vector and (C,) category probabilities of an upload, cleaned as the pipeline cleans; raises HTTPException."""
+    async def embed(self, recommender: Recommender, images: Sequence[UploadFile]) -> tuple[np.ndarray, np.ndarray]:
+        """(n, D) vectors and the mean of (C,) category probabilities of the photos of one upload; raises HTTPException.
+
+        They take one place in the queue and one core, as they are looked at one after the other.
+        """
         if self._pending >= self._max_pending:
             raise _busy()
         self._pending += 1
         try:
             with self._meters.pending.track_inprogress():
-                jpeg = await self._clean(await image.read(), recommender.photo_model.settings)
-                return await anyio.to_thread.run_sync(self._embed, recommender, jpeg, limiter=self._embedding)
-        except PhotoRejected as error:
-            raise HTTPException(400, f"not a usable image ({error.reason}): {error}") from None
+                embedded = []
+                for number, image in enumerate(images, start=1):
+                    which = f"photo {number} of {len(images)}: " if len(images) > 1 else ""
+                    embedded.append(await self._embed_one(recommender, image, which))
         except CannotStart as error:
             raise HTTPException(503, f"{error}: try again", RETRY_AFTER) from None
         finally:
             self._pending -= 1
+        vectors, probabilities = zip(*embedded, strict=True)
+        return np.stack(vectors), np.mean(probabilities, axis=0)
+
+    async def _embed_one(self, recommender: Recommender, image: UploadFile, which: str) -> tuple[np.ndarray, np.ndarray]:
+        """(D,) vector and (C,) probabilities of a photo, cleaned as the pipeline cleans; which: begins the sentence of a 400."""
+        try:
+            jpeg = await self._clean(await image.read(), recommender.photo_model.settings)
+        except PhotoRejected as error:
+            raise HTTPException(400, f"{which}not a usable image ({error.reason}): {error}") from None
+        return await anyio.to_thread.run_sync(self._embed, recommender, jpeg, limiter=self._embedding)
 
     async def _clean(self, data: bytes, settings: CleanSettings) -> bytes:
         """The cleaned photo's JPEG."""
@@ -176,6 +219,7 @@ async def check_key(
 
 
 CurrentGeneration = Annotated[Recommender, Depends(current_generation)]
+UnchangedGeneration = Annotated[Recommender, Depends(unchanged_generation)]
 CurrentSettings = Annotated[Settings, Depends(_state("settings"))]
 ServiceMeters = Annotated[Meters, Depends(_state("meters"))]
 ServicePhotos = Annotated[PhotoPlaces, Depends(_state("photos"))]
@@ -187,8 +231,10 @@ BodyFilters = Annotated[Filters, Depends(filters_from(Body))]
 QueryPage = Annotated[Page, Depends(page_from(Query))]
 FormPage = Annotated[Page, Depends(page_from(Form))]
 BodyPage = Annotated[Page, Depends(page_from(Body))]
-Upload = Annotated[UploadFile, File(description="A photo: JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF.")]
-Words = Annotated[str | None, Form(max_length=2000, description="Words about the listing.", examples=["guitar with case"])]
+# FastAPI gives contentMediaType alone, by which generated clients cannot tell a file from text.
+Photo = Annotated[UploadFile, WithJsonSchema(BINARY)]
+Uploads = Annotated[list[Photo], File(description=PHOTOS, max_length=MAX_PHOTOS)]
+Words = Annotated[str | None, Form(max_length=2000, description="Words about the listing.", examples=[""])]
 ProductId = Annotated[
     str,
     AfterValidator(middleware.with_slashes),

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import anyio
-from fastapi import APIRouter, Body, Depends, FastAPI, File, HTTPException, Query, Request, UploadFile
+import numpy as np
+from fastapi import APIRouter, Body, Depends, HTTPException, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
@@ -20,11 +21,15 @@ from marketplace.files.stages import StageError
 from marketplace.retrieval import several
 from marketplace.retrieval.catalogue import UnknownName
 from marketplace.retrieval.filters import MAX_NAME
+from marketplace.retrieval.open_index import WINDOW
 from marketplace.retrieval.recommender import Query as Evidence
 from marketplace.retrieval.recommender import Recommender
 from marketplace.retrieval.words import Counts
 from marketplace.service import schemas
+from marketplace.service.calls import Call, PhotoCall, refuse_unknown_fields
 from marketplace.service.dependencies import (
+    BINARY,
+    MAX_OFFSET,
     RETRY_AFTER,
     BodyFilters,
     BodyPage,
@@ -41,7 +46,8 @@ from marketplace.service.dependencies import (
     ServiceGenerations,
     ServiceMeters,
     ServicePhotos,
-    Upload,
+    UnchangedGeneration,
+    Uploads,
     Words,
     check_key,
 )  # fmt: skip
@@ -49,6 +55,7 @@ from marketplace.service.meters import Meters
 from marketplace.service.photo_files import Unavailable
 from marketplace.service.reload import Generations
 from marketplace.service.schemas import ErrorMessage
+from marketplace.service.sentences import sentence
 
 WEB_DIR = Path(__file__).parents[2] / "web"
 PHOTO_CACHE_S = 60  # that a photo may be shown after its listing was hidden, by who had it before
@@ -71,6 +78,13 @@ NOT_IDS = "Counter-examples: the answers are less like these."
 EXCLUDE_IDS = "Listings that are only left out."
 WEIGHTS = "By kind of evidence, how much it counts against what it does by default; 0 leaves it out."
 DIVERSITY = "How unlike each other the first 100 answers are to be: from 0, the best first, to 1, the most unlike first."
+TAGS = [
+    {"name": "search", "description": "Words and filters in, listings out."},
+    {"name": "photos", "description": "Photos in: their vector, listings like them, what a new listing is and could ask."},
+    {"name": "listings", "description": "One listing, and those like one or several."},
+    {"name": "service", "description": "Whether it answers, and its figures."},
+    {"name": "admin", "description": "For who holds the key."},
+]
 NOT_AN_IMAGE = {400: {"model": ErrorMessage, "description": "Not a usable image, or not a multipart form"}}
 TOO_LARGE = {413: {"model": ErrorMessage, "description": "Too large"}}
 UNKNOWN = {404: {"model": ErrorMessage, "description": "Unknown id"}}
@@ -83,8 +97,16 @@ Id = Annotated[  # no limit would let halves of surrogate pairs through
 HiddenIds = Annotated[list[Id], Body(embed=True, min_length=1, max_length=MAX_HIDDEN_IDS, description="Listings' ids.")]
 Weight = Annotated[float, Field(ge=0, le=MAX_WEIGHT, allow_inf_nan=False)]
 UPLOAD_ERRORS = NOT_AN_IMAGE | TOO_LARGE | BAD_VALUE
+GENERATION_HEADER = {"X-Generation": {"schema": {"type": "string"}, "description": "The published index that answered."}}
+ETAG_HEADER = {"ETag": {"schema": {"type": "string"}, "description": "Sent back as If-None-Match: 304 while nothing changed."}}
+ANSWERED = {200: {"headers": GENERATION_HEADER}}
+KEPT = {
+    200: {"headers": GENERATION_HEADER | ETAG_HEADER},
+    304: {"description": "The answer of If-None-Match, unchanged", "headers": GENERATION_HEADER | ETAG_HEADER},
+}
+BARE_PHOTO = {"requestBody": {"content": {"application/octet-stream": {"schema": BINARY}}}}
 PHOTO_ANSWERS = {
-    200: {"content": {"image/jpeg": {}}},
+    200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
     206: {"description": "The bytes of the Range asked for"},
     307: {"description": "Where the photo is, with --photo-redirects"},
     304: {"description": "The photo of If-None-Match, unchanged"},
@@ -97,11 +119,18 @@ RELOAD_ERRORS = NO_ADMIN | {
 NOT_CHANGED = "The file of hidden listings is damaged or cannot be written: nothing was changed"
 HIDE_ERRORS = NO_ADMIN | UNKNOWN | BAD_VALUE | {409: {"model": ErrorMessage, "description": NOT_CHANGED}}
 
-router = APIRouter()
+# Who watches the service may add to the query what it likes.
+watched = APIRouter(tags=["service"])
+router = APIRouter(route_class=Call)
+photo_router = APIRouter(route_class=PhotoCall, tags=["photos"])
+# The key is checked first.
+admin = APIRouter(
+    prefix="/admin", route_class=Call, tags=["admin"], dependencies=[Depends(check_key), Depends(refuse_unknown_fields)]
+)
 
 
-@router.get("/healthcheck", response_model=schemas.Health)
-async def healthcheck(recommender: CurrentGeneration):
+@watched.get("/healthcheck", response_model=schemas.Health, responses=ANSWERED)
+async def check_health(recommender: CurrentGeneration):
     """Whether the service answers, and what it serves."""
     return {
         "message": "API is up and running!",
@@ -113,16 +142,20 @@ async def healthcheck(recommender: CurrentGeneration):
     }
 
 
-@router.get("/readyz", response_model=schemas.Ready)
-async def readyz(recommender: CurrentGeneration):
+@watched.get("/readyz", response_model=schemas.Ready, responses=ANSWERED)
+async def check_readiness(recommender: CurrentGeneration):
     """Whether the models are loaded and warm: 503 until then."""
     return {"generation": recommender.generation}
 
 
-@router.post("/predict/feature_embedding", response_model=schemas.FeatureEmbedding, responses=UPLOAD_ERRORS)
-async def feature_embedding(recommender: CurrentGeneration, photos: Photos, image: Upload):
-    """The vector of a photo."""
-    vector, _ = await photos.embed(recommender, image)
+# Its bare photo is not described: of two kinds of bodies and no parameter openapi-python-client 0.29 makes what cannot run.
+@photo_router.post("/predict/feature_embedding", response_model=schemas.FeatureEmbedding, responses=ANSWERED | UPLOAD_ERRORS)
+async def embed_photo(recommender: CurrentGeneration, photos: Photos, image: Uploads):
+    """The vector of a photo, or the mean direction of several photos' vectors."""
+    vectors, _ = await photos.embed(recommender, image)
+    vector = mean_vector(vectors)
+    if vector is None:
+        raise HTTPException(422, "the photos' vectors cancel each other: send the photos one by one")
     return {
         "features": vector.tolist(),
         "dimension": len(vector),
@@ -130,46 +163,57 @@ async def feature_embedding(recommender: CurrentGeneration, photos: Photos, imag
     }
 
 
-@router.post("/predict/similar_images", response_model=schemas.SimilarImages, responses=UPLOAD_ERRORS)
-async def similar_images(
+@photo_router.post(
+    "/predict/similar_images",
+    response_model=schemas.SimilarImages,
+    responses=ANSWERED | UPLOAD_ERRORS,
+    openapi_extra=BARE_PHOTO,
+)
+async def find_similar_images(
     recommender: CurrentGeneration,
     photos: Photos,
     meters: ServiceMeters,
-    image: Upload,
+    image: Uploads,
     filters: FormFilters,
     page: FormPage,
     text: Words = None,
 ):
-    """The listings most like a photo, and the words beside it."""
+    """The listings most like a photo, or any of several photos, and the words beside it."""
     if not recommender.takes_photos:
         raise HTTPException(503, "the index holds vectors that no photo can be compared with: search by words or by listing")
-    vector, probabilities = await photos.embed(recommender, image)
+    vectors, probabilities = await photos.embed(recommender, image)
 
-    def rank() -> list[dict]:
-        return recommend(recommender, recommender.query(vector, text, probabilities), page, filters, meters)
+    def rank() -> dict:
+        return recommend(recommender, recommender.query(vectors, text, probabilities), page, filters, meters)
 
-    results = await anyio.to_thread.run_sync(rank)
-    return {"similar_index": [result["image_id"] for result in results if result["image_id"]], "results": results}
+    answer = await anyio.to_thread.run_sync(rank)
+    return answer | {"similar_index": [result["image_id"] for result in answer["results"] if result["image_id"]]}
 
 
-@router.post("/predict/listing", response_model=schemas.ListingPrediction, responses=UPLOAD_ERRORS)
+@photo_router.post(
+    "/predict/listing",
+    response_model=schemas.ListingPrediction,
+    responses=ANSWERED | UPLOAD_ERRORS,
+    openapi_extra=BARE_PHOTO,
+)
 async def predict_listing(
     recommender: CurrentGeneration,
     photos: Photos,
-    image: Annotated[UploadFile | None, File(description="A photo of the thing.")] = None,
+    image: Uploads = [],  # noqa: B006
     text: Words = None,
 ):
-    """The likely categories of a new listing, and a price range."""
-    vector, probabilities = (None, None) if image is None else await photos.embed(recommender, image)
+    """The likely categories of a new listing, and a price range, from photos of it, words, or both."""
+    vectors, probabilities = await photos.embed(recommender, image) if image else (None, None)
+    vector = None if vectors is None else mean_vector(vectors)
     try:
         return await anyio.to_thread.run_sync(recommender.predict, vector, probabilities, text)
     except ValueError:
         raise HTTPException(422, "give a photo as `image`, words as `text`, or both") from None
 
 
-@router.get("/search", response_model=schemas.SearchResults, responses=BAD_VALUE)
+@router.get("/search", response_model=schemas.SearchResults, responses=KEPT | BAD_VALUE, tags=["search"])
 def search(
-    recommender: CurrentGeneration,
+    recommender: UnchangedGeneration,
     meters: ServiceMeters,
     filters: QueryFilters,
     page: QueryPage,
@@ -184,9 +228,10 @@ def search(
     query = recommender.typed(q) if q is not None else Evidence()
     if q is not None and query.typed is None:
         raise HTTPException(422, "q: give at least one word")
+    k = k_and_one_more(page)
     found = recommender.search(
         query,
-        k=page.k,
+        k=k,
         filters=filters,
         offset=page.offset,
         min_score=page.min_score,
@@ -194,8 +239,7 @@ def search(
         with_counts=counts,
         step=meters.step,
     )
-    return {
-        "results": found.results,
+    return one_page(found.results, page, k) | {
         "total": min(found.total, EXACT_TOTAL),
         "total_is_at_least": found.total > EXACT_TOTAL,
         "counts": found.counts and counts_for_client(found.counts, recommender.catalogue.currency),
@@ -204,8 +248,8 @@ def search(
     }
 
 
-@router.get("/products/{product_id}", response_model=schemas.Product, responses=UNKNOWN | BAD_VALUE)
-def product(recommender: CurrentGeneration, product_id: ProductId):
+@router.get("/products/{product_id}", response_model=schemas.Product, responses=KEPT | UNKNOWN | BAD_VALUE, tags=["listings"])
+def get_product(recommender: UnchangedGeneration, product_id: ProductId):
     """One listing and its photos."""
     row = row_of(recommender, product_id)
     image_ids = recommender.catalogue.image_ids(recommender.catalogue.photos_of(row))
@@ -213,17 +257,28 @@ def product(recommender: CurrentGeneration, product_id: ProductId):
     return recommender.catalogue.product(row) | {"currency": recommender.catalogue.currency, "photos": shown}
 
 
-@router.get("/products/{product_id}/similar", response_model=schemas.Recommendations, responses=UNKNOWN | BAD_VALUE)
-def similar_products(
-    recommender: CurrentGeneration, meters: ServiceMeters, product_id: ProductId, filters: QueryFilters, page: QueryPage
+@router.get(
+    "/products/{product_id}/similar",
+    response_model=schemas.Recommendations,
+    responses=KEPT | UNKNOWN | BAD_VALUE,
+    tags=["listings"],
+)
+def find_similar_products(
+    recommender: UnchangedGeneration, meters: ServiceMeters, product_id: ProductId, filters: QueryFilters, page: QueryPage
 ):
     """The listings most like one of the catalogue's, itself left out."""
     query = recommender.query_of(row_of(recommender, product_id))
-    return {"results": recommend(recommender, query, page, filters, meters)}
+    return recommend(recommender, query, page, filters, meters)
 
 
-@router.post("/recommend", response_model=schemas.Recommendations, responses=UNKNOWN | BAD_VALUE)
-def recommend_by_several(
+@router.post(
+    "/recommend",
+    response_model=schemas.Recommendations,
+    responses=ANSWERED | UNKNOWN | BAD_VALUE,
+    dependencies=[Depends(refuse_unknown_fields)],
+    tags=["listings"],
+)
+def recommend_products(
     recommender: CurrentGeneration,
     meters: ServiceMeters,
     filters: BodyFilters,
@@ -246,20 +301,21 @@ def recommend_by_several(
         raise HTTPException(422, "give listings as `ids`, words as `text`, or both")
     query = several.query_of_several(recommender, by_words, rows, not_rows, left_out)
     try:
-        results = recommend(recommender, replace(query, weights=weights), page, filters, meters, diversity)
+        return recommend(recommender, replace(query, weights=weights), page, filters, meters, diversity)
     except ValueError:
         raise HTTPException(422, "weights: let at least one kind of what is asked with count") from None
-    return {"results": results}
 
 
-@router.get("/filters", response_model=schemas.Choices)
-def filters(recommender: CurrentGeneration):
+@router.get("/filters", response_model=schemas.Choices, responses=KEPT, tags=["search"])
+def get_filters(recommender: UnchangedGeneration):
     """What the filters can be set to."""
     return recommender.catalogue.choices()
 
 
-@router.get("/images/{image_id}.jpg", response_class=FileResponse, responses=UNKNOWN | BAD_VALUE | PHOTO_ANSWERS)
-async def photo(
+@router.get(
+    "/images/{image_id}.jpg", response_class=FileResponse, responses=UNKNOWN | BAD_VALUE | PHOTO_ANSWERS, tags=["listings"]
+)
+async def get_photo(
     request: Request,
     recommender: CurrentGeneration,
     settings: CurrentSettings,
@@ -284,14 +340,14 @@ async def photo(
     return response
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-def metrics(meters: ServiceMeters):
+@watched.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+def get_metrics(meters: ServiceMeters):
     """Figures for Prometheus."""
     return Response(meters.text(), media_type=meters.media_type)
 
 
-@router.post("/admin/reload", response_model=schemas.Reloaded, responses=RELOAD_ERRORS, dependencies=[Depends(check_key)])
-def reload(generations: ServiceGenerations):
+@admin.post("/reload", response_model=schemas.Reloaded, responses=RELOAD_ERRORS)
+def reload_index(generations: ServiceGenerations):
     """Switch to what is published now, without waiting for the next look at it; other workers follow in a second."""
     try:
         switched = generations.look()
@@ -300,19 +356,19 @@ def reload(generations: ServiceGenerations):
     return {"generation": generations.current.generation, "switched": switched}
 
 
-@router.post("/admin/hide", response_model=schemas.Hidden, responses=HIDE_ERRORS, dependencies=[Depends(check_key)])
-def hide(generations: ServiceGenerations, ids: HiddenIds):
+@admin.post("/hide", response_model=schemas.Hidden, responses=HIDE_ERRORS)
+def hide_products(generations: ServiceGenerations, ids: HiddenIds):
     """Take listings down: they are in no answer of this worker from now on, nor of any other in two seconds."""
     return change_hidden(generations, ids, True)
 
 
-@router.post("/admin/unhide", response_model=schemas.Hidden, responses=HIDE_ERRORS, dependencies=[Depends(check_key)])
-def unhide(generations: ServiceGenerations, ids: HiddenIds):
+@admin.post("/unhide", response_model=schemas.Hidden, responses=HIDE_ERRORS)
+def unhide_products(generations: ServiceGenerations, ids: HiddenIds):
     """Show listings again that were taken down; those that were not stay as they are."""
     return change_hidden(generations, ids, False)
 
 
-@router.get("/", include_in_schema=False)
+@watched.get("/", include_in_schema=False)
 async def page(photos: ServicePhotos):
     images = "img-src 'self'" + (f" {photos.origin}" if photos.origin else "")
     return FileResponse(
@@ -320,7 +376,7 @@ async def page(photos: ServicePhotos):
     )
 
 
-@router.get("/docs", include_in_schema=False)
+@watched.get("/docs", include_in_schema=False)
 async def docs():
     return FileResponse(WEB_DIR / "docs.html", headers={"Content-Security-Policy": DOCS_POLICY})
 
@@ -356,17 +412,40 @@ def counts_for_client(counts: Counts, currency: str) -> dict:
 
 def recommend(
     recommender: Recommender, query: Evidence, page: Page, filters: Filters, meters: Meters, diversity: float = 0.0
-) -> list[dict]:
+) -> dict:
+    """A page of listings, as one_page() gives it."""
     check_names(recommender, filters)
-    return recommender.recommend(
+    k = k_and_one_more(page)
+    results = recommender.recommend(
         query,
-        k=page.k,
+        k=k,
         offset=page.offset,
         min_score=page.min_score,
         filters=filters,
         diversity=diversity,
         step=meters.step,
     )
+    return one_page(results, page, k)
+
+
+def k_and_one_more(page: Page) -> int:
+    """How many listings to look for, to know whether the page is the last one; no more where that would be ten times the work."""
+    end = page.offset + page.k
+    return page.k if end in (WINDOW, 10 * WINDOW) else page.k + 1
+
+
+def one_page(found: list[dict], page: Page, k: int) -> dict:
+    """The results of a page, and where the next one begins; None where there is none, or it is too far to be asked for.
+
+    k: how many were looked for.
+    """
+    end = page.offset + page.k
+    return {"results": found[: page.k], "next_offset": end if len(found) == k and end <= MAX_OFFSET else None}
+
+
+def mean_vector(vectors: np.ndarray) -> np.ndarray | None:
+    """(D,) of unit length, of photos' vectors (n, D); one photo's is its own. None where they cancel each other."""
+    return vectors[0] if len(vectors) == 1 else several.mean_photo(vectors)
 
 
 def row_of(recommender: Recommender, product_id: str) -> int:
@@ -378,11 +457,8 @@ def row_of(recommender: Recommender, product_id: str) -> int:
 
 
 async def answer_bad_value(request: Request, error: RequestValidationError) -> Response:
-    """422, with the first thing wrong with the request: where, and what."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part not in ("query", "body", "path"))
-    message = "send it as a file" if "UploadFile" in first["msg"] else first["msg"]
-    return JSONResponse({"detail": f"{where}: {message}" if where else message}, 422)
+    """422, with the first thing wrong with the request."""
+    return JSONResponse({"detail": sentence(error.errors()[0])}, 422)
 
 
 async def answer_refusal(request: Request, error: StarletteHTTPException) -> Response:
@@ -401,23 +477,3 @@ EXCEPTION_HANDLERS = {
     StarletteHTTPException: answer_refusal,
     Exception: answer_bug,
 }
-
-
-def describe(app: FastAPI) -> dict:
-    """FastAPI's OpenAPI description, with ids that exist as the examples of ids."""
-    description = FastAPI.openapi(app)
-    generation = app.state.generations.current
-    if generation is None:
-        return description
-    catalogue = generation.catalogue
-    examples = {
-        "product_id": [product["product_id"] for product in catalogue.products(catalogue.shown_rows[:1])],
-        "image_id": catalogue.image_ids(catalogue.shown_photos[:1]),
-    }
-    for path in description["paths"].values():
-        for operation in path.values():
-            for parameter in operation.get("parameters", []):
-                if parameter["name"] in examples:
-                    parameter.pop("example", None)  # FastAPI keeps the description: its listing may be hidden now
-                    parameter.update(("example", one) for one in examples[parameter["name"]])
-    return description

@@ -23,6 +23,7 @@ Price = Annotated[float | None, Field(description="In `currency`; null when not 
 Currency = Annotated[str, Field(description="ISO 4217 code.", examples=["GBP"])]
 Plausible = Annotated[bool, Field(description="False for 0 and for joke prices.")]
 Town = Annotated[str, Field(description="Empty when not known.", examples=["Kendal"])]
+PostedOn = Annotated[str, Field(description="ISO date, or empty.", examples=["2022-02-26"])]
 County = Annotated[str, Field(description="Empty when not known.", examples=["Cumbria"])]
 Mark = Annotated[tuple[int, int], Field(description="The first character, and the one after the last.")]
 Sort = Literal["relevance", *get_args(words.Sort)]
@@ -32,9 +33,7 @@ Generation = Annotated[str, Field(description="The published index that answers.
 class ErrorMessage(BaseModel):
     """Any error."""
 
-    detail: str = Field(
-        description="One sentence that says what is wrong.", examples=["k: Input should be less than or equal to 100"]
-    )
+    detail: str = Field(description="One sentence that says what is wrong.", examples=["k: give 100 or less"])
 
 
 class Snippet(BaseModel):
@@ -55,6 +54,7 @@ class Recommendation(BaseModel):
     currency: Currency
     town: Town
     county: County
+    posted_on: PostedOn
     image_id: ImageId | None = Field(description="Its photo nearest to the query's, or its first one; null when it has none.")
     photo_url: PhotoUrl | None = Field(description="Where that photo is; null when it has none.")
     name_marks: list[Mark] = Field(
@@ -87,10 +87,16 @@ class Recommendation(BaseModel):
     )
 
 
+NextOffset = Annotated[
+    int | None, Field(description="`offset` of the next page; null where there is none, or it is above 1,000.", examples=[10])
+]
+
+
 class Recommendations(BaseModel):
-    """Listings, best first."""
+    """A page of listings, best first."""
 
     results: list[Recommendation] = Field(description="At most k listings, best first; fewer at the end.")
+    next_offset: NextOffset
 
 
 class PriceCount(BaseModel):
@@ -115,6 +121,7 @@ class SearchResults(BaseModel):
     """A page of listings, and what the whole result holds that it is a part of."""
 
     results: list[Recommendation] = Field(description="At most k listings; fewer at the end.")
+    next_offset: NextOffset
     total: int = Field(description="Listings of the whole result, those folded into others too.", examples=[184])
     total_is_at_least: bool = Field(description="Whether there are more: they are counted up to 1,000.", examples=[False])
     counts: Counts | None = Field(description="Null unless asked for with counts=true.")
@@ -123,15 +130,18 @@ class SearchResults(BaseModel):
 
 
 class SimilarImages(Recommendations):
-    """Listings like a photo, best first."""
+    """A page of listings like photos, best first."""
 
     similar_index: list[str] = Field(description="The photo ids of the results, best first.")
 
 
 class FeatureEmbedding(BaseModel):
-    """The vector of a photo."""
+    """The vector of a photo, or of several."""
 
-    features: list[float] = Field(description="The photo's vector, of unit length.", examples=[[0.0312, 0.0, 0.0127]])
+    features: list[float] = Field(
+        description="The photo's vector, of unit length; of several photos the mean, of unit length again.",
+        examples=[[0.0312, 0.0, 0.0127]],
+    )
     dimension: int = Field(description="Numbers in it.", examples=[2048])
     model: str = Field(description="The network that made it.", examples=["resnet50"])
 
@@ -178,7 +188,7 @@ class Product(BaseModel):
     currency: Currency
     town: Town
     county: County
-    posted_on: str = Field(description="ISO date, or empty.", examples=["2022-02-26"])
+    posted_on: PostedOn
     photos: list[Photo] = Field(description="Its photos.")
 
 

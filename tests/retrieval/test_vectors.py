@@ -107,6 +107,33 @@ def test_grouping_never_gives_fewer_groups_than_exist(seed, k, n_groups):
     assert len(set(found)) == len(found) == len(expected)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 100),
+    st.sampled_from([INDEX, IVF, CLUSTERED_IVF]),
+    st.sampled_from([vector_search.ROUNDING, 2.0]),  # by the second all are in doubt
+)
+def test_a_search_in_lists_found_for_many_queries_is_the_search_for_one(seed, k, searched, rounding):
+    queries = unit_rows(25, seed=seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vector_search, "ROUNDING", rounding)
+        lists = searched.probed(queries)
+    for query, own in zip(queries, lists, strict=True):
+        for one, other in zip(searched.nearest(query, k), searched.nearest(query, k, lists=own), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 100))
+def test_where_the_lists_probed_hold_few_rows_all_of_them_are_compared_exactly(seed, k):
+    query = unit_rows(1, seed=seed)[0]
+    list_of_row = CLUSTERED_IVF.index.quantizer.search(CLUSTERED, 1)[1][:, 0]
+    held = np.flatnonzero(np.isin(list_of_row, CLUSTERED_IVF.probed(query[None])[0]))
+    if k <= len(held) <= vector_search.RERANKED * k:
+        assert CLUSTERED_IVF.nearest(query, k)[0].tolist() == held[exact_top_k(CLUSTERED[held], query, k)].tolist()
+
+
 def test_one_product_with_many_photos_does_not_fill_the_page():
     query = VECTORS[0]
     groups = np.arange(len(VECTORS))

@@ -1,4 +1,4 @@
-"""What the tests of the service share: indexes to publish in."""
+"""What the tests of the service share: a client, the tables of what it is answered from, and indexes to publish in."""
 
 import shutil
 import sqlite3
@@ -6,8 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
+import api
+from marketplace.cleaning import listings
 from marketplace.files import atomic, generations, reading, stages
+from marketplace.service.settings import Settings
 
 KEY = "a-key-of-twenty-four-chr"
 TIMEOUT_S = 60
@@ -33,6 +37,22 @@ def add_generation(index_dir: Path, name: str, prefix: str) -> Path:
 def spoil(folder: Path) -> None:
     path = folder / "vectors.npy"
     atomic.write_bytes(path, path.read_bytes()[:-4])  # the file itself is read-only
+
+
+@pytest.fixture(scope="module")
+def client(demo_dir):
+    with TestClient(api.create_app(Settings(demo_dir))) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def photos_table(demo_dir):
+    return reading.read_csv(demo_dir / "dataset" / "training_data.csv")
+
+
+@pytest.fixture(scope="module")
+def products(demo_dir):
+    return listings.read_products(demo_dir / "tabular").set_index("product_id")
 
 
 @pytest.fixture

@@ -65,12 +65,6 @@ def test_nothing_of_a_private_service_is_kept_by_a_cache(data_dir, client):
     assert client.get(photo).headers["Cache-Control"] == "public, max-age=60"
 
 
-@pytest.fixture(scope="module")
-def client(demo_dir):
-    with TestClient(api.create_app(Settings(demo_dir))) as client:
-        yield client
-
-
 def test_every_answer_carries_a_request_id_and_careful_headers(client):
     for path in ("/", "/search?q=bed", "/nothing", "/search", "/web/app.js", "/metrics"):
         headers = client.get(path).headers

@@ -16,29 +16,12 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from starlette.testclient import TestClient
 
 import api
-from marketplace.cleaning import decoders, listings
-from marketplace.files import reading
+from marketplace.cleaning import decoders
 from marketplace.retrieval.recommender import Recommender
 from marketplace.service import dependencies, schemas
 from marketplace.service.settings import Settings
 from tests.cleaning.test_decoders import slow_photo
 from tests.cleaning.test_photos import encoded
-
-
-@pytest.fixture(scope="module")
-def client(demo_dir):
-    with TestClient(api.create_app(Settings(demo_dir))) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def photos_table(demo_dir):
-    return reading.read_csv(demo_dir / "dataset" / "training_data.csv")
-
-
-@pytest.fixture(scope="module")
-def products(demo_dir):
-    return listings.read_products(demo_dir / "tabular").set_index("product_id")
 
 
 def raw_photo(demo_dir: Path, image_id: str) -> bytes:
@@ -251,7 +234,14 @@ def test_what_holds_no_word_that_can_be_looked_for_is_422_in_any_order(client, q
 def test_where_nothing_is_close_the_result_is_empty_and_the_nearest_are_beside_it(client):
     answer = client.get("/search", params={"q": "zzzzqqqq", "counts": True}).json()
     nearest = answer.pop("nearest")
-    assert answer == {"results": [], "total": 0, "total_is_at_least": False, "counts": None, "corrections": {}}
+    assert answer == {
+        "results": [],
+        "next_offset": None,
+        "total": 0,
+        "total_is_at_least": False,
+        "counts": None,
+        "corrections": {},
+    }
     assert len(nearest) <= 3 and not any(listing["close"] for listing in nearest)
 
 
@@ -327,45 +317,62 @@ def test_filters_pages_weights_and_diversity_hold_for_several_listings_too(clien
         ({"ids": [0], "exclude_ids": ["nobody"]}, 404, "no listing has the id nobody"),
         ({"ids": [0], "not_ids": [1, 0]}, 422, "not_ids: {} is in ids too"),
         ({"ids": ["x"] * 60, "not_ids": ["y"] * 41}, 422, "ids, not_ids and exclude_ids: give at most 100 together"),
-        ({"ids": ["x"] * 101}, 422, "ids: List should have at most 100 items after validation, not 101"),
-        ({"ids": [0], "weights": {"photo": -1}}, 422, "weights.photo: Input should be greater than or equal to 0"),
-        ({"ids": [0], "weights": {"colour": 1}}, 422, None),
+        ({"ids": ["x"] * 101}, 422, "ids: give at most 100 items"),
+        ({"ids": [0], "weights": {"photo": -1}}, 422, "photo in weights: give 0 or more"),
+        (
+            {"ids": [0], "weights": {"colour": 1}},
+            422,
+            "the name 'colour' in weights: give 'photo', 'text', 'words', 'category', 'price' or 'place'",
+        ),
+        ({"ids": [0], "weights": []}, 422, "weights: give an object of names and numbers"),
+        ({"ids": "a"}, 422, "ids: give a list"),
+        ({"ids": ["a", 3]}, 422, "item 2 of ids: give text"),
+        ({"category": 7}, 422, "category: give text"),
+        ({"text": "x" * 2001}, 422, "text: give at most 2000 characters"),
+        ({"ids": [0], "k": 2.5}, 422, "k: give a whole number"),
+        ({"ids": [0], "min_price": "cheap"}, 422, "min_price: give a number"),
+        ({"ids": [0], "id": "b"}, 422, "unknown field 'id': did you mean ids?"),
+        ({"ids": [0], "maxprice": 7, "x": 1}, 422, "unknown field 'maxprice': did you mean max_price?"),
         (
             {"ids": [0], "weights": dict.fromkeys(get_args(schemas.Kind), 0)},
             422,
             "weights: let at least one kind of what is asked with count",
         ),
-        ({"ids": [0], "diversity": 1.1}, 422, "diversity: Input should be less than or equal to 1"),
-        ({"ids": [0], "k": 101}, 422, "k: Input should be less than or equal to 100"),
+        ({"ids": [0], "diversity": 1.1}, 422, "diversity: give 1 or less"),
+        ({"ids": [0], "k": 101}, 422, "k: give 100 or less"),
         ({"ids": [0], "min_price": 9, "max_price": 3}, 422, "min_price 9 is above max_price 3: swap them"),
         ({"ids": [0], "location": "Bxq"}, 422, 'no listing has the place "Bxq": GET /filters lists them'),
     ],
 )
 def test_what_cannot_be_asked_of_several_listings_is_told_in_one_sentence(client, products, body, status, detail):
     """Numbers stand for listings of the catalogue."""
-    ids = {name: [products.index[one] if isinstance(one, int) else one for one in some] for name, some in body.items()
-           if name.endswith("ids")}  # fmt: skip
+    ids = {name: [products.index[one] if isinstance(one, int) and one < 3 else one for one in some] for name, some in body.items()
+           if name.endswith("ids") and isinstance(some, list)}  # fmt: skip
     response = client.post("/recommend", json=body | ids)
-    assert response.status_code == status and isinstance(response.json()["detail"], str)
-    assert detail is None or response.json() == {"detail": detail.format(products.index[0])}
+    assert (response.status_code, response.json()) == (status, {"detail": detail.format(products.index[0])})
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "detail"),
     [
-        b'{"ids": ["\\ud800"]}',
-        b'{"text": "\\ud800"}',
-        b'{"text": "bed", "category": "\\ud800"}',
-        b'{"text": "bed", "weights": {"\\ud800": 1}}',
-        b'{"text": "bed", "weights": {"photo": NaN}}',
-        b'{"ids": ["\x00"]}',
-        b'{"ids": [',
-        b"[]",
+        (b'{"ids": ["\\ud800"]}', "item 1 of ids: give text that is valid Unicode"),
+        (b'{"text": "\\ud800"}', "text: give text that is valid Unicode"),
+        (b'{"text": "bed", "category": "\\ud800"}', "category: give text that is valid Unicode"),
+        (
+            b'{"text": "bed", "weights": {"\\ud800": 1}}',
+            "the name '\ufffd\ufffd\ufffd' in weights: give text that is valid Unicode",
+        ),
+        (b'{"ids": ["a"], "\\ud800ids": 1}', "unknown field '\\ud800ids': did you mean ids?"),
+        (b'{"text": "bed", "weights": {"photo": NaN}}', "photo in weights: give a number that is finite"),
+        (b'{"ids": ["\x00"]}', "the body is not JSON: Invalid control character at at character 10"),
+        (b'{"ids": [', "the body is not JSON: Expecting value at character 9"),
+        (b"[]", "send the fields as one JSON object, such as {}"),
+        (b"null", "send the fields as one JSON object, such as {}"),
     ],
 )
-def test_a_body_that_is_no_question_is_422(client, content):
+def test_a_body_that_is_no_question_is_422(client, content, detail):
     response = client.post("/recommend", content=content, headers={"content-type": "application/json"})
-    assert response.status_code == 422 and isinstance(response.json()["detail"], str)
+    assert (response.status_code, response.json()) == (422, {"detail": detail})
 
 
 def test_the_most_listings_at_once_are_answered(client, products):
@@ -520,19 +527,19 @@ def test_unknown_ids_are_404(client, path):
 @pytest.mark.parametrize(
     ("params", "detail"),
     [
-        ({"q": "bed", "k": 0}, "k: Input should be greater than or equal to 1"),
-        ({"q": "bed", "k": 101}, "k: Input should be less than or equal to 100"),
-        ({"q": "bed", "offset": -1}, "offset: Input should be greater than or equal to 0"),
-        ({"q": "bed", "offset": 1001}, "offset: Input should be less than or equal to 1000"),
-        ({"q": "bed", "min_score": 1.5}, "min_score: Input should be less than or equal to 1"),
-        ({"q": "bed", "min_score": "nan"}, "min_score: Input should be a finite number"),
-        ({"q": "bed", "min_price": -1}, "min_price: Input should be greater than or equal to 0"),
-        ({"q": "bed", "min_price": "nan"}, "min_price: Input should be a finite number"),
+        ({"q": "bed", "k": 0}, "k: give 1 or more"),
+        ({"q": "bed", "k": 101}, "k: give 100 or less"),
+        ({"q": "bed", "offset": -1}, "offset: give 0 or more"),
+        ({"q": "bed", "offset": 1001}, "offset: give 1000 or less"),
+        ({"q": "bed", "min_score": 1.5}, "min_score: give 1 or less"),
+        ({"q": "bed", "min_score": "nan"}, "min_score: give a number that is finite"),
+        ({"q": "bed", "min_price": -1}, "min_price: give 0 or more"),
+        ({"q": "bed", "min_price": "nan"}, "min_price: give a number that is finite"),
         ({"q": "bed", "min_price": 9, "max_price": 3}, "min_price 9 is above max_price 3: swap them"),
-        ({"q": ""}, "q: String should have at least 1 character"),
+        ({"q": ""}, "q: give at least 1 character"),
         ({"q": "  "}, "q: give at least one word"),
-        ({"sort": "price"}, "sort: Input should be 'relevance', 'price_up', 'price_down' or 'newest'"),
-        ({"counts": "many"}, "counts: Input should be a valid boolean, unable to interpret input"),
+        ({"sort": "price"}, "sort: give 'relevance', 'price_up', 'price_down' or 'newest'"),
+        ({"counts": "many"}, "counts: give true or false"),
         ({"location": "Bxq"}, 'no listing has the place "Bxq": GET /filters lists them'),
     ],
 )
@@ -551,8 +558,10 @@ def test_an_empty_field_is_a_field_not_given(client, demo_dir, photos_table):
 
 
 def test_a_form_without_a_photo_is_422(client):
-    assert client.post("/predict/similar_images", data={"k": 3}).json() == {"detail": "image: Field required"}
-    assert client.post("/predict/similar_images", data={"image": "a.jpg"}).json() == {"detail": "image: send it as a file"}
+    sentence = "image: send a photo as a file of the form, or as the body with its Content-Type, such as image/jpeg"
+    for request in ({"data": {"k": 3}}, {"data": {"image": "a.jpg"}}, {"content": png()}, {}):
+        response = client.post("/predict/similar_images", **request)
+        assert (response.status_code, response.json()) == (422, {"detail": sentence})
     for text in ("  ", "\0"):
         response = client.post("/predict/listing", data={"text": text})
         assert (response.status_code, response.json()["detail"]) == (422, "give a photo as `image`, words as `text`, or both")
