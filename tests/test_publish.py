@@ -124,9 +124,10 @@ def test_listings_in_a_bucket_are_hidden_listed_and_shown_again(data_dir, s3, ca
 
 def test_a_generation_that_is_not_there_or_not_whole_is_not_served(data_dir, capsys):
     index_dir, first = data_dir / "index", current(data_dir)
+    there = ", ".join(sorted(path.name for path in index_dir.iterdir() if path.is_dir()))
     for name in ("nowhere", "", ".."):
         assert build_index.main(["--data", str(data_dir), "--serve", name]) == 1
-        assert capsys.readouterr().err == f"error: {index_dir} holds no whole generation {name}: give one of {first}\n"
+        assert capsys.readouterr().err == f"error: {index_dir} holds no whole generation {name}: give one of {there}\n"
     vectors = index_dir / first / "price.npy"
     vectors.write_bytes(vectors.read_bytes()[:-1])
     assert build_index.main(["--data", str(data_dir), "--serve", first]) == 1
