@@ -329,7 +329,7 @@ def rank(catalogue: Catalogue, recommender: Recommender) -> tuple[dict[str, np.n
         grades = np.where(path == path[row], 2, np.where(main == main[row], 1, 0))
         text = "\n".join(catalogue.listings.loc[row, ["name", "description"]])
         evidence_of_photos = [
-            {"vector": catalogue.vectors[photo], "probabilities": catalogue.probabilities[photo]}
+            {"vectors": catalogue.vectors[photo], "probabilities": catalogue.probabilities[photo]}
             for photo in photos_of.get(position, [])
         ]
         for name, (with_photo, with_text, kinds) in EVIDENCE.items():

@@ -211,8 +211,8 @@ class Oracle:
         rows = dict(zip(catalogue.listings["product_id"], range(len(catalogue.listings)), strict=True))
         self.catalogue = SimpleNamespace(product_row=lambda product_id: len(rows) - 1 - rows[product_id])  # in another order
 
-    def query(self, vector=None, text=None, probabilities=None):
-        row = self.photos["listing_row"][int((self.vectors == vector).all(axis=1).argmax())] if vector is not None else None
+    def query(self, vectors=None, text=None, probabilities=None):
+        row = self.photos["listing_row"][int((self.vectors == vectors).all(axis=1).argmax())] if vectors is not None else None
         if text is not None:
             names = self.listings["name"] + "\n" + self.listings["description"]
             row = int((names == text).to_numpy().argmax())
