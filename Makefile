@@ -2,6 +2,7 @@
 # make serve  the same, and the service keeps running
 # make test   from a bare checkout to a green suite
 # make update the stages that new listings need, with the flags that they had: from cron, beside a serving API
+# make check-deploy  the operator's files with DVC, promtool, nginx, systemd and buildah, as root on Debian
 # make docs   the tables of README.md and docs/, and docs/cli.md, from code and benchmarks/results/
 # make setup  only the virtual environment that all of them use
 
@@ -18,7 +19,7 @@ REQUIREMENTS := requirements.txt requirements-dev.txt constraints.txt
 DIGEST := $(shell cat $(REQUIREMENTS) | cksum | cut -d ' ' -f 1)
 READY := .venv/.ready-$(DIGEST)
 
-.PHONY: setup test demo serve update docs pipeline curl
+.PHONY: setup test check-deploy demo serve update docs pipeline curl
 setup: $(READY)
 
 $(READY): $(REQUIREMENTS)
@@ -29,6 +30,9 @@ $(READY): $(REQUIREMENTS)
 
 test: setup
 	$(PY) -m pytest
+
+check-deploy: setup
+	PYTHON=$(PY) deploy/check.sh
 
 docs: setup
 	$(PY) docs/render.py

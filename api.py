@@ -61,7 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.photo_queue = PhotoQueue(app.state.meters, settings.max_pending, max(1, cli.cores() // settings.workers))
     app.state.photos = photo_files.photos_of(settings)
     app.state.photo_files = StaticFiles(directory=settings.images_dir, check_dir=False)
-    for router in (routes.router, routes.photo_router, routes.watched, routes.admin):
+    for router in (routes.router, routes.photo_router, routes.photo_files, routes.watched, routes.admin, routes.moderators):
         app.include_router(router)
     app.mount("/web", StaticFiles(directory=routes.WEB_DIR), name="web")
     # Only its files are used: Swagger UI, which would otherwise come from another host.

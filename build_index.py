@@ -1,8 +1,9 @@
 """Build everything that the API serves, and publish it as a new generation.
 
-Reads   data/embeddings/, data/model/, data/tabular/ (products.csv), data/dataset/ (training_data.csv, listings.csv)
+Reads   data/embeddings/, data/model/, data/tabular/ (products.csv, rejected.csv), data/images/ (photos.csv, display.csv),
+        data/dataset/ (training_data.csv, listings.csv)
 Writes  data/index/ (current.json; <generation>/ with index.faiss, text.faiss, names.faiss, meanings.faiss, their vectors,
-        catalogue.sqlite, ranker.json, models, report.json)
+        catalogue.sqlite, moderation.sqlite, ranker.json, models, report.json)
 Run     python build_index.py
         python build_index.py --embeddings image_embeddings.json   vectors of your own, {"<image id>": [floats], ...}
         python build_index.py --publish s3://my-bucket/index       for python api.py --data s3://my-bucket/index
@@ -28,7 +29,7 @@ from marketplace.files import atomic, cli, generations, hidden, reading, s3, sta
 from marketplace.files.stages import StageError
 from marketplace.models import sample_sizes
 from marketplace.models.text_encoder import TextEncoder
-from marketplace.retrieval import builds, catalogue, publishing, typed
+from marketplace.retrieval import builds, catalogue, moderation, publishing, typed
 from marketplace.retrieval import vectors as vector_search
 from marketplace.retrieval.builds import BuildSettings, Published
 from marketplace.retrieval.entries import Entries
@@ -152,9 +153,12 @@ def write(
     """Fill a generation's folder; returns what its report tells. source: the current generation, where it may be updated."""
     started_s = time.perf_counter()
     currency = checked_currency(stage.data_dir)
-    catalogue.write(folder, entries.listings(), entries.image_ids, entries.owners, entries.duplicates, currency)
+    photos = (entries.image_ids, entries.owners)
+    ranges = read_price_ranges(stage.data_dir / "model" / stages.PRICE_RANGES)
+    catalogue.write(folder, entries.listings(), *photos, entries.duplicates, currency, entries.sizes, ranges)
     builds.write_vectors(stage.data_dir, folder, entries, settings)
     copy_models(stage.data_dir, folder, settings.models)
+    moderation.write(stage.data_dir, folder, entries)
     history = write_engines(folder, entries, settings, source)
     is_update = history["updated"] is not None
     builds.write_synonyms(folder, stage.data_dir / OWN_SYNONYMS)
@@ -182,6 +186,13 @@ def checked_currency(data_dir: Path) -> str:
             f"{data_dir / 'model'} knows prices in {trained}, and the table has {currency}: run python train.py first"
         )
     return currency
+
+
+def read_price_ranges(path: Path) -> dict[str, tuple[float, ...]]:
+    """Low, median and high price of the listings that the price model learned from, by product_id."""
+    table = reading.read_csv(path)
+    prices = table[["low", "median", "high"]].astype(float)
+    return dict(zip(table["product_id"], prices.itertuples(index=False, name=None), strict=True))
 
 
 def digest_own(embeddings: Path | None) -> dict[str, str]:

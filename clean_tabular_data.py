@@ -13,7 +13,7 @@ import os
 import secrets
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ REJECT_COLUMNS = ["source", "record", "id", "reason", "raw"]
 SELLERS_KEY = "seller.key"  # below --data: kept from one run to the next, so that a seller's hash stays
 KEPT_ROWS = ".cleaned.jsonl"  # rows of the last run, so that the next one cleans only what is new
 EXAMPLES, EXAMPLE_ENDS = 3, 80  # rejects of a reason that --dry-run shows, and characters of both ends of each
+DOUBTED = 0.2  # of the records: as many that are rejected for one reason make its key in the schema doubtful
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)  # of the prices, in the report
 
 
@@ -201,6 +202,7 @@ def clean_listings(
     rows, rejects = records.clean_records(
         table, "Products.csv" if cleaner.schema.is_export else path.name, cleaner.schema.id, cleaner.clean, cleaner.is_id
     )
+    doubts = doubted_keys(cleaner.schema, count_reasons(rejects), len(rows) + len(rejects))
     if not rows:
         reasons = ", ".join(f"{reason}: {times}" for reason, times in count_reasons(rejects).items()) or "no records"
         if folder:
@@ -208,7 +210,9 @@ def clean_listings(
         else:
             print("\n".join(show_rejects(rejects)), file=sys.stderr)
         where = f"see {folder / 'rejected.csv'}" if folder else "see the examples above"
-        raise StageError(f"{path} holds no listing that can be kept ({reasons}): {where}")
+        raise StageError("; ".join([f"{path} holds no listing that can be kept ({reasons}): {where}", *doubts]))
+    for doubt in doubts:
+        print(f"warning: {doubt}", file=sys.stderr)
     listings = pd.DataFrame(rows)
     paths = join_spellings(listings["category"])
     cleaner.tidied["joined"] = int((paths != listings["category"]).sum())
@@ -216,12 +220,25 @@ def clean_listings(
     return listings.assign(category=paths, main_category=levels.str[0], leaf_category=levels.str[-1]), rejects
 
 
+def doubted_keys(schema: schemas.Schema, reasons: Mapping[str, int], records: int) -> list[str]:
+    """A question for each key of a shop's schema by which many records are rejected."""
+    if schema.is_export:
+        return []
+    keys = {"bad_price": ("decimal", "encoding"), "other_currency": ("currency",), f"bad_{schema.created}": ("created_format",)}
+    doubts = []
+    for reason, times in reasons.items():
+        if reason in keys and times >= DOUBTED * records:
+            values = " and ".join(f'{key} = "{getattr(schema, key)}"' for key in keys[reason])
+            doubts.append(f"{reason} rejects {times} of {records} listings: is {values} meant in --schema?")
+    return doubts
+
+
 def clean_photos(inputs: Inputs, cleaner: records.ListingCleaner, listings: pd.DataFrame) -> tuple[pd.DataFrame, list[dict]]:
     """The photos of these listings, and the rejects."""
     labels = dict(zip(listings["product_id"], listings["label"].tolist(), strict=True))
     schema = inputs.schema
     if inputs.images_csv is None:
-        rows, rejects = photo_names.clean(named_photos(inputs, cleaner), labels)
+        rows, rejects = photo_names.clean(named_photos(inputs, cleaner, labels), labels)
         return pd.DataFrame(rows, columns=[*records.CLEAN_PHOTO_COLUMNS, photo_names.FILE]), rejects
     table = tables.open_export(inputs.images_csv, records.PHOTO_COLUMNS)
     others = [column for column in table.columns if column not in records.PHOTO_COLUMNS]
@@ -232,9 +249,14 @@ def clean_photos(inputs: Inputs, cleaner: records.ListingCleaner, listings: pd.D
     return pd.DataFrame(rows, columns=None if rows else records.CLEAN_PHOTO_COLUMNS), rejects
 
 
-def named_photos(inputs: Inputs, cleaner: records.ListingCleaner) -> Iterable[photo_names.Named]:
+def named_photos(inputs: Inputs, cleaner: records.ListingCleaner, labels: Mapping[str, int]) -> Iterable[photo_names.Named]:
     if inputs.photos:
-        return photo_names.by_pattern([photo.name for photo in inputs.photos.photos], inputs.schema.photo_pattern)
+        names, pattern = [photo.name for photo in inputs.photos.photos], inputs.schema.photo_pattern
+        found = photo_names.by_pattern(names, pattern, labels)
+        if names and not any(photo.product_id for photo in found):
+            called = f"no photo is called like photo_pattern {pattern} of {inputs.schema_path}"
+            raise StageError(f"{called}: mend it, as they are called like {names[0]}")
+        return found
     return photo_names.in_column(cleaner.photos, inputs.schema.photos_separator)
 
 

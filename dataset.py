@@ -59,6 +59,11 @@ def run(args: argparse.Namespace) -> dict:
 
         stage.begin()
         listings = find_clusters(listings, claimed.used, groups)
+        if args.group_column and len(listings) > 1 and listings["cluster"].nunique() == 1:
+            raise StageError(
+                f"--group-column {args.group_column} joins all {len(listings)} listings, so none is left to measure with: "
+                "leave it out, or give a column that tells more of them apart"
+            )
         previous = previous_splits(folder, settings)
         listings["split"], moved = assign_splits(listings, args.seed, given, previous)
         assert (listings.groupby("cluster")["split"].nunique() == 1).all(), "a cluster is in two splits"

@@ -81,7 +81,7 @@ def open_photo_model(data_dir: Path, args: argparse.Namespace) -> model.PhotoMod
     threads = max(1, cli.cores() // args.workers)
     photo_model = model.PhotoModel(data_dir / "model", args.runtime, args.device, threads=threads)
     cleaned_with = stages.read_manifest(data_dir / "images")["arguments"]
-    if cleaned_with != photo_model.description.photo:
+    if photos.CleanSettings.from_dict(cleaned_with) != photo_model.settings:
         raise StageError(
             f"the photos in {data_dir / 'images'} were cleaned with other settings than the model's: run python train.py again"
         )
@@ -243,6 +243,7 @@ class Shards:
     def __init__(self, folder: Path, name: str, made_by: dict, dtype: np.dtype):
         made_by_digest = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:16]
         self.folder, self.prefix, self.dtype = folder, f"{name}-{made_by_digest}-", dtype
+        self._whole: dict[Path, np.ndarray] = {}  # the keys of the files that are, which need not be read twice
         for path in folder.glob(f"{name}-*.npy"):
             if not path.name.startswith(self.prefix):
                 path.unlink()
@@ -252,7 +253,6 @@ class Shards:
 
         compute: positions in keys -> the other fields of their rows, in batches_of() them of any size.
         """
-        self._whole: dict[Path, np.ndarray] = {}  # the keys of the files that are, which need not be read twice
         self._open(keys)
         distinct, first = np.unique(keys, return_index=True)
         missing = np.sort(first[~_are_among(distinct, self.keys[self.order])])

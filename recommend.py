@@ -63,8 +63,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--ids", type=Path, help="file of the listings to answer for, one id a line (default: all)")
     parser.add_argument("--k", default=10, type=cli.positive, help="listings like each, at most (default: %(default)s)")
     parser.add_argument("--category", help="only those of a category, at any level, or of a path")
-    parser.add_argument("--min-price", type=_pounds, help="only those from this price on")
-    parser.add_argument("--max-price", type=_pounds, help="only those up to this price")
+    parser.add_argument("--min-price", type=_price, help="only those from this price on")
+    parser.add_argument("--max-price", type=_price, help="only those up to this price")
     parser.add_argument("--location", help="only those of a town, a county, 'Town, County', or what begins so")
     parser.add_argument("--min-score", default=0.0, type=_share, help="only those that score as much (default: %(default)s)")
     parser.add_argument("--exclude", type=Path, help="file of listings that are no answer, one id a line (default: none)")
@@ -81,7 +81,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     return args
 
 
-def _pounds(text: str) -> float:
+def _price(text: str) -> float:
     with contextlib.suppress(ValueError):
         if (value := float(text)) >= 0 and math.isfinite(value):
             return value

@@ -2,7 +2,8 @@
 
 Reads   data/dataset/, data/images/, data/tabular/
 Writes  data/model/       (image_model.json, image_model.safetensors, image_model.onnx, image_model.int8.onnx;
-                          table_models.json, table_models.safetensors; price_model.json, price_model.safetensors;
+                          table_models.json, table_models.safetensors; price_model.json, price_model.safetensors,
+                          price_ranges.csv; listings.csv (label and split of each listing then);
                           text_encoder.json, text_encoder.onnx, tokenizer.json;
                           metrics.json, curves.png)
         data/features/    (plain.npy, mirrored.npy, image_ids.json: the untrained backbone's features of every photo, computed
@@ -404,7 +405,7 @@ def describe(
         dimension=embedder.linear.out_features if linear else photo_network.head.in_features,
         embedding=embedding,
         projection="none" if not linear else "power" if embedder.power else "linear",
-        photo=stages.read_manifest(args.data / "images")["arguments"],  # how the photos were cleaned
+        photo=photos.CleanSettings.from_dict(stages.read_manifest(args.data / "images")["arguments"]).as_dict(),
     )
 
 
@@ -484,11 +485,13 @@ def fit_table_models(data: Photos, vectors: np.ndarray, by_photo: pd.DataFrame, 
     models.save(model_dir)
     currency = read_currency(data.data_dir / "tabular")
     usable, clusters = train["price_plausible"].to_numpy(), train["cluster"].to_numpy()
-    prices = price_model.fit(models, evidence("train", train), train["price"].to_numpy(), usable, clusters, seed, currency)
+    fitted = evidence("train", train)
+    prices = price_model.fit(models, fitted, train["price"].to_numpy(), usable, clusters, seed, currency)
     held_out_prices = validation["price"].to_numpy()
     validated = evidence("validation", validation)
     prices.calibrate(validated, held_out_prices, validation["price_plausible"].to_numpy())
     prices.save(model_dir)
+    write_price_ranges(prices, fitted, train["product_id"], model_dir / stages.PRICE_RANGES)
     has_photo = ~np.isnan(photo).any(axis=1)
     quantiles, median = prices.quantiles(validated), train.loc[usable, "price"].median()
     return {
@@ -497,6 +500,14 @@ def fit_table_models(data: Photos, vectors: np.ndarray, by_photo: pd.DataFrame, 
         "fused": metrics.category_report(labels, first.fuse(photo, text), classes),
         "price": metrics.price_report(held_out_prices, quantiles, median, report.measured_prices(data.data_dir, table)),
     }
+
+
+def write_price_ranges(prices: price_model.PriceModel, fitted: price_model.Evidence, product_ids: pd.Series, path: Path) -> None:
+    """What models that had not seen them say of the listings that the price model learned from. product_ids: of each of these."""
+    rows, quantiles = prices.unseen_quantiles(fitted)
+    table = pd.DataFrame(np.round(10**quantiles, 2), columns=["low", "median", "high"])
+    table.insert(0, "product_id", product_ids.to_numpy()[rows])
+    atomic.write_csv(path, table.sort_values("product_id"))
 
 
 def tell(

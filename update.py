@@ -122,13 +122,13 @@ def share_moved(listings, path: Path) -> float:
 
 def summarise(update: Update, due: list[str], trained: bool) -> dict:
     index, embeddings = update.summaries["index"], update.summaries["embeddings"]
-    changed = not all(summary.get("unchanged") for summary in update.summaries.values())
+    changed = not index.get("unchanged")
     state = "done" if trained else "due" if due else "not needed"
     return {
         "updated": changed,
         "generation": index["generation"],
         **{name: index[name] for name in ("listings", "photos")},
-        **{name: embeddings[name] if changed else 0 for name in ("listings_embedded", "photos_embedded")},
+        **{name: 0 if embeddings.get("unchanged") else embeddings[name] for name in ("listings_embedded", "photos_embedded")},
         "training": f"{state}: {'; '.join(due)}" if due else state,
         "seconds": update.seconds,
     }

@@ -192,6 +192,8 @@ SPEED = (
     ),
     ("clean_images", "400-pixel JPEGs, likewise", "{small_vs_baseline:.2f}x"),
     ("clean_images", "two workers over one, 400-pixel JPEGs", "{small_two_workers_vs_one:.2f}x"),
+    ("clean_images", "core-seconds with a copy to look at over without, 400-pixel JPEGs", "{small_with_display_vs_without:.1f}x"),
+    ("clean_images", "the same, 12-megapixel JPEGs", "{large_with_display_vs_without:.1f}x"),
     (
         "extract_embeddings",
         "photos embedded with ResNet-50 in 8 bits at 224 px, decoding included, over torch in fp32, one photo at a time",
@@ -320,6 +322,25 @@ def speed() -> str:
     ran = [row for row in SPEED if (ROOT / "benchmarks" / "results" / f"{row[0]}.json").exists()]  # the others have yet to run
     rows = [[filled(what, result(name)["figures"]), filled(figure, result(name)["figures"])] for name, what, figure in ran]
     return f"{table(['what', 'figure'], rows)}\n\n{measured(*dict.fromkeys(name for name, *_ in ran))}"
+
+
+SIZING = (  # a template's benchmark, what is to be sized, what one unit takes
+    ("api", "queries by words, {listings:,} listings", "{title_qps:,} a core-second"),
+    ("api", "listings like one, of as many", "{similar_qps:,} a core-second"),
+    ("api", "a photo query, ResNet-50 in fp32", "{p50_ms:.0f} ms of the processor"),
+    ("api", "one more worker; ResNet-50 in fp32 in it", "{extra_worker_mb} MB; {model_mb} MB"),
+    ("fuzz", "a decoder: one a core, and one more for two, of each worker", "{decoder_pss_mb:.0f} MB"),
+    ("slow_clients", "the service beside 60 uploads of 19 MB that are not whole", "{now_half_photos_mb} MB"),
+    ("search", "a photo's vector of 256 in the index, mapped from the disk", "{bytes_per_vector:.0f} bytes"),
+    ("scale", "peak memory of build_index.py over the photos' raw vectors (1 KB each at 256)", "{build_peak_over_vectors}x"),
+    ("scale", "an update of 1% over a full build", "{update_over_build:.1%}"),
+)
+
+
+def sizing() -> str:
+    """What one unit of load takes, for who chooses a machine."""
+    rows = [[filled(what, result(name)["figures"]), filled(figure, result(name)["figures"])] for name, what, figure in SIZING]
+    return table(["what", "takes"], rows)
 
 
 GPU = (
@@ -505,6 +526,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "quality clothing": quality_clothing,
     "quality demo": quality_demo,
     "speed": speed,
+    "sizing": sizing,
     "redaction": redaction,
     "search peers": search_peers,
     "gpu": gpu,

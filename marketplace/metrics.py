@@ -7,10 +7,8 @@ import pandas as pd
 from scipy.stats import binomtest, bootstrap, permutation_test
 from sklearn.metrics import r2_score
 
-PRICE_BOUNDS = (
-    1.0,
-    20_000.0,
-)  # of the export, in pounds; beyond are gifts, jokes and houses, which no median error should hang on
+# Of the export, in pounds: beyond are gifts, jokes and houses, which no median error should hang on.
+PRICE_BOUNDS = (1.0, 20_000.0)
 CALIBRATION_BINS = 15
 RELIABILITY_BINS = 10  # of a score
 RESAMPLES = 2_000  # of the bootstrap: the ends of its intervals then vary by about a twentieth of their width

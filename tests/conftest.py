@@ -26,6 +26,7 @@ settings.load_profile("untimed")
 LISTINGS = 60
 TRAIN_FLAGS = ["--backbone", "efficientnet_lite0", "--image-size", "96", "--epochs", "15", "--workers", "0", "--device", "cpu"]
 TRAIN_FLAGS += ["--text-encoder", "none"]  # tests of the encoder take small_encoder
+MODEL_FILES = (*stages.PHOTO_MODEL, *stages.TABLE_MODELS)  # without a text encoder's
 STAGES = {  # stage folder -> main, and flags beside --data
     "tabular": (clean_tabular_data.main, []),
     "images": (clean_images.main, ["--workers", "1"]),
@@ -95,7 +96,8 @@ class _Server(uvicorn.Server):
 @pytest.fixture(scope="session")
 def served(demo_dir):
     """That marketplace served over HTTP on loopback."""
-    server = _Server(uvicorn.Config(api.create_app(api.Settings(demo_dir)), log_level="warning"))
+    app = api.create_app(api.Settings(demo_dir))
+    server = _Server(uvicorn.Config(app, log_level="warning"))
     with socket.create_server(("127.0.0.1", 0)) as connection:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [connection]}, daemon=True)
         thread.start()
@@ -103,6 +105,7 @@ def served(demo_dir):
         tests = reading.read_csv(demo_dir / "dataset" / "training_data.csv").query("split == 'test'")
         yield SimpleNamespace(
             url=f"http://127.0.0.1:{connection.getsockname()[1]}",
+            app=app,
             data_dir=demo_dir,
             test_photo=demo_dir / "raw" / "images" / f"{tests['image_id'].iloc[0]}.jpg",
             products=listings.read_products(demo_dir / "tabular"),

@@ -71,8 +71,10 @@ def statuses(data: Path) -> dict[str, str]:
 
 
 def files_of(data: Path) -> dict[str, bytes]:
-    """Everything a stage leaves, hidden files too; times stand in the manifest only."""
-    return {path.name: path.read_bytes() for path in (data / "images").iterdir() if path.name != stages.MANIFEST}
+    """Everything a stage leaves, hidden files too, but for those that hold times."""
+    folder, left_out = data / "images", (stages.MANIFEST, clean_images.IDENTITIES)
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in left_out)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def outputs(data: Path) -> dict[str, bytes]:
@@ -133,7 +135,76 @@ def test_the_manifest_holds_the_settings_that_clean_an_upload_alike(tmp_path, cl
     assert clean("--fit", "crop", "--max-pixels", 5000)[0] == 0
     arguments = stages.read_manifest(tmp_path / "data" / "images")["arguments"]
     assert photos.CleanSettings.from_dict(arguments) == photos.CleanSettings(size=32, fit="crop", max_pixels=5000)
-    assert photos.CleanSettings(**arguments) == photos.CleanSettings.from_dict(arguments)
+    assert arguments == photos.CleanSettings.from_dict(arguments).as_dict() | {"display": True}
+
+
+# Copies to look at
+
+
+def without_display(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in files.items() if not name.startswith(("display", "card", "."))}
+
+
+def display_rows(data: Path) -> dict[str, tuple[str, str]]:
+    table = reading.read_csv(data / "images" / "display.csv").to_dict("records")
+    return {row["image_id"]: (row["width"], row["height"]) for row in table}
+
+
+def test_a_copy_to_look_at_is_kept_whole_and_never_enlarged(tmp_path, clean):
+    sizes = {"wide": (1600, 900), "tall": (900, 1600), "small": (48, 32), "line": (3000, 1)}
+    files = {f"{name}.jpg": photo_bytes(number, size=size) for number, (name, size) in enumerate(sizes.items())}
+    write_folder(tmp_path / "data" / "raw" / "images", files | {"broken.jpg": b"no photo"})
+    assert clean()[0] == 0
+    shown = {"wide": ("800", "450"), "tall": ("450", "800"), "small": ("48", "32"), "line": ("800", "1")}
+    assert display_rows(tmp_path / "data") == shown
+    for name, size in shown.items():
+        display = photos.clean(files[f"{name}.jpg"], with_display=True).display
+        path = tmp_path / "data" / "images" / "display" / f"{name}.jpg"
+        assert path.read_bytes() == display.jpeg
+        assert size == (str(display.width), str(display.height)) == tuple(map(str, Image.open(path).size))
+        card = Image.open(tmp_path / "data" / "images" / "card" / f"{name}.jpg")
+        scale = min(1, 400 / max(map(int, size)))
+        assert card.size == tuple(max(1, round(scale * int(side))) for side in size)
+
+
+def test_without_copies_to_look_at_all_else_is_the_same_and_they_come_and_go_with_the_flag(tmp_path, clean):
+    source = write_folder(tmp_path / "source", good_photos() | {"broken.jpg": b"no photo"})
+    clean("--photos", source)
+    with_copies = files_of(tmp_path / "data")
+    age(tmp_path / "data")
+    summary = clean("--photos", source, "--no-display")[1]
+    assert (summary["cleaned"], summary["reused"]) == (0, 7)
+    assert set(written_at(tmp_path / "data").values()) == {10**18}
+    assert without_display(files_of(tmp_path / "data")) == without_display(with_copies)
+    assert not [name for name in files_of(tmp_path / "data") if name.startswith(("display", "card"))]
+    clean("--photos", source, "--no-display", data=tmp_path / "afresh")
+    assert files_of(tmp_path / "data") == files_of(tmp_path / "afresh")
+    assert clean("--photos", source)[1]["cleaned"] == 6
+    assert files_of(tmp_path / "data") == with_copies
+
+
+@pytest.mark.parametrize("copies", ["display", "card"])
+def test_a_copy_to_look_at_that_was_lost_or_damaged_is_made_again(tmp_path, clean, copies):
+    source = write_folder(tmp_path / "source", good_photos())
+    clean("--photos", source)
+    before, folder = files_of(tmp_path / "data"), tmp_path / "data" / "images" / copies
+    (folder / "photo-1.jpg").unlink()
+    (folder / "photo-2.jpg").write_bytes(before[f"{copies}/photo-2.jpg"][:-5] + b"12345")
+    (folder / ".photo-3.jpg.tmp").write_bytes(b"half")
+    assert clean("--photos", source)[1]["cleaned"] == 2
+    assert files_of(tmp_path / "data") == before
+    shutil.rmtree(folder)
+    assert clean("--photos", source)[1]["cleaned"] == 6
+    assert files_of(tmp_path / "data") == before
+
+
+def test_a_copy_to_look_at_goes_with_its_photo(tmp_path, clean):
+    source = write_folder(tmp_path / "source", good_photos())
+    clean("--photos", source)
+    (source / "photo-2.jpg").unlink()
+    assert clean("--photos", source)[1]["removed"] == 1
+    assert "photo-2" not in display_rows(tmp_path / "data")
+    assert sorted(name for name in files_of(tmp_path / "data") if "photo-2" in name) == []
 
 
 def test_odd_files_are_rejected_with_their_reason_and_the_run_goes_on(tmp_path, clean):
@@ -423,7 +494,7 @@ def test_a_cleaned_photo_of_another_size_is_not_read_to_see_that_it_is_another(t
     os.truncate(path, 10**10)  # sparse
     digested = []
     monkeypatch.setattr(stages, "digest", lambda path, digest=stages.digest: digested.append(path.name) or digest(path))
-    assert clean("--photos", source)[1]["cleaned"] == 1
+    assert clean("--photos", source, "--full")[1]["cleaned"] == 1
     assert "photo-1.jpg" not in digested and "photo-2.jpg" in digested and path.stat().st_size < 10**5
 
 
@@ -489,7 +560,7 @@ def test_a_folder_and_zips_of_it_give_the_same_files(tmp_path, clean):
     for name, source in (("a", folder), ("b", flat), ("c", inner)):
         assert clean("--photos", source, data=tmp_path / name)[0] == 0
     assert outputs(tmp_path / "a") == outputs(tmp_path / "b") == outputs(tmp_path / "c")
-    assert len(outputs(tmp_path / "a")) == 8
+    assert len(outputs(tmp_path / "a")) == 3 * 7 + 2  # of each photo a square and two copies; two tables
 
 
 def test_the_default_source_is_the_folder_then_the_zip(tmp_path, clean):
@@ -512,7 +583,10 @@ def test_names_that_lead_outside_a_zip_write_nothing_outside(tmp_path, clean):
         "home.jpg",
         "x.jpg",
         "photos.csv",
+        "display.csv",
         "manifest.json",
+        ".flags.json",
+        ".identities.json",
         ".lock",
         clean_images.PROGRESS,
     }
@@ -733,8 +807,8 @@ def kill_after(function, calls: int, before: bool):
         (clean_images, "_line", 3),
         (clean_images, "_remove_others", 1),
         (atomic, "write_csv", 1),
-        (atomic, "write_bytes", 1),
-        (atomic, "write_bytes", 2),
+        (atomic, "write_bytes", 2),  # the first is of the flags, before the manifest goes
+        (atomic, "write_bytes", 3),
         (atomic, "write_json", 1),
         (os, "replace", 3),
     ],
@@ -771,7 +845,8 @@ def test_a_run_killed_under_other_settings_leaves_nothing_that_passes_for_the_fi
 def test_a_killed_run_is_resumed_not_repeated(tmp_path, clean, monkeypatch):
     source = write_folder(tmp_path / "source", good_photos())
     with monkeypatch.context() as patch:
-        patch.setattr(clean_images, "_write_jpeg", kill_after(clean_images._write_jpeg, 5, before=True))
+        # Four photos are done, each with its square and two copies.
+        patch.setattr(clean_images, "_write_jpeg", kill_after(clean_images._write_jpeg, 13, before=True))
         with pytest.raises(Killed):
             clean("--photos", source)
     progress = tmp_path / "data" / "images" / clean_images.PROGRESS

@@ -327,6 +327,15 @@ def test_a_group_column_of_the_photos_joins_all_listings_of_a_sender(tmp_path):
 # Failures.
 
 
+def test_a_group_column_that_joins_all_listings_is_refused(tmp_path, capsys):
+    products, pictures = marketplace(9)
+    write_inputs(tmp_path, [row | {"seller": "one"} for row in products], pictures)
+    assert error_of(capsys, tmp_path, "--group-column", "seller").splitlines()[-1] == (
+        "error: --group-column seller joins all 9 listings, so none is left to measure with: "
+        "leave it out, or give a column that tells more of them apart"
+    )
+
+
 def test_a_stage_that_is_not_finished_is_named_with_its_command(tmp_path, capsys):
     assert (
         error_of(capsys, tmp_path) == f"error: {tmp_path / 'tabular'} is not finished: run python clean_tabular_data.py first\n"

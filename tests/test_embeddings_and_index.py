@@ -14,9 +14,8 @@ import evaluate
 import extract_embeddings
 import train
 from marketplace.files import atomic, generations, locks, reading, stages
-from marketplace.models import photo_model
 from marketplace.retrieval import builds
-from tests.conftest import TRAIN_FLAGS, run_stages, stamp
+from tests.conftest import MODEL_FILES, TRAIN_FLAGS, run_stages, stamp
 
 
 @pytest.fixture
@@ -36,12 +35,12 @@ def test_the_published_generation_holds_all_that_serving_needs(demo_dir):
     generation = generations.current_generation(demo_dir / "index")
     report = reading.read_json(generation / "report.json")
     assert report["index"]["recall_at_10"] == 1.0 and report["index"]["kind"] == "Flat"
-    assert {name: report["files"][name] for name in photo_model.FILES} == stages.digests(demo_dir / "model", *photo_model.FILES)
+    assert {name: report["files"][name] for name in MODEL_FILES} == stages.digests(demo_dir / "model", *MODEL_FILES)
     assert report["files"] == stages.digests(
         generation, *(name for name in generations.files_of(generation) if name != "report.json")
     )
     assert report["index"]["bytes_per_vector"] == pytest.approx(4 * report["dimension"], rel=0.1)
-    names = {"index.faiss", "vectors.npy", "text.faiss", "catalogue.sqlite", "ranker.json", *photo_model.FILES}
+    names = {"index.faiss", "vectors.npy", "text.faiss", "catalogue.sqlite", "ranker.json", *MODEL_FILES}
     assert names <= {path.name for path in generation.iterdir()}
 
 
@@ -171,12 +170,18 @@ def test_a_listing_and_a_photo_more_need_no_new_training(copied, demo_dir, tmp_p
     with open(copied / "raw" / "Images.csv", "a") as file:
         file.write(f"9999,{new_image},{new_product}\n")
     Image.effect_noise((90, 60), 60).save(copied / "raw" / "images" / f"{new_image}.jpg", "JPEG")
-    model_before = stages.digests(copied / "model", *photo_model.FILES)
+    model_before = stages.digests(copied / "model", *MODEL_FILES)
     run_stages(copied, ["tabular", "images", "dataset", "embeddings", "index"])
-    assert stages.digests(copied / "model", *photo_model.FILES) == model_before
+    assert stages.digests(copied / "model", *MODEL_FILES) == model_before
     with TestClient(api.create_app(api.Settings(copied))) as client:
         assert client.get(f"/products/{new_product}").json()["photos"] == [
-            {"image_id": new_image.lower(), "photo_url": f"/images/{new_image.lower()}.jpg"}
+            {
+                "image_id": new_image.lower(),
+                "photo_url": f"/images/{new_image.lower()}.jpg",
+                "display_url": f"/images/{new_image.lower()}/display",
+                "width": 90,
+                "height": 60,
+            }
         ]
         assert client.get("/search", params={"q": "trumpet", "k": 1}).json()["results"][0]["product_id"] == new_product
 
@@ -200,11 +205,13 @@ def test_neither_a_category_that_is_sold_out_nor_a_new_one_needs_a_new_training(
     capsys.readouterr()
     run_stages(copied, ["tabular", "images", "dataset", "embeddings", "index"])
     assert "categories that the model does not know before another python train.py: Aardvarks\n" in capsys.readouterr().err
+    table = reading.read_csv(copied / "tabular" / "products.csv")
+    new = table[table["category"] == "Aardvarks"].iloc[0]
     with TestClient(api.create_app(api.Settings(copied))) as client:
-        found = client.get("/search", params={"q": "aardvarks", "category": "Aardvarks"}).json()["results"]
-        assert found and {result["category"] for result in found} == {"Aardvarks"}
-        like = client.get(f"/products/{found[0]['product_id']}/similar").json()["results"]
-        assert like and found[0]["product_id"] not in {result["product_id"] for result in like}
+        assert "Aardvarks" in client.get("/filters").json()["categories"]
+        found = client.get("/search", params={"q": new["name"], "category": "Aardvarks"}).json()["results"]
+        assert new["product_id"] in {result["product_id"] for result in found}
+        assert client.get(f"/products/{new['product_id']}/similar").json()["results"]
 
 
 def test_a_missing_dictionary_is_one_sentence(copied, capsys):

@@ -42,7 +42,8 @@ def uploaded(local, s3):
 def outputs(folder: Path) -> dict[str, bytes]:
     """Every file that the next stage may read; the manifest holds times."""
     hidden_or_timed = {"manifest.json"} | {path.name for path in folder.glob(".*")}
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in hidden_or_timed}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in hidden_or_timed)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def last_line(text: str) -> dict:
@@ -108,7 +109,9 @@ def test_photos_that_vanish_from_s3_or_are_archived_are_rejected_alone_and_tried
         assert clean_images.main(command) == 0
     summary = last_line(capsys.readouterr().out)
     assert summary["reasons"]["read_error"] == 2
-    assert set(outputs(local / "images")) - set(outputs(with_table / "images")) == {gone, archived}
+    assert set(outputs(local / "images")) - set(outputs(with_table / "images")) == {
+        f"{folder}{name}" for folder in ("", "display/", "card/") for name in (gone, archived)
+    }
     uploaded.put_object(Bucket="market", Key=key, Body=body)
     assert clean_images.main(command) == 0
     assert (with_table / "images" / archived).read_bytes() == (local / "images" / archived).read_bytes()

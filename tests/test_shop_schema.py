@@ -367,5 +367,19 @@ def test_a_dry_run_shows_three_rejects_of_each_reason_and_writes_nothing(shop):
 def test_a_dry_run_in_which_nothing_can_be_kept_shows_why(shop, tmp_path):
     code, out, err = shop([{"price": "free"}], "--dry-run")
     assert (code, out) == (1, "") and "  record 1: A/1 x;Bed;" in err
-    sentence = f"error: {tmp_path / 'shop.csv'} holds no listing that can be kept (bad_price: 1): see the examples above\n"
+    sentence = (
+        f"error: {tmp_path / 'shop.csv'} holds no listing that can be kept (bad_price: 1): see the examples above; "
+        'bad_price rejects 1 of 1 listings: is decimal = "," and encoding = "utf-8" meant in --schema?\n'
+    )
     assert err.endswith(sentence)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_key_by_which_a_fifth_of_the_listings_are_rejected_is_doubted(shop, times):
+    rows = [{"price": "USD 5"}] * times + [{"added": "2026-11-27"}] * times + [{}] * (10 - 2 * times)
+    code, _, err = shop([{"sku": str(number)} | row for number, row in enumerate(rows)])
+    doubts = [
+        'warning: bad_added rejects 2 of 10 listings: is created_format = "%d.%m.%Y" meant in --schema?',
+        'warning: other_currency rejects 2 of 10 listings: is currency = "EUR" meant in --schema?',
+    ]
+    assert code == 0 and [line for line in err.splitlines() if line.startswith("warning: ")] == (doubts if times == 2 else [])

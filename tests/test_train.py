@@ -12,10 +12,10 @@ import dataset
 import train
 from demo import sample
 from marketplace.cleaning import photos
-from marketplace.files import atomic, reading
+from marketplace.files import atomic, reading, stages
 from marketplace.models import backbone as network
 from marketplace.models import photo_model, training
-from tests.conftest import run_stages, stamp
+from tests.conftest import MODEL_FILES, run_stages, stamp
 
 FAST = ["--backbone", "resnet18", "--weights", "none", "--image-size", "32", "--epochs", "2", "--workers", "0", "--device", "cpu"]
 FAST += ["--text-encoder", "none"]
@@ -153,7 +153,7 @@ def test_garbage_in_test_listings_changes_no_fitted_file(prepared, tmp_path):
             for image_id in table["image_id"]:
                 (data_dir / "images" / f"{image_id}.jpg").write_bytes(photos.clean(_noise()).jpeg)
         assert train.main(["--data", str(data_dir), *FAST]) == 0
-        kept[name] = {file_name: (data_dir / "model" / file_name).read_bytes() for file_name in photo_model.FILES}
+        kept[name] = {file_name: (data_dir / "model" / file_name).read_bytes() for file_name in MODEL_FILES}
     assert kept["clean"] == kept["garbage"]
 
 
@@ -216,6 +216,7 @@ def test_what_cannot_be_trained_is_one_sentence_and_leaves_the_finished_model_al
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}") and error.count("\n") == 1
     assert (demo_dir / "model" / "manifest.json").exists()
+    assert "--epochs=15" in stages.last_flags(demo_dir, "model")  # what update.py goes by
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])

@@ -320,8 +320,7 @@ def test_no_digest_is_kept_of_a_record_that_had_something_taken_out(tmp_path, to
 
 def test_a_jpeg_whose_size_and_times_are_the_same_is_only_read_with_full(shop, monkeypatch, capsys):
     assert clean_images.main(["--data", str(shop), "--workers", "1", "--full"]) == 0
-    records = clean_images.read_progress(shop / "images" / clean_images.PROGRESS)
-    files = {record["image_id"]: record["file"] for record in records.values()}
+    files = clean_images.read_identities(shop / "images")
     monkeypatch.setattr(clean_images, "_identity", lambda _, record: files[record["image_id"]])
     path = min((shop / "images").glob("*.jpg"))
     whole = path.read_bytes()

@@ -1,138 +1,155 @@
 // The page of the marketplace: the address says what to show, the service answers, and the views show what it answers.
 
-import { askForChoices, askForEstimate, askForListing, askForListings, askForSimilar, giveUpRequests } from "./api.js";
-import { alertLine, byId, setBusy, tell } from "./elements.js";
+import { askForChoices, askForListing, askForSimilar, giveUpRequests } from "./api.js";
+import { cropper } from "./crop.js";
+import { alertLine, byId, h, icon, link, setBusy, tell } from "./elements.js";
+import { closeFilters, followFilters, lastName, setChoices } from "./filters.js";
 import {
-  address, currentPhotoKey, filtersOf, followBack, followLinks, isFiltered, keepPhoto, photoOf, stateOf, viewOf, visit,
+  followBack, followLinks, forgetScroll, hasPhoto, isAsked, reachScroll, stateOf, viewOf, visit,
 } from "./history.js";
+import { showHome } from "./home.js";
+import { backLink, listingDetails, listingTitle, relatedSections, similarSection } from "./listing.js";
 import { photoField, takeDroppedPhotos, takePastedPhotos } from "./photo-field.js";
-import { fillForm, foldFilters, followForm, setChoices, showCategoryMenus, typedValues, welcome } from "./query-form.js";
-import {
-  backLink, cards, correctionLine, estimatePanels, listingDetails, listingTitle, moreButton, noEstimate, nothingClose,
-  nothingFound, nothingSimilar, similarSection, skeleton, summary,
-} from "./views.js";
+import { cropOf, photoToShow } from "./photo-question.js";
+import { keepPhoto } from "./photo-store.js";
+import { foundListing, showResults } from "./results.js";
+import { showSell } from "./sell.js";
 
-const PAGE_SIZE = 24; // listings at a time
-const MAX_RESULTS = 480;
+const TITLE = document.title;
 
-const sections = { search: byId("search-view"), listing: byId("listing-view"), sell: byId("sell-view") };
-const sellForm = byId("sell-form");
-const searchPhoto = photoField(sections.search.querySelector(".photo-field"), (file) => search({}, file && keepPhoto(file)));
-const sellPhoto = photoField(sections.sell.querySelector(".photo-field"), (file) => estimate(file && keepPhoto(file)));
+const sections = { home: byId("home-view"), search: byId("search-view"), listing: byId("listing-view"), sell: byId("sell-view") };
+const [searchForm, sellForm] = ["search-form", "sell-form"].map(byId);
+const [photoWays, photoPanel, sort] = ["photo-ways", "photo-panel", "sort"].map(byId);
+const NO_PHOTO = { photo: "", like: "", crop: "" };
+const sellPhoto = photoField(sellForm.querySelector(".photo-field"), (file) => estimate(file ? asPhoto(file) : NO_PHOTO));
 
-let shown = { view: null, state: stateOf("/") };
+let shown = { section: null, state: stateOf("/") };
+
+photoField(photoWays.querySelector(".photo-field"), (file) => file && search(asPhoto(file)));
 
 
 // Going from view to view
 
-function go(state, photoKey = null) {
-  visit(state, photoKey);
+function go(state, how) {
+  forgetScroll();
+  visit(state, how);
   const before = shown;
   show();
-  if (before.view !== shown.view || before.state.listing !== shown.state.listing) {
+  if (before.section !== shown.section || before.state.listing !== shown.state.listing) {
     scrollTo(0, 0);
-    sections[shown.view].querySelector("h1")?.focus({ preventScroll: true });
+    sections[shown.section].querySelector("h1")?.focus({ preventScroll: true });
+  } else if (!how?.inPlace && scrollY > 0) {
+    scrollTo(0, 0); // another search is read from its beginning
   }
+}
+
+function sectionOf(state) {
+  const view = viewOf(state);
+  return view === "search" && !isAsked(state) ? "home" : view;
 }
 
 function show() {
   const state = stateOf(location.href);
-  const view = viewOf(state);
+  const section = sectionOf(state);
   giveUpRequests();
-  for (const [name, section] of Object.entries(sections)) section.hidden = name !== view;
+  photoWays.hidePopover();
+  for (const [name, node] of Object.entries(sections)) node.hidden = name !== section;
   for (const anchor of document.querySelectorAll("nav a")) {
-    if (anchor.dataset.view === view) anchor.setAttribute("aria-current", "page");
+    const isCurrent = (anchor.dataset.view === "sell") === (section === "sell");
+    if (isCurrent) anchor.setAttribute("aria-current", "page");
     else anchor.removeAttribute("aria-current");
   }
-  shown = { view, state };
-  const photoKey = currentPhotoKey();
-  ({ search: showSearch, listing: showListing, sell: showSell })[view](state, photoOf(photoKey), photoKey);
+  if (section !== "search") closeFilters();
+  shown = { section, state };
+  searchForm.elements.q.value = section === "sell" ? "" : state.q;
+  setTitle("");
+  if (section === "home" || section === "sell" || hasPhoto(state)) needChoices();
+  ({ home: () => showHome(byId("browse")), search: showSearch, listing: showListing, sell: showSelling })[section](state);
+}
+
+function setTitle(text) {
+  document.title = text ? `${text} – ${TITLE}` : TITLE;
+  document.querySelector("meta[property='og:title']").content = document.title;
 }
 
 // The link to the listing that was left has the focus again.
 function restore() {
   const left = shown.state.listing;
   show();
-  const origin = left && sections[shown.view].querySelector(`a[data-listing="${CSS.escape(left)}"]`);
+  const origin = left && sections[shown.section].querySelector(`a[data-listing="${CSS.escape(left)}"]`);
   if (origin) origin.focus({ preventScroll: true });
 }
 
-function take(photo) {
-  if (shown.view === "sell") estimate(keepPhoto(photo));
-  else if (shown.view === "search") search({}, keepPhoto(photo));
-  else go({}, keepPhoto(photo));
+const asPhoto = (file) => ({ photo: keepPhoto(file), like: "", crop: "" });
+
+function take(file) {
+  if (shown.section === "sell") estimate(asPhoto(file));
+  else search(asPhoto(file));
 }
 
 
 // Finding
 
-function search(changes, photoKey = currentPhotoKey()) {
-  const category = shown.view === "search" ? shown.state.category : "";
-  go({ category, ...typedValues(), ...changes }, photoKey);
+// A search with what changes beside what is shown and typed.
+function search(changes, how) {
+  const from = shown.section === "search" || shown.section === "listing" ? shown.state : stateOf("/");
+  go({ ...from, view: "", listing: "", q: searchForm.elements.q.value.trim(), ...changes }, how);
 }
 
-function showSearch(state, photo, photoKey) {
-  fillForm(state);
-  searchPhoto.set(photo);
-  const isPhotoGone = photoKey && !photo; // filters alone would answer something else
-  const isAsked = Boolean(state.q || photo || (isFiltered(state) && !isPhotoGone));
-  document.title = state.q ? `${state.q} – Marketplace` : "Marketplace";
-  sections.search.classList.toggle("asked", isAsked);
-  tell(byId("search-error"), "");
-  if (isAsked) showResults(state, photo, photoKey);
-  else showFirstPage(isPhotoGone);
+function showSearch(state) {
+  setTitle([state.q, state.category && lastName(state.category)].filter(Boolean).join(" in "));
+  byId("search-title").textContent = state.q ? `Results for “${state.q}”` : "Results";
+  const ranked = state.q && !hasPhoto(state);
+  sort.parentNode.hidden = hasPhoto(state);
+  sort.querySelector("option").hidden = sort.querySelector("option").disabled = !ranked;
+  sort.value = state.sort || (ranked ? "relevance" : "newest");
+  showPhotoPanel(state);
+  showResults(state);
 }
 
-function showFirstPage(isPhotoGone) {
-  const sentence = "This search had a photo, which is not kept when a page is reloaded: choose it again.";
-  byId("search-status").textContent = isPhotoGone ? sentence : "";
-  setBusy(byId("results"), false);
-  byId("results").replaceChildren(welcome());
+let panelKey = null; // of the photo in the panel
+
+async function showPhotoPanel(state) {
+  const key = hasPhoto(state) ? `${state.photo} ${state.like}` : null;
+  photoPanel.hidden = !key;
+  if (key === panelKey && (!key || photoPanel.dataset.crop === state.crop)) return;
+  panelKey = key;
+  photoPanel.dataset.crop = state.crop;
+  if (!key) return photoPanel.replaceChildren();
+  const remove = h("button", { type: "button", class: "quiet", "aria-label": "Remove the photo" }, icon("close"), "Remove");
+  remove.addEventListener("click", () => {
+    search(NO_PHOTO);
+    searchForm.elements.q.focus();
+  });
+  const whole = state.crop ? link({ ...state, crop: "" }, { class: "whole" }, "Whole photo") : null;
+  const head = h("p", { class: "photo-head" }, h("span", {}, "Drag the corners to the thing itself"), whole, remove);
+  const before = photoPanel.querySelector(".cropper");
+  let box = null;
+  try {
+    const bitmap = await createImageBitmap(await photoToShow(state));
+    box = cropper(bitmap, cropOf(state), (crop) => {
+      photoPanel.dataset.crop = crop;
+      search({ crop }, { inPlace: true });
+    });
+  } catch {
+    box = h("p", { class: "hint" }, "This photo cannot be shown here, but it can be searched with.");
+  }
+  if (key !== panelKey) return;
+  photoPanel.replaceChildren(box, head);
+  if (before?.contains(document.activeElement)) photoPanel.querySelector(".frame")?.focus();
 }
 
-function showResults(state, photo, photoKey) {
-  const [status, results] = [byId("search-status"), byId("results")];
-  const k = Math.min(Math.max(Number.parseInt(state.k, 10) || PAGE_SIZE, 1), MAX_RESULTS);
-  const key = `${photoKey} ${address({ ...state, k: "", listing: "" })}`;
-  const waiting = () => {
-    status.textContent = photo ? "Looking at the photo…" : "Looking…";
-    setBusy(results, true);
-    if (!results.querySelector(".card a")) results.replaceChildren(skeleton(8));
-  };
-  const done = ({ listings, complete, answer }) => {
-    const { total = 0, total_is_at_least: totalIsAtLeast = false, nearest = [], corrections = {} } = answer;
-    const best = listings.slice(0, k);
-    const isAll = complete && listings.length <= k;
-    setBusy(results, false);
-    // Words that nothing is close to are answered by no results; a photo always has some, the best first.
-    const isClose = photo ? best[0]?.close : best.length;
-    status.textContent = isClose
-      ? summary(best.length, { isAll, total, totalIsAtLeast }, state, Boolean(photo))
-      : nothingClose(state, Boolean(photo), Boolean(best.length || nearest.length));
-    const cardsBefore = document.activeElement?.classList.contains("more") ? results.querySelectorAll(".card").length : -1;
-    const shownListings = best.length ? [correctionLine(corrections), cards(best, state)] : nothingFound(state, nearest);
-    results.replaceChildren(...shownListings.filter(Boolean));
-    if (best.length && !isAll && k < MAX_RESULTS) results.append(moreButton(() => showMore(state, k)));
-    results.querySelectorAll(".card a")[cardsBefore]?.focus({ preventScroll: true });
-  };
-  const failed = (sentence) => {
-    setBusy(results, false);
-    status.textContent = "";
-    results.replaceChildren();
-    tell(byId("search-error"), sentence);
-  };
-  askForListings({ key, words: state.q, photo, filters: filtersOf(state), k }, { waiting, done, failed });
-}
-
-function showMore(state, k) {
-  go({ ...state, k: String(Math.min(k + PAGE_SIZE, MAX_RESULTS)) }, currentPhotoKey());
-}
-
-function showChoices(choices) {
-  setChoices(choices);
-  if (shown.view !== "search") return;
-  showCategoryMenus(shown.state.category);
-  if (!sections.search.classList.contains("asked")) byId("results").replaceChildren(welcome());
+// What filters can be set to, asked for where a view or a person needs it.
+function needChoices() {
+  askForChoices({
+    done: (choices) => {
+      if (!setChoices(choices)) return;
+      if (shown.section === "home") showHome(byId("browse"));
+      else if (shown.section === "sell") showSell(shown.state);
+      else if (shown.section === "search" && hasPhoto(shown.state)) showResults(shown.state);
+    },
+    failed: () => {}, // without them, filters can still be typed
+  });
 }
 
 
@@ -140,68 +157,48 @@ function showChoices(choices) {
 
 function showListing(state) {
   const section = sections.listing;
-  const back = backLink({ ...state, listing: "" }, Boolean(state.q || currentPhotoKey() || isFiltered(state)));
-  document.title = "Marketplace";
+  const search = { ...state, listing: "" };
+  const back = backLink(search, isAsked(search) || state.view === "sell");
   setBusy(section, true);
   section.replaceChildren(back, listingTitle("Fetching the listing…", { class: "fetching" }));
   const done = (listing) => {
     setBusy(section, false);
-    document.title = `${listing.name} – Marketplace`;
+    setTitle(listing.name);
     const hadFocus = document.activeElement?.id === "listing-title";
-    const similar = similarSection();
-    section.replaceChildren(back, listingDetails(listing), similar);
+    const similar = similarSection(search);
+    const details = listingDetails(listing, foundListing(state.listing));
+    section.replaceChildren(back, details, ...relatedSections(listing, search), similar.section);
     if (hadFocus) byId("listing-title").focus({ preventScroll: true });
-    showSimilar(state, similar);
+    askForSimilar(state.listing, {
+      done: (answer) => {
+        similar.done(answer);
+        reachScroll();
+      },
+      failed: similar.failed,
+    });
+    reachScroll();
   };
   const failed = (sentence) => {
     setBusy(section, false);
-    section.replaceChildren(back, listingTitle("This listing cannot be shown"), alertLine(sentence));
+    section.replaceChildren(back, listingTitle("This listing cannot be shown"), alertLine(sentence, () => showListing(state)));
   };
   askForListing(state.listing, { done, failed });
-}
-
-function showSimilar(state, section) {
-  const heading = section.firstChild;
-  const showBelow = (...nodes) => section.replaceChildren(heading, ...nodes);
-  showBelow(skeleton(4));
-  askForSimilar(state.listing, {
-    done: ({ results }) => showBelow(results.length ? cards(results, state, "h3") : nothingSimilar()),
-    failed: (sentence) => showBelow(alertLine(sentence)),
-  });
 }
 
 
 // Selling
 
-function estimate(photoKey = currentPhotoKey()) {
-  go({ view: "sell", q: sellForm.elements.q.value.trim() }, photoKey);
+function estimate(changes) {
+  const { photo, like, crop } = shown.section === "sell" ? shown.state : NO_PHOTO;
+  go({ view: "sell", q: sellForm.elements.q.value.trim(), photo, like, crop, ...changes });
 }
 
-function showSell(state, photo, photoKey) {
-  document.title = "Sell – Marketplace";
+function showSelling(state) {
+  setTitle("Sell");
   sellForm.elements.q.value = state.q;
-  sellPhoto.set(photo);
-  tell(byId("sell-error"), "");
-  const [status, prediction] = [byId("sell-status"), byId("prediction")];
-  const finish = (sentence, ...nodes) => {
-    setBusy(prediction, false);
-    status.textContent = sentence;
-    prediction.replaceChildren(...nodes);
-  };
-  if (!state.q && !photo) {
-    status.textContent = "";
-    prediction.replaceChildren(noEstimate());
-    return;
-  }
-  status.textContent = photo ? "Looking at the photo…" : "Reading…";
-  setBusy(prediction, true);
-  askForEstimate({ words: state.q, photo, photoKey }, {
-    done: (answer) => finish("An estimate from listings like it:", ...estimatePanels(answer, state.q)),
-    failed: (sentence) => {
-      finish("");
-      tell(byId("sell-error"), sentence);
-    },
-  });
+  if (hasPhoto(state)) photoToShow(state).then(sellPhoto.set, () => sellPhoto.set(null));
+  else sellPhoto.set(null);
+  showSell(state);
 }
 
 
@@ -212,20 +209,25 @@ function listen() {
   followBack(restore);
   takeDroppedPhotos(take);
   takePastedPhotos(take);
-  followForm(search);
-  foldFilters();
+  followFilters((changes) => search(changes));
+  byId("filters").elements.location.addEventListener("focus", needChoices); // places to choose from
+  searchForm.addEventListener("submit", (event) => {
+    event.preventDefault();
+    search({});
+  });
+  sort.addEventListener("change", () => search({ sort: sort.value === "relevance" ? "" : sort.value }));
   sellForm.addEventListener("submit", (event) => {
     event.preventDefault();
-    estimate();
-    if (!shown.state.q && !photoOf(currentPhotoKey())) tell(byId("sell-error"), "Add a photo, some words, or both.");
+    estimate({});
+    if (!shown.state.q && !hasPhoto(shown.state)) tell(byId("sell-error"), "Add a photo, some words, or both.");
+  });
+  addEventListener("keydown", (event) => {
+    const isTyping = event.target.closest("input, textarea, select, [contenteditable], dialog");
+    if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey || isTyping) return;
+    event.preventDefault();
+    searchForm.elements.q.focus();
   });
 }
 
 listen();
 show();
-askForChoices({
-  done: showChoices,
-  failed: (sentence) => {
-    if (shown.view === "search") byId("search-status").textContent ||= sentence;
-  },
-});

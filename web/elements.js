@@ -2,11 +2,19 @@
 
 import { address } from "./history.js";
 
-const moneyOf = (currency) =>
-  new Intl.NumberFormat("en-GB", { style: "currency", currency, trailingZeroDisplay: "stripIfInteger" });
-const number = new Intl.NumberFormat("en-GB");
+const CARD_SIDE = 400; // pixels of the longest side of the copy for cards
+const NEAR = 500; // pixels from the window at which a photo is loaded: browsers' own lazy loading takes thousands
+const number = new Intl.NumberFormat();
+const day = new Intl.DateTimeFormat(undefined, { dateStyle: "long", timeZone: "UTC" });
 
 export const formatCount = (count) => number.format(count);
+export const formatDay = (iso) => (/^\d{4}-\d\d-\d\d/.test(iso ?? "") ? day.format(new Date(iso)) : null);
+export const formatPercent = (share) => (share < 0.01 ? "under 1%" : `${Math.round(share * 100)}%`);
+
+export function formatMoney(amount, currency, { whole = false } = {}) {
+  const digits = whole && amount >= 1 ? { maximumFractionDigits: 0 } : { trailingZeroDisplay: "stripIfInteger" };
+  return new Intl.NumberFormat(undefined, { style: "currency", currency, ...digits }).format(amount);
+}
 
 export const byId = (id) => document.getElementById(id);
 
@@ -17,7 +25,13 @@ export function h(tag, attributes = {}, ...children) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value === true ? "" : value);
   }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  return node;
+}
+
+// An element whose place or size is a share of its parent's, from 0 to 1.
+export function placed(node, shares) {
+  for (const [property, share] of Object.entries(shares)) node.style.setProperty(property, `${100 * share}%`);
   return node;
 }
 
@@ -35,12 +49,36 @@ export function icon(name) {
   return svg;
 }
 
+const loads = new WeakMap(); // photo that is not near yet -> what loads it
+const nearing = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    if (!isIntersecting) continue;
+    nearing.unobserve(target);
+    loads.get(target)();
+  }
+}, { rootMargin: `${NEAR}px` });
+
+function loadNear(image, load) {
+  loads.set(image, load);
+  nearing.observe(image);
+}
+
+export const displayUrl = (imageId) => `/images/${encodeURIComponent(imageId)}/display`;
+
 // A photo of this service, or the sign that there is none: no other address is ever loaded.
-export function photo(url, alt, options = {}) {
+export function photo(imageId, alt, { sizes, isLazy, ...attributes } = {}) {
   const missing = () => h("span", { class: "no-photo", role: "img", "aria-label": "No photo" }, icon("no-photo"));
-  if (!/^\/images\/[\w-]+\.jpg$/.test(url ?? "")) return missing();
-  const image = h("img", { src: url, alt, width: 256, height: 256, ...options });
+  if (!/^[\w-]{1,64}$/.test(imageId ?? "")) return missing();
+  const url = displayUrl(imageId);
+  const srcset = sizes ? `/images/${encodeURIComponent(imageId)}/card ${CARD_SIDE}w, ${url} 800w` : null;
+  const image = h("img", { alt, decoding: "async", ...attributes });
+  // sizes and srcset go before src, or the larger copy is asked for first
+  const load = () => {
+    for (const [name, value] of Object.entries({ sizes, srcset, src: url })) if (value) image.setAttribute(name, value);
+  };
   image.addEventListener("error", () => image.replaceWith(missing()));
+  if (isLazy) loadNear(image, load);
+  else load();
   return image;
 }
 
@@ -50,20 +88,22 @@ export function price(listing) {
   return h(
     "span",
     { class: "price" },
-    listing.price === 0 ? "Free" : moneyOf(listing.currency).format(listing.price),
+    listing.price === 0 ? "Free" : formatMoney(listing.price, listing.currency),
     unlikely ? h("span", { class: "note" }, "price unlikely") : null,
   );
 }
 
 export const place = (listing) => [listing.town, listing.county].filter(Boolean).join(", ");
 
-export function alertLine(sentence) {
-  return h("p", { class: "alert", role: "alert" }, sentence);
+// One sentence about a failure, with the way to try again.
+export function alertLine(sentence, retry) {
+  const again = retry ? h("button", { type: "button", onclick: retry }, "Try again") : null;
+  return h("div", { class: "alert", role: "alert" }, h("p", {}, sentence), again);
 }
 
-// Sets or clears the sentence of an alert that is part of the page.
-export function tell(alert, sentence) {
-  alert.textContent = sentence;
+// Sets or clears an alert that is part of the page.
+export function tell(alert, sentence, retry) {
+  alert.replaceChildren(...(sentence ? alertLine(sentence, retry).childNodes : []));
   alert.hidden = !sentence;
 }
 

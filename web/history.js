@@ -1,27 +1,12 @@
-// The address and the browser's history: what is shown, how a link changes it, and how Back restores it with its photo.
+// The address and the browser's history: what is shown, how a link changes it, and how Back restores it.
 
-import { queryString } from "./api.js";
+import { queryString } from "./query-string.js";
 
 export const FILTERS = ["category", "min_price", "max_price", "location", "min_score"];
-const FIELDS = ["view", "q", ...FILTERS, "k", "listing"]; // of the address, in this order
+// `photo` names a photo kept in this browser, `like` a photo of the catalogue, `crop` a part of either.
+const FIELDS = ["view", "q", "photo", "like", "crop", ...FILTERS, "sort", "listing"]; // of the address, in this order
 
-// A photo cannot stand in an address: the history's entry holds its key, and the photo itself stays in this tab.
-const photos = new Map();
-
-export function keepPhoto(file) {
-  const key = `${performance.timeOrigin}-${photos.size}`;
-  photos.set(key, file);
-  return key;
-}
-
-// Null when there is none, or when it went with a reload.
-export function photoOf(key) {
-  return photos.get(key) ?? null;
-}
-
-export function currentPhotoKey() {
-  return history.state?.photo ?? null;
-}
+let waitingScroll = null; // where the view was left: reached once it is long enough
 
 export function stateOf(url) {
   const values = new URL(url, location.href).searchParams;
@@ -38,6 +23,8 @@ export function viewOf(state) {
   return state.view === "sell" ? "sell" : "search";
 }
 
+export const hasPhoto = (state) => Boolean(state.photo || state.like);
+
 export function filtersOf(state) {
   return Object.fromEntries(FILTERS.map((name) => [name, state[name]]));
 }
@@ -50,17 +37,28 @@ export function withoutFilters(state) {
   return { ...state, ...Object.fromEntries(FILTERS.map((name) => [name, ""])) };
 }
 
-// Makes a state the current one: a new entry, or the same entry when nothing changes.
-export function visit(state, photoKey) {
+export function isAsked(state) {
+  return Boolean(state.q || hasPhoto(state) || isFiltered(state) || state.sort);
+}
+
+// Makes a state the current one: a new entry, or the same entry when nothing changes or when `inPlace`.
+export function visit(state, { inPlace = false } = {}) {
   const url = address(state);
-  const entry = { photo: photoKey, scroll: 0, from: location.pathname + location.search };
-  if (url === entry.from && photoKey === currentPhotoKey()) {
-    history.replaceState({ ...entry, from: history.state?.from }, "", url);
+  const from = location.pathname + location.search;
+  if (inPlace || url === from) {
+    history.replaceState({ from: history.state?.from, scroll: 0, shown: 0 }, "", url);
   } else {
-    history.replaceState({ ...history.state, scroll: scrollY }, "");
-    history.pushState(entry, "", url);
+    leaveNote({ scroll: scrollY });
+    history.pushState({ from, scroll: 0, shown: 0 }, "", url);
   }
 }
+
+// What the current entry remembers for the way back.
+export function leaveNote(note) {
+  history.replaceState({ ...history.state, ...note }, "");
+}
+
+export const notes = () => history.state ?? {};
 
 // Links are plain, to be shared or opened elsewhere; a plain click on one stays in the page.
 export function followLinks(go) {
@@ -69,21 +67,35 @@ export function followLinks(go) {
     const plain = event.button === 0 && !event.ctrlKey && !event.metaKey && !event.shiftKey && !event.altKey;
     if (!anchor || !plain || event.defaultPrevented || new URL(anchor.href).pathname !== "/") return;
     event.preventDefault();
-    if (anchor.classList.contains("back") && anchor.getAttribute("href") === history.state?.from) history.back();
-    else go(stateOf(anchor.href), "keepPhoto" in anchor.dataset ? currentPhotoKey() : null);
+    if (anchor.classList.contains("back") && anchor.getAttribute("href") === notes().from) history.back();
+    else go(stateOf(anchor.href));
   });
-  // A jump within the page would be an entry of the history, without its photo.
+  // A jump within the page would be an entry of the history.
   document.querySelector(".skip").addEventListener("click", (event) => {
     event.preventDefault();
     document.getElementById("main").focus();
   });
 }
 
-// Scrolls only after `restore` has drawn the view: before, the page may be too short.
 export function followBack(restore) {
   history.scrollRestoration = "manual";
+  waitingScroll = notes().scroll ?? null; // after a reload
   addEventListener("popstate", () => {
+    waitingScroll = notes().scroll ?? 0;
     restore();
-    scrollTo(0, history.state?.scroll ?? 0);
+    reachScroll();
   });
+  const settles = "onscrollend" in window ? "scrollend" : "pagehide";
+  addEventListener(settles, () => waitingScroll === null && leaveNote({ scroll: scrollY })); // for a reload
+}
+
+// Called whenever something was drawn.
+export function reachScroll() {
+  if (waitingScroll === null || document.documentElement.scrollHeight - innerHeight < waitingScroll) return;
+  scrollTo(0, waitingScroll);
+  waitingScroll = null;
+}
+
+export function forgetScroll() {
+  waitingScroll = null;
 }

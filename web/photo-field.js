@@ -1,6 +1,6 @@
-// Photos that come in: chosen in a field, which shows them small, or dropped or pasted anywhere on the page.
+// Photos that come in: taken, or chosen, in a field that can show them small, or dropped or pasted anywhere on the page.
 
-const PREVIEW_SIDE = 320; // pixels
+const PREVIEW_SIDE = 480; // pixels
 
 async function drawPreview(canvas, file, isCurrent) {
   let bitmap;
@@ -21,36 +21,36 @@ async function drawPreview(canvas, file, isCurrent) {
 // removed; nothing is shown until `set` is called with it.
 export function photoField(root, changed) {
   root.append(document.getElementById("photo-field").content.cloneNode(true));
-  const [choose, input, chosen, canvas, remove] = [".pick", "input", ".picked", "canvas", "button"].map((selector) =>
-    root.querySelector(selector));
-  root.querySelector(".pick-label").textContent = root.dataset.label;
+  const [ways, picked, canvas, remove] = [".ways", ".picked", "canvas", "button"].map((selector) => root.querySelector(selector));
+  const inputs = [...root.querySelectorAll("input")];
   let current = null;
 
   function set(file) {
     if (file === current) return;
     current = file;
     canvas.hidden = true;
-    const hadFocus = document.activeElement === input;
-    choose.hidden = Boolean(file);
-    chosen.hidden = !file;
-    if (file && hadFocus) remove.focus();
-    root.querySelector(".picked-name").textContent = file?.name ?? "";
-    if (file) drawPreview(canvas, file, () => file === current);
+    ways.hidden = Boolean(file);
+    picked.hidden = !file;
+    for (const input of inputs) input.value = "";
+    if (file) drawPreview(canvas, file, () => current === file);
   }
 
-  input.addEventListener("change", () => {
-    const file = input.files[0];
-    input.value = ""; // so that choosing the same file again is a change
-    if (file) changed(file);
-  });
-  input.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter") return; // which would send the form
-    event.preventDefault();
-    input.click();
-  });
+  for (const input of inputs) {
+    input.addEventListener("change", () => {
+      if (!input.files.length) return; // the dialog was cancelled
+      const [file] = input.files;
+      changed(file);
+      input.value = ""; // so that the same photo can be chosen again
+    });
+    input.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter") return; // which would send the form
+      event.preventDefault();
+      input.click();
+    });
+  }
   remove.addEventListener("click", () => {
     changed(null);
-    input.focus();
+    inputs.at(-1).focus();
   });
   return { set };
 }

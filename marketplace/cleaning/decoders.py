@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from marketplace.cleaning import photos
-from marketplace.cleaning.photos import CleanedPhoto, CleanSettings, PhotoRejected
+from marketplace.cleaning.photos import CleanedPhoto, CleanSettings, DisplayCopy, PhotoRejected
 
 TOO_SLOW, CRASHED = "too_slow", "crashed"  # reasons that tell of the machine, too: a photo may pass another time
 BATCH_CPU_S = 30
@@ -80,11 +80,11 @@ def _work(limits: Limits, is_decoding: mmap.mmap) -> None:
         header, data = request
         is_decoding[0] = 1
         signal.setitimer(signal.ITIMER_PROF, limits.cpu_s)  # ends the process
-        reply, jpeg = _clean(data, CleanSettings(**header["settings"]), limits.pixels)
+        reply, jpegs = _clean(data, CleanSettings(**header["settings"]), limits.pixels, header["with_display"])
         signal.setitimer(signal.ITIMER_PROF, 0)
         is_decoding[0] = 0
         del request, data
-        _send(sys.stdout.buffer, reply, jpeg)
+        _send(sys.stdout.buffer, reply, jpegs)
     os._exit(0)
 
 
@@ -103,14 +103,16 @@ def _limit_memory(more_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (own_bytes + more_bytes, own_bytes + more_bytes))
 
 
-def _clean(data: bytes, settings: CleanSettings, max_decoded_pixels: int) -> tuple[dict, bytes]:
+def _clean(data: bytes, settings: CleanSettings, max_decoded_pixels: int, with_display: bool) -> tuple[dict, bytes]:
+    """What to reply: a header, and the square's JPEG with the display copy's behind it."""
     try:
-        cleaned = photos.clean(data, settings, max_decoded_pixels)
+        cleaned = photos.clean(data, settings, max_decoded_pixels, with_display)
     except PhotoRejected as rejection:
         return {"reason": rejection.reason, "sentence": str(rejection)}, b""
     facts = asdict(cleaned)
-    jpeg = facts.pop("jpeg")
-    return {"facts": facts}, jpeg
+    jpeg, display = facts.pop("jpeg"), facts.pop("display")
+    display_jpeg = display.pop("jpeg") if display else b""
+    return {"facts": facts, "display": display, "jpeg_bytes": len(jpeg)}, jpeg + display_jpeg
 
 
 # Messages: a line of JSON and bytes. Never pickle, which could run what a hostile photo made of the process.
@@ -160,17 +162,17 @@ class Decoder:
                 raise CannotStart(f"a process that decodes photos cannot start (it ended with {code})")
             self._worker = message[0]["worker"]
 
-    def clean(self, data: bytes, settings: CleanSettings) -> CleanedPhoto:
+    def clean(self, data: bytes, settings: CleanSettings, with_display: bool = False) -> CleanedPhoto:
         """photos.clean() of these bytes; raises PhotoRejected, and CannotStart."""
-        self.begin(data, settings)
+        self.begin(data, settings, with_display)
         return self.finish()
 
-    def begin(self, data: bytes, settings: CleanSettings) -> None:
+    def begin(self, data: bytes, settings: CleanSettings, with_display: bool = False) -> None:
         """Hand over a photo; finish() or abandon() must follow. Raises CannotStart."""
         self.wait_until_ready()
         self._begun_cpu_s = self._cpu_s()
         with contextlib.suppress(BrokenPipeError):  # finish() finds out
-            _send(self._process.stdin, {"settings": settings.as_dict()}, data)
+            _send(self._process.stdin, {"settings": settings.as_dict(), "with_display": with_display}, data)
 
     def finish(self, patience_cpu_s: float | None = None) -> CleanedPhoto | None:
         """The photo cleaned; None when it takes more than `patience_cpu_s` of the processor. Raises PhotoRejected."""
@@ -181,12 +183,14 @@ class Decoder:
                 if self._cpu_s() - self._begun_cpu_s >= patience_cpu_s:
                     return None
         reply = _receive(self._process.stdout)
-        header, jpeg = reply or ({"reason": CRASHED}, b"")
+        header, jpegs = reply or ({"reason": CRASHED}, b"")
         self._worker = header.get("worker", self._worker)
         if reply is None:
             self.restart()
         if "facts" in header:
-            return CleanedPhoto(jpeg, **header["facts"])
+            jpeg, display_jpeg = jpegs[: header["jpeg_bytes"]], jpegs[header["jpeg_bytes"] :]
+            display = DisplayCopy(display_jpeg, **header["display"]) if header["display"] else None
+            return CleanedPhoto(jpeg, **header["facts"], display=display)
         raise PhotoRejected(header["reason"], header.get("sentence") or self._sentence(header["reason"]))
 
     def _sentence(self, reason: str) -> str:

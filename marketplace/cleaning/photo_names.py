@@ -3,9 +3,10 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from marketplace.cleaning import listings, records, sources
 
@@ -42,18 +43,30 @@ def _names(text: str, separator: str) -> list[str]:
     return text.split(separator)
 
 
-def by_pattern(names: Iterable[str], pattern: str) -> list[Named]:
-    """The photos among the files of a source, those of one listing by their number. pattern: such as "{id}_{n}.jpg"."""
+def by_pattern(names: Iterable[str], pattern: str, ids: Container[str]) -> list[Named]:
+    """The photos among the files of a source, those of one listing by their number. pattern: such as "{id}_{n}.jpg".
+
+    ids: of the listings. One with slashes may stand in the name with folders, or percent-encoded as in an address.
+    """
     parts = {"{id}": "(?P<id>.+)", "{n}": "(?P<n>[0-9]{1,9})"}
     whole = "".join(parts.get(part, re.escape(part)) for part in re.split(r"(\{id\}|\{n\})", pattern))
     matches = re.compile(whole, re.IGNORECASE)
     depth = pattern.count("/") + 1  # of folders above the files, those that the pattern names
     found = []
     for place, name in enumerate(names):
-        match = matches.fullmatch("/".join(PurePosixPath(name).parts[-depth:]))
+        parts_of_name = PurePosixPath(name).parts
+        ends = ("/".join(parts_of_name[-length:]) for length in range(depth, max(depth, len(parts_of_name)) + 1))
+        fits = [(_id_of(match["id"], ids), match) for match in map(matches.fullmatch, ends) if match]
+        product_id, match = next((fit for fit in fits if fit[0] in ids), fits[0] if fits else ("", None))
         number = int(match.groupdict().get("n") or 0) if match else 0
-        found.append((number, place, Named(listings.canonical_id(match["id"].strip()) if match else "", name)))
+        found.append((number, place, Named(product_id, name)))
     return [named for _, _, named in sorted(found)]
+
+
+def _id_of(text: str, ids: Container[str]) -> str:
+    """The id that a part of a name stands for."""
+    spellings = [listings.canonical_id(each.strip()) for each in (text, unquote(text))]
+    return next((each for each in spellings if each in ids), spellings[0])
 
 
 def clean(photos: Iterable[Named], labels: Mapping[str, int]) -> tuple[list[dict], list[dict]]:

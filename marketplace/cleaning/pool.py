@@ -31,14 +31,19 @@ class Task:
 
 @dataclass(frozen=True)
 class Result:
-    """row: what photos.csv says of the photo, None where its content is what it was; jpeg: empty when it is rejected."""
+    """row: what photos.csv says of the photo, None where its content is what it was; jpeg: empty when it is rejected; display:
+    None likewise, and where it was not asked for; card: the JPEG of its smaller copy, empty without it."""
 
     content: str
     row: dict | None
     jpeg: bytes = b""
+    display: photos.DisplayCopy | None = None
+    card: bytes = b""
 
 
-def clean_photo(task: Task, zip_path: str | None, settings: photos.CleanSettings, pool: decoders.Decoders) -> Result:
+def clean_photo(
+    task: Task, zip_path: str | None, settings: photos.CleanSettings, with_display: bool, pool: decoders.Decoders
+) -> Result:
     try:
         data = read(task.photo, zip_path)
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError):  # RuntimeError: an encrypted or unknown zip member
@@ -48,16 +53,17 @@ def clean_photo(task: Task, zip_path: str | None, settings: photos.CleanSettings
         return Result(content, None)
     try:
         with pool.one() as decoder:
-            cleaned = decoder.clean(data, settings)
+            cleaned = decoder.clean(data, settings, with_display)
     except photos.PhotoRejected as rejection:
         return Result(content, {"status": "rejected", "reason": rejection.reason})
     facts = {"width": str(cleaned.width), "height": str(cleaned.height)}
     facts |= {"sha256": cleaned.sha256, "phash": cleaned.phash, "colours": cleaned.colours}
-    return Result(content, {"status": "ok", "reason": ""} | facts, cleaned.jpeg)
+    card = photos.card_copy(cleaned.display.jpeg) if cleaned.display else b""
+    return Result(content, {"status": "ok", "reason": ""} | facts, cleaned.jpeg, cleaned.display, card)
 
 
 def clean_all(
-    todo: list[Task], zip_path: str | None, settings: photos.CleanSettings, workers: int
+    todo: list[Task], zip_path: str | None, settings: photos.CleanSettings, with_display: bool, workers: int
 ) -> Iterator[tuple[Photo, Result]]:
     """clean_photo() of every task, in order, decoded by `workers` processes; StageError when they cannot start."""
     if not todo:
@@ -72,7 +78,8 @@ def clean_all(
             while waiting or under_way:
                 while waiting and len(under_way) < AHEAD * workers:
                     task = waiting.popleft()
-                    under_way.append((task.photo, threads.submit(clean_photo, task, zip_path, settings, pool)))
+                    result = threads.submit(clean_photo, task, zip_path, settings, with_display, pool)
+                    under_way.append((task.photo, result))
                 photo, result = under_way.popleft()
                 yield photo, result.result()
     except decoders.CannotStart as error:

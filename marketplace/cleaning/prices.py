@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 MAX_PRICE = float(np.finfo(np.float32).max)  # as float32 prices are filtered
-DECIMALS = (".", ",")
 
 # What stands beside an amount in place of the ISO code, for the currencies that marketplaces here meet.
 _NAMES = {

@@ -23,7 +23,8 @@ from marketplace.files.progress import progress
 from marketplace.files.stages import StageError
 
 GRACE_S = 3600  # that what is no longer kept stays, for who has begun to copy it
-PHOTO_DIGESTS = "photo_digests.npy"  # of a generation in a bucket: (N, 32) bytes by photo row, zeros where there is no photo
+# Of a generation in a bucket: (N, C, 32) bytes, by photo row, of the photo and the copies to look at; zeros where one is missing.
+PHOTO_DIGESTS = "photo_digests.npy"
 HEX_DIGITS = "0123456789abcdef"  # what digests begin with
 BATCH = 4096  # uploads that wait in memory
 SHA256 = re.compile("[0-9a-f]{64}")
@@ -179,7 +180,7 @@ def _named(uri: str, contents: Contents) -> set[str]:
     named = {blob_uri(uri, digest) for own in files for digest in own.values()}
     for digest in {own[PHOTO_DIGESTS] for own in files}:
         digests = np.load(io.BytesIO(s3.read_object(blob_uri(uri, digest))), allow_pickle=False)
-        named.update(photo_uri(uri, bytes(own).hex()) for own in digests)
+        named.update(photo_uri(uri, bytes(own).hex()) for own in digests.reshape(-1, 32))
     return named
 
 

@@ -128,7 +128,7 @@ class Mirror:
         paths = [path for path in self._photos_dir.glob("*.jpg") if bucket.SHA256.fullmatch(path.stem)]
         digests = reading.read_array(self._index_dir / generation / bucket.PHOTO_DIGESTS)
         copied = np.array([bytes.fromhex(path.stem) for path in paths], "S32")
-        for gone in np.flatnonzero(~np.isin(copied, digests.view("S32"))):
+        for gone in np.flatnonzero(~np.isin(copied, digests.reshape(-1, 32).view("S32"))):
             paths[gone].unlink(missing_ok=True)
 
     def _current(self) -> str | None:

@@ -12,6 +12,9 @@ import pandas as pd
 from marketplace.files import stages
 from marketplace.files.stages import StageError
 
+# Where pyarrow is installed pandas would keep texts as Arrow's, which take no lone surrogates: the same with it and without.
+pd.set_option("mode.string_storage", "python")
+
 Record = TypeVar("Record")
 
 

@@ -16,7 +16,7 @@ import orjson
 from marketplace.files import atomic, disk, locks
 
 MANIFEST = "manifest.json"
-FLAGS = ".flags.json"  # of the last run that could begin, in the stage's folder: it outlives a failed one, as a manifest does not
+FLAGS = ".flags.json"  # of the last run that began, in the stage's folder: it outlives a failed one, as a manifest does not
 
 
 class StageError(Exception):
@@ -61,6 +61,7 @@ TABLE_MODELS = (
     *("table_models.json", "table_models.safetensors", "price_model.json", "price_model.safetensors"),
     "text_encoder.json",
 )
+PRICE_RANGES = "price_ranges.csv"  # of the listings that the price model learned from, by models that had not seen them
 TEXT_ENCODER = ("text_encoder.onnx", "tokenizer.json")  # where there is one: text_encoder.json tells
 LEARNED = "listings.csv"  # label and split of every listing at the training
 EMBEDDED = ("image_ids.json", "vectors.npy", "probabilities.npy", "text_vectors.npy")
@@ -78,10 +79,10 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
     ),
     "images": Contract(
         "clean_images.py",
-        "makes every photo an upright sRGB square, or says why not",
+        "makes every photo an upright sRGB square, and copies to look at, or says why not",
         {"--photos": "a folder, a zip or s3://"},
         (Reads("tabular", ("images.csv",)),),
-        ("<image_id>.jpg", "photos.csv"),
+        ("<image_id>.jpg", "photos.csv", "display/<image_id>.jpg", "card/<image_id>.jpg", "display.csv"),
         schema=8,
     ),
     "dataset": Contract(
@@ -109,8 +110,8 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
             Reads("images", ("photos.csv",)),
             Reads("dataset", ("settings.json", "listings.csv", "training_data.csv")),
         ),
-        (*PHOTO_MODEL, *TABLE_MODELS, *TEXT_ENCODER, LEARNED, "metrics.json", "curves.png"),
-        schema=8,
+        (*PHOTO_MODEL, *TABLE_MODELS, *TEXT_ENCODER, LEARNED, PRICE_RANGES, "metrics.json", "curves.png"),
+        schema=9,
     ),
     "embeddings": Contract(
         "extract_embeddings.py",
@@ -131,9 +132,10 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
         "builds or updates what the API serves, and publishes it",
         {"--embeddings": "photo vectors of your own"},
         (
-            Reads("tabular", ("products.csv",)),
+            Reads("tabular", ("products.csv", "rejected.csv")),
+            Reads("images", ("photos.csv",), made_from=(), optional=("display.csv",)),
             Reads("dataset", ("listings.csv", "training_data.csv")),
-            Reads("model", (*PHOTO_MODEL, *TABLE_MODELS), made_from=(), optional=TEXT_ENCODER),
+            Reads("model", (*PHOTO_MODEL, *TABLE_MODELS, PRICE_RANGES), made_from=(), optional=TEXT_ENCODER),
             Reads("embeddings", EMBEDDED, optional=ENCODED),
         ),
         ("current.json", "<generation>/"),
@@ -255,18 +257,11 @@ def open_stage(
         if locked:
             _make_folder(data_dir / name)
             _lock(stack, data_dir, name, name)
-        stage = Stage(data_dir, name, dict(arguments), dict(raw or {}))
+        stage = Stage(data_dir, name, dict(arguments), dict(raw or {}), dict(flags) if flags is not None and locked else None)
         for other in reads:
             stage.take(other)
-        if flags is not None and locked:
-            _keep_flags(stage.folder / FLAGS, dict(flags))
         with disk.writing(stage.folder):
             yield stage
-
-
-def _keep_flags(path: Path, flags: dict) -> None:
-    if not path.exists() or path.read_bytes() != json.dumps(flags).encode():
-        atomic.write_bytes(path, json.dumps(flags).encode())
 
 
 def last_flags(data_dir: Path, name: str) -> list[str]:
@@ -314,13 +309,15 @@ def check(data_dir: Path, name: str, made_from: Iterable[str] | None = None, dig
 class Stage:
     """One run of one stage, from open_stage(): what would make another run of it the same run.
 
-    inputs: path below --data, or flag, -> digest of what is read.
+    inputs: path below --data, or flag, -> digest of what is read. flags: what last_flags() shall give after this run began, or
+    found that nothing is to be done; None for a run that keeps none.
     """
 
     data_dir: Path
     name: str
     arguments: dict
     inputs: dict[str, str]
+    flags: dict | None = None
     started_s: float = field(default_factory=time.time)
     _digests: dict[Path, str] = field(default_factory=dict, repr=False)
 
@@ -360,6 +357,7 @@ class Stage:
 
     def summary(self) -> dict:
         """Of the earlier run, when is_done()."""
+        self._keep_flags()
         return {"stage": self.name, **read_manifest(self.folder)["counts"], "unchanged": True}
 
     def begin(self) -> None:
@@ -367,6 +365,12 @@ class Stage:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.unfinish()
         atomic.remove_leftovers(self.folder)
+        self._keep_flags()
+
+    def _keep_flags(self) -> None:
+        path, content = self.folder / FLAGS, json.dumps(self.flags).encode()
+        if self.flags is not None and not (path.exists() and path.read_bytes() == content):
+            atomic.write_bytes(path, content)
 
     def unfinish(self) -> None:
         (self.folder / MANIFEST).unlink(missing_ok=True)

@@ -36,6 +36,11 @@ BOOSTING = {
     **{"bagging_fraction": 0.8, "bagging_freq": 1},
     **{"deterministic": True, "force_row_wise": True, "num_threads": 1, "verbosity": -1},  # equal bytes on any machine
 }
+LEAST_BOOSTED = 2  # rows: of one alone a bag of 0.8 of them holds none
+# Of the width, in factors of ten, of the range of all prices: wider ones tell little. Chosen on the validation listings of a real
+# export by python benchmarks/price_ranges.py: narrower ones of words and photo (93%) err 0.51 times as much as the median price
+# always does, wider ones 0.72 times; those of a small photo alone, of which 97% are wider, 0.93 times.
+MOST_INFORMATIVE = 0.8
 MEANING_PENALTY = 1.0  # of the ridge on the text encoder's numbers
 # What sellers say of the state, the number and the stuff of a thing, in whole words.
 CUES = (
@@ -205,20 +210,34 @@ class PriceModel:
     """tables: of the same training listings; boosters: of the 10%, 50% and 90% quantiles.
 
     margins: log10 prices added at both ends of the range, where the path is known, where words are, and where neither is.
+    out_of_fold: of fit() alone, which of its rows it learned from, and (n, 3) their quantiles by models that had not seen them.
     """
 
     tables: TableModels
     first: FirstLayer
     boosters: list[lightgbm.Booster]
     margins: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    out_of_fold: tuple[np.ndarray, np.ndarray] | None = None
 
     def quantiles(self, evidence: Evidence) -> np.ndarray:
         """(N, 3) float64 log10 prices, ascending in each row: the median, and the bounds that hold 80% of prices."""
-        quantiles = self._uncalibrated(evidence)
+        return self._widened(self._uncalibrated(evidence), evidence)
+
+    def unseen_quantiles(self, evidence: Evidence) -> tuple[np.ndarray, np.ndarray]:
+        """Which rows fit() learned from, and their quantiles() by models that had not seen them. evidence: that of fit()."""
+        rows, quantiles = self.out_of_fold
+        return rows, self._widened(quantiles.copy(), evidence.take(rows))
+
+    def _widened(self, quantiles: np.ndarray, evidence: Evidence) -> np.ndarray:
         margins = np.array(self.margins)[[_kind(*row) for row in zip(evidence.texts, evidence.paths, strict=True)]]
         quantiles[:, 0] = np.minimum(quantiles[:, 0] - margins, quantiles[:, 1])
         quantiles[:, 2] = np.maximum(quantiles[:, 2] + margins, quantiles[:, 1])
         return quantiles
+
+    def is_informative(self, low: float, high: float) -> bool:
+        """Whether a range of prices says more than that prices differ: MOST_INFORMATIVE."""
+        cheap, dear = np.quantile(self.first.neighbour_prices, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+        return bool(math.log10(high / max(low, 0.01)) <= MOST_INFORMATIVE * (dear - cheap))
 
     def price_range(
         self,
@@ -227,14 +246,15 @@ class PriceModel:
         county: str | None = None,
         vector: np.ndarray | None = None,
         meaning: np.ndarray | None = None,
-    ) -> dict[str, float]:
-        """To the hundredth: the median guess, and the bounds between which 80% of prices lie; vector: (D,), meaning: (E,)."""
+    ) -> dict[str, float | bool]:
+        """As range_of() tells: the median guess, and the bounds between which 80% of prices lie; vector: (D,), meaning: (E,)."""
         vectors, meanings = (None if each is None else each[None] for each in (vector, meaning))
-        evidence = Evidence([text], [path], [county], vectors, meanings)
-        return {
-            name: round(float(10**value), 2)
-            for name, value in zip(("low", "median", "high"), self.quantiles(evidence)[0], strict=True)
-        }
+        return self.range_of(*(10 ** self.quantiles(Evidence([text], [path], [county], vectors, meanings))[0]).tolist())
+
+    def range_of(self, low: float, median: float, high: float) -> dict[str, float | bool]:
+        """Of prices, to the hundredth."""
+        prices = {"low": round(low, 2), "median": round(median, 2), "high": round(high, 2)}
+        return prices | {"is_informative": self.is_informative(prices["low"], prices["high"])}
 
     def calibrate(self, evidence: Evidence, prices: np.ndarray, plausible: np.ndarray) -> None:
         """Set the margins from listings that fit() did not see; fewer than LEAST_PRICED plausible ones change nothing.
@@ -255,10 +275,7 @@ class PriceModel:
     def _uncalibrated(self, evidence: Evidence) -> np.ndarray:
         evidence = _with_meanings(evidence, self.tables)
         features = self.tables.features(evidence.texts)
-        columns = self.first.columns(features, self.tables.vectors_of(features), evidence)
-        quantiles = np.stack([booster.predict(columns, num_threads=1) for booster in self.boosters], axis=1)
-        quantiles[:, 0], quantiles[:, 2] = quantiles.min(axis=1), quantiles.max(axis=1)  # they may cross
-        return quantiles
+        return _predict(self.boosters, self.first.columns(features, self.tables.vectors_of(features), evidence))
 
     def save(self, model_dir: Path) -> None:
         """Write the coefficients as safetensors and the rest, boosters included, as JSON: equal models give equal bytes."""
@@ -309,7 +326,8 @@ def fit(
     text_vectors = tables.vectors_of(features)
     columns = np.empty((len(rows), N_FEATURES))
     folds = GroupKFold(min(5, len(np.unique(clusters[rows]))), shuffle=True, random_state=seed)
-    for seen, unseen in folds.split(rows, groups=clusters[rows]):
+    parts = list(folds.split(rows, groups=clusters[rows]))
+    for seen, unseen in parts:
         part = FirstLayer.fit(features[seen], text_vectors[seen], evidence.take(seen), log_prices[seen], currency)
         columns[unseen] = part.columns(features[unseen], text_vectors[unseen], evidence.take(unseen))
 
@@ -325,8 +343,24 @@ def fit(
         hide([TEXT, PATH, COUNTY], 1, columns),
     ]
     data = lightgbm.Dataset(np.vstack(views), np.tile(log_prices, len(views)), params=BOOSTING, free_raw_data=False)
-    boosters = [lightgbm.train(BOOSTING | objective | {"seed": seed}, data, ROUNDS) for objective in OBJECTIVES]
-    return PriceModel(tables, FirstLayer.fit(features, text_vectors, evidence, log_prices, currency), boosters)
+    unseen_quantiles = np.empty((len(rows), len(OBJECTIVES)))
+    for seen, unseen in parts:
+        seen = np.resize(seen, max(len(seen), LEAST_BOOSTED))
+        of_seen = lightgbm.Dataset(columns[seen], log_prices[seen], params=BOOSTING, free_raw_data=False)
+        unseen_quantiles[unseen] = _predict(_boost(of_seen, seed), columns[unseen])
+    first = FirstLayer.fit(features, text_vectors, evidence, log_prices, currency)
+    return PriceModel(tables, first, _boost(data, seed), out_of_fold=(rows, unseen_quantiles))
+
+
+def _boost(data: lightgbm.Dataset, seed: int) -> list[lightgbm.Booster]:
+    return [lightgbm.train(BOOSTING | objective | {"seed": seed}, data, ROUNDS) for objective in OBJECTIVES]
+
+
+def _predict(boosters: list[lightgbm.Booster], columns: np.ndarray) -> np.ndarray:
+    """(N, 3) ascending in each row."""
+    quantiles = np.stack([booster.predict(columns, num_threads=1) for booster in boosters], axis=1)
+    quantiles[:, 0], quantiles[:, 2] = quantiles.min(axis=1), quantiles.max(axis=1)  # they may cross
+    return quantiles
 
 
 def _with_meanings(evidence: Evidence, tables: TableModels) -> Evidence:

@@ -10,13 +10,13 @@ import numpy as np
 import safetensors.numpy
 import scipy.sparse
 from scipy.special import log_softmax, softmax
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from marketplace.files import atomic, reading
 from marketplace.files.stages import StageError
 from marketplace.models.text_encoder import TEXT_TOKENS, TextEncoder
 
 if TYPE_CHECKING:
+    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
 
@@ -34,6 +34,27 @@ NEVER = -1e4  # logit of a path that a fit has not seen
 FITTED = ("margin", "margin_bias", "naive_bayes", "path", "path_bias")  # what labels teach: fitted anew by refit()
 
 
+@dataclass(frozen=True)
+class PathModel:
+    """The part of TableModels that tells the likely paths of texts that are encoded already: it needs no scikit-learn.
+
+    paths: L, of the training listings; path: (T, L); path_bias: (L,).
+    """
+
+    paths: list[str]
+    path: np.ndarray
+    path_bias: np.ndarray
+
+    @classmethod
+    def load(cls, model_dir: Path) -> "PathModel":
+        arrays = read_arrays(model_dir / WEIGHTS)
+        return cls(reading.read_json(model_dir / DESCRIPTION)["paths"], arrays["path"], arrays["path_bias"])
+
+    def probabilities(self, text_vectors: np.ndarray) -> np.ndarray:
+        """(N, L) float32 rows that sum to 1, of `paths`, from TableModels.encode()'s (N, T)."""
+        return softmax(text_vectors @ self.path + self.path_bias, axis=1)
+
+
 @dataclass
 class TableModels:
     """F: TF-IDF features of the text, G: those of its title, E: numbers of the text encoder, 0 without one; W <= F: words;
@@ -42,7 +63,7 @@ class TableModels:
     Arrays are float32, (inputs, outputs): a sparse row then reads whole rows of them.
     """
 
-    vectorisers: dict[str, TfidfVectorizer]  # of WHOLE and TITLE, in this order
+    vectorisers: dict[str, "TfidfVectorizer"]  # of WHOLE and TITLE, in this order
     svd: np.ndarray  # (F, T)
     classes: np.ndarray  # (K,) int, ascending
     n_classes: int  # C
@@ -105,7 +126,7 @@ class TableModels:
 
     def path_probabilities(self, text_vectors: np.ndarray) -> np.ndarray:
         """(N, L) float32 rows that sum to 1, of `paths`, from encode()'s (N, T); a level's is the sum over the paths below."""
-        return softmax(text_vectors @ self.path + self.path_bias, axis=1)
+        return PathModel(self.paths, self.path, self.path_bias).probabilities(text_vectors)
 
     def calibrate(self, texts: list[str], labels: np.ndarray, meanings: np.ndarray | None = None) -> None:
         """Set the category's weights from listings that fit() did not see; fewer than MIN_VALIDATION change nothing."""
@@ -301,8 +322,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _vectoriser(name: str, vocabulary: list[str] | None = None) -> TfidfVectorizer:
+def _vectoriser(name: str, vocabulary: list[str] | None = None) -> "TfidfVectorizer":
     """Words and word pairs, or characters within words; with a fixed vocabulary, or one to be fitted."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     if name.endswith("words"):
         kind = {"analyzer": "word", "ngram_range": (1, 2), "max_features": MAX_WORDS, "token_pattern": r"(?u)\b\w+\b"}
     else:

@@ -1,13 +1,13 @@
 """Hits -> what a client gets: the fields of each listing, the words marked in them, and why it was found."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from marketplace.cleaning.listings import CATEGORY_SEPARATOR, category_levels
-from marketplace.retrieval.catalogue import PLACES, Catalogue
+from marketplace.retrieval.catalogue import PLACES, Catalogue, Photo
 from marketplace.retrieval.words import Alternative
 
 if TYPE_CHECKING:
@@ -36,6 +36,28 @@ class Hit:
     folded: list[int]
 
 
+def cards(catalogue: Catalogue, rows: Sequence[int]) -> list[dict]:
+    """Listings that were not looked for, each with its first photo."""
+    firsts = [next(iter(catalogue.photos_of(row).tolist()), None) for row in rows]
+    shown = [row for row in firsts if row is not None]
+    photo_of = dict(zip(shown, catalogue.photos(shown), strict=True)) | {None: None}
+    listings = catalogue.products(rows, RESULT_FIELDS)
+    return [
+        listing | {"currency": catalogue.currency} | _photo_fields(photo_of[first])
+        for listing, first in zip(listings, firsts, strict=True)
+    ]
+
+
+def _photo_fields(photo: Photo | None) -> dict:
+    return {
+        "image_id": photo and photo.image_id,
+        "photo_url": photo and photo.square_url,
+        "display_url": photo and photo.display_url,
+        "photo_width": photo and photo.width,
+        "photo_height": photo and photo.height,
+    }
+
+
 def describe(
     catalogue: Catalogue, typed_search: "TypedSearch", hits: list[Hit], query: "Query", alike: dict[str, np.ndarray]
 ) -> list[dict]:
@@ -46,7 +68,7 @@ def describe(
     if not hits:
         return []
     photo_rows = [hit.photo_row for hit in hits if hit.photo_row is not None]
-    image_id_of = dict(zip(photo_rows, catalogue.image_ids(photo_rows), strict=True)) | {None: None}
+    photo_of = dict(zip(photo_rows, catalogue.photos(photo_rows), strict=True)) | {None: None}
     typed = query.typed
     listings = catalogue.products([hit.row for hit in hits], RESULT_FIELDS if typed is None else (*RESULT_FIELDS, "description"))
     highlighter = None if typed is None else catalogue.words.highlighter([word.alternatives for word in typed.query.required])
@@ -56,7 +78,6 @@ def describe(
     described = []
     for place, (hit, listing, words) in enumerate(zip(hits, listings, held, strict=True)):
         kinds = {kind for kind, values in alike.items() if values[place]} | {"photo"}
-        image_id = image_id_of[hit.photo_row]
         snippet = highlighter and vars(highlighter.snippet(listing.pop("description")))
         described.append(
             listing
@@ -64,8 +85,7 @@ def describe(
                 "currency": catalogue.currency,
                 "name_marks": highlighter.marks(listing["name"]) if highlighter else [],
                 "snippet": snippet,
-                "image_id": image_id,
-                "photo_url": image_id and f"/images/{image_id}.jpg",
+                **_photo_fields(photo_of[hit.photo_row]),
                 "duplicates": len(hit.folded),
                 "duplicate_ids": [id_of[row] for row in hit.folded[:MOST_DUPLICATE_IDS]],
                 "score": None if hit.score is None else round(hit.score, 6),

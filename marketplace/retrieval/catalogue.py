@@ -7,13 +7,15 @@ import json
 import math
 import queue
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from rapidfuzz import fuzz, process, utils
 
+from marketplace.cleaning import photos
 from marketplace.cleaning.listings import CATEGORY_SEPARATOR, canonical_id, category_levels
 from marketplace.cleaning.prices import POUNDS
 from marketplace.files import atomic, reading
@@ -33,6 +35,7 @@ LEAST_ALIKE, SUGGESTIONS = 75, 3  # per cent of the letters that a name suggeste
 MANY_HIDDEN = 0.1  # of the listings: from here on searches are told which are not, by which they take longer
 MOST_PRICE_STEPS = 7  # where ranges begin that prices are counted in,
 USUAL_PRICES = 0.02, 0.98  # between these of their quantiles
+MOST_OF_SELLER = 1000  # listings among which the newest are looked for, the last of the table
 CONNECTIONS = 8  # to the database, shared by all threads: each query holds one for a millisecond or two
 PRODUCT_FIELDS = (
     "product_id", "name", "description", "category", "price", "price_plausible", "town", "county", "posted_on",
@@ -41,7 +44,8 @@ PRODUCT_FIELDS = (
 SCHEMA = """
 CREATE TABLE products (row INTEGER PRIMARY KEY, product_id TEXT NOT NULL, name TEXT NOT NULL, description TEXT NOT NULL,
     category TEXT NOT NULL, price REAL, price_plausible INTEGER, town TEXT, county TEXT, posted_on TEXT);
-CREATE TABLE photos (row INTEGER PRIMARY KEY, image_id TEXT NOT NULL);
+CREATE TABLE price_ranges (row INTEGER PRIMARY KEY, low REAL NOT NULL, median REAL NOT NULL, high REAL NOT NULL);
+CREATE TABLE photos (row INTEGER PRIMARY KEY, image_id TEXT NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL);
 """
 # After the rows: a million ids at once are sorted, one by one they are looked up.
 INDEXES = """
@@ -57,12 +61,15 @@ def write(
     listing_of_photo: np.ndarray,
     duplicates: np.ndarray | None = None,
     currency: str = POUNDS.currency,
+    sizes: np.ndarray | None = None,
+    ranges: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
     """Write the catalogue's files into a generation's folder: row i is the i-th listing, or photo.
 
-    listings: PRODUCT_FIELDS and, where there is one, "seller", some at a time; image_ids: N; listing_of_photo: (N,) the listing
-    of each photo; duplicates: (P,) the same number for listings of the same photo or text (default: none are); currency: of the
-    prices.
+    listings: PRODUCT_FIELDS and, where it is told, "seller", some at a time; image_ids: N; listing_of_photo: (N,) the listing of
+    each photo; duplicates: (P,) the same number for listings of the same photo or text (default: none are); currency: of the
+    prices; sizes: (N, 2) width and height of each photo as it is shown (default: those of the cleaned squares); ranges: low,
+    median and high price by product_id.
     """
     columns, contents = _Columns(), [np.empty(0, np.uint64)]
     insert = f"INSERT INTO products VALUES ({', '.join('?' * (len(PRODUCT_FIELDS) + 1))})"
@@ -73,9 +80,13 @@ def write(
         for block in listings:
             fields, rows = block[list(PRODUCT_FIELDS)], range(len(columns), len(columns) + len(block))
             connection.executemany(insert, zip(rows, *(fields[name].tolist() for name in fields), strict=True))
+            told = [(row, *ranges[one]) for row, one in zip(rows, fields["product_id"], strict=True) if ranges and one in ranges]
+            connection.executemany("INSERT INTO price_ranges VALUES (?, ?, ?, ?)", told)
             columns.add(block)
             contents.append(pd.util.hash_pandas_object(fields, index=False, categorize=False).to_numpy())
-        connection.executemany("INSERT INTO photos VALUES (?, ?)", enumerate(image_ids))
+        shown = np.full((len(image_ids), 2), photos.DEFAULTS.size) if sizes is None else sizes
+        photo_rows = zip(range(len(image_ids)), image_ids, *shown.T.tolist(), strict=True)
+        connection.executemany("INSERT INTO photos VALUES (?, ?, ?, ?)", photo_rows)
         connection.executescript(INDEXES)
         connection.commit()
     columns.write(folder, currency)
@@ -165,6 +176,22 @@ def _category_codes(categories: pd.Series, code_of_path: dict[str, int]) -> np.n
     return codes[at]
 
 
+class Photo(NamedTuple):
+    """width, height: pixels of what is shown of it."""
+
+    image_id: str
+    width: int
+    height: int
+
+    @property
+    def square_url(self) -> str:
+        return f"/images/{self.image_id}.jpg"
+
+    @property
+    def display_url(self) -> str:
+        return f"/images/{self.image_id}/display"
+
+
 class UnknownName(ValueError):
     """A filter's category or place that no listing has; its message tells the nearest that some have."""
 
@@ -192,7 +219,7 @@ class Catalogue:
         self._path = folder / DATABASE
         if not self._path.is_file():
             raise StageError(f"{self._path} is missing: run python build_index.py again")
-        self._connections = _connections(self._path)
+        self._connections = open_connections(self._path)
         # Plain views of the mapped files: slicing a numpy.memmap costs a microsecond more, thousands of times a query.
         self.columns = {name: np.asarray(reading.read_array(folder / f"{name}.npy")) for name in COLUMNS}
         self.names: dict[str, list[str]] = reading.read_json(folder / FILTERS)
@@ -341,6 +368,21 @@ class Catalogue:
         """Rows of the listings of the same offer, this one among them, ascending."""
         return self._duplicates[self.columns["duplicates"][listing_row]]
 
+    def price_range(self, listing_row: int) -> tuple[float, float, float] | None:
+        """Low, median and high price of a listing that the price model learned from, told without it; None for any other."""
+        with self._connection() as connection:
+            query = "SELECT low, median, high FROM price_ranges WHERE row = ?"
+            return connection.execute(query, (int(listing_row),)).fetchone()
+
+    def same_seller(self, listing_row: int, k: int) -> tuple[list[int], int]:
+        """Rows of at most k other listings of the same seller, the newest first, and how many there are: 0 where none is told."""
+        rows = self.of_same_seller(listing_row)
+        others = self.shown(rows[rows != listing_row])
+        query = """SELECT row FROM products WHERE row IN (SELECT value FROM json_each(?)) ORDER BY posted_on DESC, row LIMIT ?"""
+        with self._connection() as connection:
+            newest = connection.execute(query, (json.dumps(others[-MOST_OF_SELLER:].tolist()), k)).fetchall()
+        return [row for (row,) in newest], len(others)
+
     def product_row(self, product_id: str) -> int | None:
         """The row of a listing that is not hidden; a UUID in capitals is the same id."""
         row = self._row("SELECT row FROM products WHERE product_id = ?", canonical_id(product_id))
@@ -362,6 +404,9 @@ class Catalogue:
         for product in products if "price_plausible" in fields else ():
             product["price_plausible"] = bool(product["price_plausible"])
         return products
+
+    def photos(self, photo_rows: Sequence[int]) -> list[Photo]:
+        return [Photo(*values) for values in self._by_row("photos", ["image_id", "width", "height"], photo_rows)]
 
     def image_ids(self, photo_rows: Sequence[int]) -> list[str]:
         return [image_id for (image_id,) in self._by_row("photos", ["image_id"], photo_rows)]
@@ -438,7 +483,7 @@ class _Grouped:
         return self._rows[np.arange(counts.sum()) + np.repeat(shifts, counts)], counts
 
 
-def _connections(path: Path) -> queue.SimpleQueue[sqlite3.Connection]:
+def open_connections(path: Path) -> queue.SimpleQueue[sqlite3.Connection]:
     """CONNECTIONS to a database; all threads share them.
 
     All are opened now: a generation that is no longer current may lose its files while it is still served.

@@ -26,8 +26,13 @@ class CategoryTree:
         self._codes = codes[:, level - 1 :]
         levels = (self._codes >= 0).sum(axis=1)
         self._levels = np.where(levels > 0, levels, np.nan)
+        self._depth = [len(path) for path in prefixes]
+        parents = [(code_of[path[-2]], code) for code, path in enumerate(prefixes) if len(path) > 1 and path[-2] in code_of]
+        rows, columns = np.array(parents, int).reshape(-1, 2).T
+        self._below = csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(names), len(names)))
         deepest = codes[np.arange(len(codes)), np.maximum((codes >= 0).sum(axis=1) - 1, 0)]
-        self._counts = self._sum_up @ np.bincount(deepest[deepest >= 0], minlength=len(names)).astype(float)
+        own = np.bincount(deepest[deepest >= 0], minlength=len(names)).astype(float)
+        self._ends, self._counts = own > 0, self._sum_up @ own
         # A path that no listing of the catalogue has counts for the longest part of it that one has.
         found = [[code_of[prefix] for prefix in _prefixes(path) if prefix in code_of] for path in paths]
         self._code_of_path = np.array([codes[-1] if codes else -1 for codes in found], int)
@@ -50,6 +55,20 @@ class CategoryTree:
         label_totals[self._label[self._at_label]] = inner[self._at_label]
         share = np.where(self._at_label, 1, inner / np.maximum(label_totals[self._label], 1e-12))
         return np.where(self._label >= 0, labels[self._label] * share, 0)
+
+    def likeliest(self, probabilities: np.ndarray, k: int) -> list[tuple[int, float]]:
+        """At most k codes at which a listing's path is likely to end, the likeliest first, and how probable that is.
+
+        probabilities: (codes,) of predicted(), each of a path and all below it.
+        """
+        ends = np.where(self._ends, probabilities - self._below @ probabilities, 0)
+        best = [code for code in np.argsort(-ends, kind="stable")[:k].tolist() if ends[code] > 0]
+        return [(code, float(ends[code])) for code in best]
+
+    def settled(self, probabilities: np.ndarray) -> int | None:
+        """The deepest code that is more likely right than not; None where no code is."""
+        likely = np.flatnonzero(probabilities > 0.5)
+        return max(likely.tolist(), key=lambda code: self._depth[code], default=None)
 
     def agreement(self, probabilities: np.ndarray, listing_rows: np.ndarray) -> np.ndarray:
         """(N,) in [0, 1]: the mean probability of the levels of each listing's path; NaN for one without a path."""

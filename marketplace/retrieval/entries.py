@@ -9,7 +9,8 @@ import orjson
 import pandas as pd
 
 from marketplace.cleaning import listings
-from marketplace.files import reading
+from marketplace.cleaning.photos import DISPLAY_TABLE
+from marketplace.files import reading, stages
 from marketplace.files.stages import StageError
 from marketplace.models import text_encoder
 from marketplace.retrieval import catalogue, keys
@@ -23,7 +24,8 @@ class Entries:
     table: path of products.csv; listing_ids: P + U; text_vectors: (P + U, T), rows of zeros for those photos; name_vectors,
     meaning_vectors: (P + U, E) likewise, by the text encoder of names and of whole texts, None without one; duplicates:
     (P + U,) the same number for listings of the same photo or text; splits: (P + U,) the name of each one's split, "" where it
-    has none; image_ids: N; vectors: (N, D); owners: (N,) the listing of each photo; unclaimed: U; without_vector: number of the
+    has none; image_ids: N; sizes: (N, 2) width and height of each photo as it is shown; vectors: (N, D); owners: (N,) the listing
+    of each photo; unclaimed: U; without_vector: number of the
     dataset's photos that have none.
     """
 
@@ -35,6 +37,7 @@ class Entries:
     duplicates: np.ndarray
     splits: np.ndarray
     image_ids: list[str]
+    sizes: np.ndarray
     vectors: np.ndarray
     owners: np.ndarray
     unclaimed: int
@@ -77,6 +80,7 @@ class Entries:
             duplicates=duplicates,
             splits=splits,
             image_ids=image_ids,
+            sizes=_shown_sizes(image_ids, data_dir / "images"),
             vectors=vectors,
             owners=owners,
             unclaimed=len(unclaimed),
@@ -141,6 +145,17 @@ def _read_vectors(path: Path, things: str, wanted: int) -> np.ndarray:
         counts = f"vectors of {len(found)} {things} where the tables have {wanted}"
         raise StageError(f"{path.parent} holds {counts}: run python extract_embeddings.py again")
     return found
+
+
+def _shown_sizes(image_ids: list[str], images_dir: Path) -> np.ndarray:
+    """(N, 2) pixels of the copies to look at, and of the cleaned squares where there are none."""
+    manifest = stages.read_manifest(images_dir)
+    sizes = np.full((len(image_ids), 2), manifest["arguments"]["size"])
+    if DISPLAY_TABLE in manifest["outputs"]:
+        table = reading.read_csv(images_dir / DISPLAY_TABLE, usecols=["image_id", "width", "height"])
+        at = _positions(image_ids, table["image_id"])
+        sizes[at >= 0] = table[["width", "height"]].to_numpy(int)[at[at >= 0]]
+    return sizes
 
 
 def _groups_and_splits(ids: list[str], path: Path) -> tuple[np.ndarray, np.ndarray]:

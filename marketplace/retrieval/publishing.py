@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from marketplace.cleaning.photos import PHOTO_FOLDERS
 from marketplace.files import atomic, bucket, generations, hidden, locks, reading, stages
 from marketplace.files.stages import StageError
 from marketplace.retrieval import builds, catalogue
@@ -40,17 +41,17 @@ def _collect(folder: Path, images_dir: Path, temporary: Path) -> tuple[bucket.Ou
     """
     files = reading.read_json(folder / builds.REPORT)["files"] | {builds.REPORT: stages.digest(folder / builds.REPORT)}
     paths = {digest: folder / name for name, digest in files.items()}
-    names = [f"{image_id}.jpg" for image_id in catalogue.read_image_ids(folder)]
-    photos = stages.digests(images_dir, *(name for name in names if (images_dir / name).is_file()))
-    table = np.zeros((len(names), 32), np.uint8)
-    for row, name in enumerate(names):
-        if name in photos:
-            table[row] = np.frombuffer(bytes.fromhex(photos[name]), np.uint8)
+    image_ids = catalogue.read_image_ids(folder)
+    names = [[str(Path(place, f"{image_id}.jpg")) for place in PHOTO_FOLDERS] for image_id in image_ids]
+    photos = stages.digests(images_dir, *(name for own in names for name in own if (images_dir / name).is_file()))
+    digests = bytearray().join(bytes.fromhex(photos.get(name, "00" * 32)) for own in names for name in own)
+    table = np.frombuffer(digests, np.uint8).reshape(-1, len(PHOTO_FOLDERS), 32)
     atomic.write_array(temporary / bucket.PHOTO_DIGESTS, table)
     digest = stages.digest(temporary / bucket.PHOTO_DIGESTS)
     files, paths = files | {bucket.PHOTO_DIGESTS: digest}, paths | {digest: temporary / bucket.PHOTO_DIGESTS}
     photo_paths = {digest: images_dir / name for name, digest in photos.items()}
-    return bucket.Outgoing(folder.name, files, paths, photo_paths), len(names) - len(photos)
+    missing = sum(own[0] not in photos for own in names)
+    return bucket.Outgoing(folder.name, files, paths, photo_paths), missing
 
 
 def _forget_gone(uri: str, index_dir: Path, name: str) -> None:

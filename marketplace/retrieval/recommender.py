@@ -8,7 +8,13 @@ from marketplace.cleaning import listings
 from marketplace.files import reading, stages
 from marketplace.files.stages import StageError
 from marketplace.models import photo_model, price_model, text_model
+from marketplace.retrieval import answers
+from marketplace.retrieval.moderation import Moderation
 from marketplace.retrieval.open_index import OpenIndex, Query
+
+PATHS = 5  # told of a new listing
+COMPARED, COMPARABLES = 24, 8  # listings looked at, and told, beside a new listing's price range
+SAME_SELLER, MOST_DUPLICATES = 12, 12  # listings told beside one
 
 
 def check_files(generation_dir: Path) -> dict:
@@ -31,6 +37,7 @@ class Recommender(OpenIndex):
         super().__init__(generation_dir)
         self.table_models = text_model.TableModels.load(generation_dir, self.text_encoder)
         self.price_model = price_model.PriceModel.load(generation_dir, self.table_models)
+        self.moderation = Moderation(generation_dir)
         self.photo_model = photo_model.PhotoModel(generation_dir, runtime, device)
         # Vectors of one's own (build_index.py --embeddings) answer for listings; no photo can be compared with them.
         self.takes_photos = not self.report["own_embeddings"]
@@ -67,20 +74,83 @@ class Recommender(OpenIndex):
         return self.query_by(self.table_models, vectors, text, probabilities)
 
     def predict(self, vector: np.ndarray | None, probabilities: np.ndarray | None, text: str | None) -> dict:
-        """Category probabilities, best first, and a price range, from a photo's vector and (C,) probabilities, words, or both.
+        """Categories and paths, likeliest first, a price range, and priced listings like it, from a photo's vector and (C,)
+        probabilities, words, or both.
 
         Raises ValueError when there is neither.
         """
-        text = listings.text(text or "", "").strip()
-        if not text and probabilities is None:
+        cleaned = listings.text(text or "", "").strip()
+        if not cleaned and probabilities is None:
             raise ValueError("neither a photo nor words")
-        meanings = self.table_models.meanings([text])
-        by_text = self.table_models.category_probabilities([text], meanings) if text else None
-        fused = self.table_models.fuse(None if probabilities is None else probabilities[None], by_text)[0]
+        models, meanings = self.table_models, self.table_models.meanings([cleaned])
+        encoded, by_text = models.read([cleaned], meanings) if cleaned else (None, None)
+        fused = models.fuse(None if probabilities is None else probabilities[None], by_text)[0]
+        by_path = models.path_probabilities(encoded)[0] if cleaned else None
+        levels, names = self.tree.predicted(fused, by_path), self.catalogue.names["category"]
+        settled = self.tree.settled(levels)
+        vectors = vector[None] if vector is not None and self.takes_photos else None
         return {
             "categories": [
                 {"category": self.classes[label], "probability": round(float(fused[label]), 6)} for label in np.argsort(-fused)
             ],
-            "price": self.price_model.price_range(text, vector=vector, meaning=meanings[0])
+            "category": None if settled is None else names[settled],
+            "paths": [
+                {"category": names[code], "probability": round(probability, 6)}
+                for code, probability in self.tree.likeliest(levels, PATHS)
+            ],
+            "price": self.price_model.price_range(cleaned, vector=vector, meaning=meanings[0])
             | {"currency": self.catalogue.currency},
+            "comparables": self._comparables(self.query(vectors, text, probabilities)),
         }
+
+    def _comparables(self, query: Query) -> list[dict]:
+        """Listings most like a new one whose price can be meant."""
+        found = self.recommend(query, COMPARED) if query.kinds else []
+        return [result for result in found if result["price_plausible"] and result["price"]][:COMPARABLES]
+
+    def product(self, listing_row: int) -> dict:
+        """A listing with what is told beside it: its price range, its duplicates, and more of the same seller."""
+        catalogue = self.catalogue
+        fields, photos = catalogue.product(listing_row), catalogue.photos(catalogue.photos_of(listing_row))
+        levels = listings.category_levels(fields["category"])
+        duplicates = catalogue.shown(catalogue.duplicates_of(listing_row))
+        others = duplicates[duplicates != listing_row]
+        same_seller, sold = catalogue.same_seller(listing_row, SAME_SELLER)
+        price_range = self.price_range_of(listing_row, fields)
+        return fields | {
+            "currency": catalogue.currency,
+            "photos": [photo._asdict() | {"photo_url": photo.square_url, "display_url": photo.display_url} for photo in photos],
+            "breadcrumb": [
+                {"name": level, "category": listings.CATEGORY_SEPARATOR.join(levels[: depth + 1])}
+                for depth, level in enumerate(levels)
+            ],
+            "price_range": price_range | {"currency": catalogue.currency},
+            "price_verdict": verdict_on(fields["price"], price_range),
+            "duplicates": len(others),
+            "duplicate_listings": answers.cards(catalogue, others[:MOST_DUPLICATES].tolist()),
+            "same_seller": sold,
+            "same_seller_listings": answers.cards(catalogue, same_seller),
+        }
+
+    def price_range_of(self, listing_row: int, fields: dict) -> dict:
+        """What a listing could ask, as PriceModel.range_of() tells; fields: its name, description, category and county.
+
+        Of a listing that the model learned from, by models that had not seen it.
+        """
+        if (unseen := self.catalogue.price_range(listing_row)) is not None:
+            return self.price_model.range_of(*unseen)
+        photos = self.catalogue.photos_of(listing_row)
+        vector = self.photo_index.vectors[photos].mean(axis=0) if len(photos) and self.takes_photos else None
+        meanings = self.typed_search.meanings
+        meaning = None if meanings is None else np.asarray(meanings.vectors[listing_row])
+        text = listings.text(fields["name"], fields["description"])
+        return self.price_model.price_range(text, fields["category"], fields["county"], vector, meaning)
+
+
+def verdict_on(price: float | None, price_range: dict) -> str | None:
+    """Whether a price is within what listings like it ask; None where there is no price, or the range says little."""
+    if not price or not price_range["is_informative"]:
+        return None
+    if price < price_range["low"]:
+        return "low"
+    return "high" if price > price_range["high"] else "likely"

@@ -72,7 +72,7 @@ def write(folder: Path, listings: Iterable[pd.DataFrame], keys: Iterable[np.ndar
     (folder / FOLDER).mkdir()
     index = _registered(tantivy.Index(_schema(), path=str(folder / FOLDER)))
     expected = _commit(index, [], listings, keys)
-    _remove_locks(folder / FOLDER)
+    _tidy(folder / FOLDER)
     if (held := index.searcher().num_docs) != expected:
         raise StageError(f"{folder / FOLDER} holds {held} of {expected} listings: run python build_index.py again")
 
@@ -88,7 +88,7 @@ def update(published: Path, folder: Path, gone: np.ndarray, listings: Iterable[p
     index = _open(folder / FOLDER, published / FOLDER)
     before = index.searcher().num_docs
     expected = before - len(gone) + _commit(index, gone.tolist(), listings, keys)
-    _remove_locks(folder / FOLDER)
+    _tidy(folder / FOLDER)
     if (held := index.searcher().num_docs) != expected:
         raise StageError(
             f"{published / FOLDER} does not hold the listings of its generation ({held} after the update, not {expected}):"
@@ -122,9 +122,12 @@ def _commit(index: tantivy.Index, gone: list[int], listings: Iterable[pd.DataFra
     return added
 
 
-def _remove_locks(folder: Path) -> None:
+def _tidy(folder: Path) -> None:
+    """Remove tantivy's locks, and let whoever may read the folder read its JSON: tantivy makes that for the builder alone."""
     for path in folder.glob("*.lock"):
         path.unlink()
+    for path in folder.glob("*.json"):  # hidden ones too
+        path.chmod(folder.stat().st_mode & 0o666)
 
 
 def _records(listings: pd.DataFrame) -> Iterator[tuple]:

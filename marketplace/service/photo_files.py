@@ -6,6 +6,7 @@ import logging
 import os
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 import anyio
 import numpy as np
 
+from marketplace.cleaning.photos import PHOTO_FOLDERS
 from marketplace.files import atomic, bucket, reading, s3
 from marketplace.files.stages import StageError
 from marketplace.retrieval.recommender import Recommender
@@ -29,14 +31,17 @@ class Unavailable(Exception):
     """The photo is not on this machine, and nothing can be had from the bucket."""
 
 
-class Photos(Protocol):
+class PhotoPlaces(Protocol):
     origin: str | None  # that clients are sent to for photos, such as https://bucket.s3.amazonaws.com
 
-    async def find(self, recommender: Recommender, image_id: str) -> Path | str | None:
-        """The file, or the address, of a photo of a listing that is not hidden, None where there is none; raises Unavailable."""
+    async def find(self, recommender: Recommender, image_id: str, folders: Sequence[str]) -> Path | str | None:
+        """The file, or the address, of a photo of a listing that is not hidden, None where there is none; raises Unavailable.
+
+        folders: those of PHOTO_FOLDERS that it may come from, the best first.
+        """
 
 
-def photos_of(settings: Settings) -> Photos:
+def photos_of(settings: Settings) -> PhotoPlaces:
     if settings.bucket is None:
         return FolderPhotos(settings.images_dir)
     return RedirectedPhotos(settings) if settings.photo_redirects else CopiedPhotos(settings)
@@ -48,12 +53,13 @@ class FolderPhotos:
     def __init__(self, folder: Path):
         self._folder = folder
 
-    async def find(self, recommender: Recommender, image_id: str) -> Path | None:
-        return await anyio.to_thread.run_sync(self._find, recommender, image_id)
+    async def find(self, recommender: Recommender, image_id: str, folders: Sequence[str]) -> Path | None:
+        return await anyio.to_thread.run_sync(self._find, recommender, image_id, folders)
 
-    def _find(self, recommender: Recommender, image_id: str) -> Path | None:
-        path = self._folder / f"{image_id}.jpg"
-        return path if recommender.catalogue.photo_row(image_id) is not None and path.is_file() else None
+    def _find(self, recommender: Recommender, image_id: str, folders: Sequence[str]) -> Path | None:
+        is_shown = recommender.catalogue.photo_row(image_id) is not None
+        paths = (self._folder / folder / f"{image_id}.jpg" for folder in folders if is_shown)
+        return next((path for path in paths if path.is_file()), None)
 
 
 class BucketPhotos:
@@ -64,15 +70,16 @@ class BucketPhotos:
     def _read_digests(self, generation: str) -> np.ndarray:
         return reading.read_array(self._index_dir / generation / bucket.PHOTO_DIGESTS)
 
-    def _uri_of(self, recommender: Recommender, image_id: str) -> str | None:
+    def _uri_of(self, recommender: Recommender, image_id: str, folders: Sequence[str]) -> str | None:
         row = recommender.catalogue.photo_row(image_id)
         if row is None:
             return None
         try:
-            digest = bytes(self._digests(recommender.generation)[row])
+            digests = self._digests(recommender.generation)[row]
         except StageError:  # an old generation, removed while it answers for the last time
             raise Unavailable(image_id) from None
-        return bucket.photo_uri(self._uri, digest.hex()) if any(digest) else None
+        found = (digests[PHOTO_FOLDERS.index(folder)] for folder in folders)
+        return next((bucket.photo_uri(self._uri, bytes(digest).hex()) for digest in found if digest.any()), None)
 
 
 class RedirectedPhotos(BucketPhotos):
@@ -83,11 +90,11 @@ class RedirectedPhotos(BucketPhotos):
         parts = urlsplit(s3.sign(bucket.photo_uri(self._uri, ""), SIGNED_S))
         return f"{parts.scheme}://{parts.netloc}"
 
-    async def find(self, recommender: Recommender, image_id: str) -> str | None:
-        return await anyio.to_thread.run_sync(self._find, recommender, image_id)
+    async def find(self, recommender: Recommender, image_id: str, folders: Sequence[str]) -> str | None:
+        return await anyio.to_thread.run_sync(self._find, recommender, image_id, folders)
 
-    def _find(self, recommender: Recommender, image_id: str) -> str | None:
-        uri = self._uri_of(recommender, image_id)
+    def _find(self, recommender: Recommender, image_id: str, folders: Sequence[str]) -> str | None:
+        uri = self._uri_of(recommender, image_id, folders)
         try:
             return uri and s3.sign(uri, SIGNED_S)
         except StageError as error:  # credentials that have run out
@@ -108,8 +115,8 @@ class CopiedPhotos(BucketPhotos):
         self._refused_until_s = 0.0
         self._unchecked_bytes = self._max_bytes  # written since the folder's size was looked at: at first, of those before
 
-    async def find(self, recommender: Recommender, image_id: str) -> Path | None:
-        uri = await anyio.to_thread.run_sync(self._uri_of, recommender, image_id)
+    async def find(self, recommender: Recommender, image_id: str, folders: Sequence[str]) -> Path | None:
+        uri = await anyio.to_thread.run_sync(self._uri_of, recommender, image_id, folders)
         if uri is None:
             return None
         path = self._folder / uri.rpartition("/")[2]

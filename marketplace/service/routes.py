@@ -1,9 +1,11 @@
 """The routes of the API, its page, and its description."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
+from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import anyio
 import numpy as np
@@ -11,30 +13,31 @@ from fastapi import APIRouter, Body, Depends, HTTPException, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from pydantic import AfterValidator, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from marketplace.cleaning.listings import canonical_id
+from marketplace.cleaning.photos import CARD, DISPLAY, SQUARE
 from marketplace.files.hidden import UnknownIds
 from marketplace.files.stages import StageError
-from marketplace.retrieval import several
+from marketplace.retrieval import moderation, several
 from marketplace.retrieval.catalogue import UnknownName
 from marketplace.retrieval.filters import MAX_NAME
 from marketplace.retrieval.open_index import WINDOW
 from marketplace.retrieval.recommender import Query as Evidence
 from marketplace.retrieval.recommender import Recommender
 from marketplace.retrieval.words import Counts
-from marketplace.service import schemas
+from marketplace.service import exports, schemas
 from marketplace.service.calls import Call, PhotoCall, refuse_unknown_fields
 from marketplace.service.dependencies import (
     BINARY,
+    MAX_K,
     MAX_OFFSET,
     RETRY_AFTER,
     BodyFilters,
     BodyPage,
     CurrentGeneration,
-    CurrentSettings,
     Filters,
     FormFilters,
     FormPage,
@@ -52,7 +55,7 @@ from marketplace.service.dependencies import (
     check_key,
 )  # fmt: skip
 from marketplace.service.meters import Meters
-from marketplace.service.photo_files import Unavailable
+from marketplace.service.photo_files import PhotoPlaces, Unavailable
 from marketplace.service.reload import Generations
 from marketplace.service.schemas import ErrorMessage
 from marketplace.service.sentences import sentence
@@ -64,7 +67,7 @@ MAX_HIDDEN_IDS = 1000  # at once
 MAX_WEIGHT = 1000
 EXACT_TOTAL = 1000  # a larger total is given as "at least"
 PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src {photos}; connect-src {photos}; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'; require-trusted-types-for 'script'"
 )
 DOCS_POLICY = (
@@ -84,6 +87,7 @@ TAGS = [
     {"name": "listings", "description": "One listing, and those like one or several."},
     {"name": "service", "description": "Whether it answers, and its figures."},
     {"name": "admin", "description": "For who holds the key."},
+    {"name": "moderation", "description": "For who holds the key: what a moderator may want to look at."},
 ]
 NOT_AN_IMAGE = {400: {"model": ErrorMessage, "description": "Not a usable image, or not a multipart form"}}
 TOO_LARGE = {413: {"model": ErrorMessage, "description": "Too large"}}
@@ -94,6 +98,7 @@ NO_KEY = {401: {"model": ErrorMessage, "description": "The key is missing or wro
 Id = Annotated[  # no limit would let halves of surrogate pairs through
     str, Field(max_length=MAX_NAME), AfterValidator(canonical_id)
 ]
+PhotoId = Annotated[str, PathParameter(description="A photo's id.")]
 HiddenIds = Annotated[list[Id], Body(embed=True, min_length=1, max_length=MAX_HIDDEN_IDS, description="Listings' ids.")]
 Weight = Annotated[float, Field(ge=0, le=MAX_WEIGHT, allow_inf_nan=False)]
 UPLOAD_ERRORS = NOT_AN_IMAGE | TOO_LARGE | BAD_VALUE
@@ -119,6 +124,13 @@ RELOAD_ERRORS = NO_ADMIN | {
 NOT_CHANGED = "The file of hidden listings is damaged or cannot be written: nothing was changed"
 HIDE_ERRORS = NO_ADMIN | UNKNOWN | BAD_VALUE | {409: {"model": ErrorMessage, "description": NOT_CHANGED}}
 
+photo_files = APIRouter(
+    prefix="/images",
+    route_class=Call,
+    default_response_class=FileResponse,
+    responses=UNKNOWN | BAD_VALUE | PHOTO_ANSWERS,
+    tags=["listings"],
+)
 # Who watches the service may add to the query what it likes.
 watched = APIRouter(tags=["service"])
 router = APIRouter(route_class=Call)
@@ -127,6 +139,7 @@ photo_router = APIRouter(route_class=PhotoCall, tags=["photos"])
 admin = APIRouter(
     prefix="/admin", route_class=Call, tags=["admin"], dependencies=[Depends(check_key), Depends(refuse_unknown_fields)]
 )
+moderators = APIRouter(prefix="/moderate", route_class=Call, tags=["moderation"], dependencies=[Depends(check_key)])
 
 
 @watched.get("/healthcheck", response_model=schemas.Health, responses=ANSWERED)
@@ -202,7 +215,7 @@ async def predict_listing(
     image: Uploads = [],  # noqa: B006
     text: Words = None,
 ):
-    """The likely categories of a new listing, and a price range, from photos of it, words, or both."""
+    """The likely categories of a new listing, a price range, and the listings to compare its price with."""
     vectors, probabilities = await photos.embed(recommender, image) if image else (None, None)
     vector = None if vectors is None else mean_vector(vectors)
     try:
@@ -250,11 +263,8 @@ def search(
 
 @router.get("/products/{product_id}", response_model=schemas.Product, responses=KEPT | UNKNOWN | BAD_VALUE, tags=["listings"])
 def get_product(recommender: UnchangedGeneration, product_id: ProductId):
-    """One listing and its photos."""
-    row = row_of(recommender, product_id)
-    image_ids = recommender.catalogue.image_ids(recommender.catalogue.photos_of(row))
-    shown = [{"image_id": image_id, "photo_url": f"/images/{image_id}.jpg"} for image_id in image_ids]
-    return recommender.catalogue.product(row) | {"currency": recommender.catalogue.currency, "photos": shown}
+    """One listing: its photos, what it could ask, its duplicates, and more of the same seller."""
+    return recommender.product(row_of(recommender, product_id))
 
 
 @router.get(
@@ -312,21 +322,33 @@ def get_filters(recommender: UnchangedGeneration):
     return recommender.catalogue.choices()
 
 
-@router.get(
-    "/images/{image_id}.jpg", response_class=FileResponse, responses=UNKNOWN | BAD_VALUE | PHOTO_ANSWERS, tags=["listings"]
-)
-async def get_photo(
-    request: Request,
-    recommender: CurrentGeneration,
-    settings: CurrentSettings,
-    photos: ServicePhotos,
-    image_id: Annotated[str, PathParameter(description="A photo's id.")],
-):
-    """A photo, cleaned."""
-    image_id = canonical_id(image_id)
+@photo_files.get("/{image_id}.jpg")
+async def get_photo(request: Request, recommender: CurrentGeneration, image_id: PhotoId):
+    """A photo, cleaned: the square that the model sees."""
+    return await answer_photo(request, recommender, image_id, [SQUARE])
+
+
+@photo_files.get("/{image_id}/display")
+async def get_display(request: Request, recommender: CurrentGeneration, image_id: PhotoId):
+    """A photo to look at: whole, at most 800 pixels a side; the cleaned square where none was kept."""
+    return await answer_photo(request, recommender, image_id, [DISPLAY, SQUARE])
+
+
+@photo_files.get("/{image_id}/card")
+async def get_card(request: Request, recommender: CurrentGeneration, image_id: PhotoId):
+    """A photo for a list: whole, at most 400 pixels a side; the larger copy, or the cleaned square, where none was kept."""
+    return await answer_photo(request, recommender, image_id, [CARD, DISPLAY, SQUARE])
+
+
+async def answer_photo(request: Request, recommender: Recommender, image_id: str, folders: Sequence[str]) -> Response:
+    """The photo of the first of some PHOTO_FOLDERS that has it.
+
+    Raises HTTPException where none has, where its listing is hidden, and where it is in a bucket that does not answer.
+    """
+    image_id, state = canonical_id(image_id), request.app.state
     try:
-        # An id never holds a separator: nothing outside the folder can be named.
-        place = await photos.find(recommender, image_id) if re.fullmatch(r"[\w-]{1,64}", image_id) else None
+        # An id never holds a separator: nothing outside the folders can be named.
+        place = await state.photos.find(recommender, image_id, folders) if re.fullmatch(r"[\w-]{1,64}", image_id) else None
     except Unavailable:
         raise HTTPException(503, "the photo cannot be had now: try again", RETRY_AFTER) from None
     if place is None:
@@ -334,8 +356,8 @@ async def get_photo(
     if isinstance(place, str):
         response = RedirectResponse(place)
     else:
-        response = request.app.state.photo_files.file_response(place, place.stat(), request.scope)
-    if not settings.private:
+        response = state.photo_files.file_response(place, place.stat(), request.scope)
+    if not state.settings.private:
         response.headers["Cache-Control"] = f"public, max-age={PHOTO_CACHE_S}"
     return response
 
@@ -368,12 +390,52 @@ def unhide_products(generations: ServiceGenerations, ids: HiddenIds):
     return change_hidden(generations, ids, False)
 
 
+@moderators.get("/counts", response_model=schemas.ModerationCounts, responses=NO_ADMIN)
+def get_moderation_counts(recommender: CurrentGeneration):
+    """How many entries each list for moderators has, by reason."""
+    counts = recommender.moderation.counts()
+    return {"lists": [{"list": name, "total": sum(found.values()), "reasons": found} for name, found in counts.items()]}
+
+
+@moderators.get(
+    "/{list}",
+    response_model=schemas.ModerationPage,
+    responses=NO_ADMIN | BAD_VALUE | {200: {"content": {"text/csv": {}}}},
+)
+def get_moderation_list(
+    recommender: CurrentGeneration,
+    name: Annotated[moderation.List, PathParameter(alias="list", description="The list.")],
+    reason: Annotated[str | None, Query(max_length=MAX_NAME, description="Entries of this reason alone.")] = None,
+    k: Annotated[int, Query(ge=1, le=MAX_K, description="How many entries.")] = 50,
+    offset: Annotated[int, Query(ge=0, le=2**31, description="How many entries to leave out before.")] = 0,
+    format: Annotated[Literal["json", "csv"], Query(description="json: a page; csv: the whole list.")] = "json",
+):
+    """One of the lists for moderators, hidden listings among them and marked."""
+    found = recommender.moderation
+    if format == "csv":
+        headers = {"Content-Disposition": f'attachment; filename="{name}.csv"', "Cache-Control": "private, no-store"}
+        lines = exports.csv_lines(recommender.catalogue, found, name, reason)
+        return StreamingResponse(lines, media_type="text/csv; charset=utf-8", headers=headers)
+    reasons = found.counts()[name]
+    total = sum(reasons.values()) if reason is None else reasons.get(reason, 0)
+    entries = exports.describe(recommender.catalogue, found.page(name, reason, k, offset))
+    return {"list": name, "total": total, "reasons": reasons, "results": entries}
+
+
 @watched.get("/", include_in_schema=False)
 async def page(photos: ServicePhotos):
-    images = "img-src 'self'" + (f" {photos.origin}" if photos.origin else "")
-    return FileResponse(
-        WEB_DIR / "index.html", headers={"Content-Security-Policy": PAGE_POLICY.replace("img-src 'self'", images)}
-    )
+    return page_file("index.html", photos)
+
+
+@watched.get("/moderate", include_in_schema=False)
+async def moderators_page(photos: ServicePhotos):
+    return page_file("moderate.html", photos)
+
+
+def page_file(name: str, photos: PhotoPlaces) -> Response:
+    """A page, which may show and read photos from where they are."""
+    policy = PAGE_POLICY.format(photos=f"'self' {photos.origin}" if photos.origin else "'self'")
+    return FileResponse(WEB_DIR / name, headers={"Content-Security-Policy": policy})
 
 
 @watched.get("/docs", include_in_schema=False)
@@ -461,9 +523,15 @@ async def answer_bad_value(request: Request, error: RequestValidationError) -> R
     return JSONResponse({"detail": sentence(error.errors()[0])}, 422)
 
 
+NO_ADDRESS = "nothing is at this address: GET /docs shows what there is, and a / within an id is written %2F"
+NO_METHOD = "this address is not asked so: GET /docs shows how"
+
+
 async def answer_refusal(request: Request, error: StarletteHTTPException) -> Response:
     if error.status_code == 400 and "exceeded maximum size" in error.detail:  # starlette's, of a part that is no file
         error = HTTPException(413, "a text field is larger than 1 MB: shorten it")
+    elif error.detail == HTTPStatus(error.status_code).phrase and error.status_code in (404, 405):  # starlette's own words
+        error = HTTPException(error.status_code, NO_ADDRESS if error.status_code == 404 else NO_METHOD, error.headers)
     return await http_exception_handler(request, error)
 
 

@@ -1,16 +1,24 @@
 """What the API answers: the models behind its OpenAPI description."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from marketplace.retrieval import words
+from marketplace.retrieval import moderation, words
 
 Kind = Literal["photo", "text", "words", "category", "price", "place"]  # of evidence
 
 ProductId = Annotated[str, Field(description="The listing's id.", examples=["ec7fe18a-ef4f-4bfc-89f1-c03a6a0b669c"])]
 ImageId = Annotated[str, Field(description="The photo's id.", examples=["b9f7d50f-e966-480c-9290-50375f4fcc24"])]
-PhotoUrl = Annotated[str, Field(description="Where this service answers with it.", examples=["/images/b9f7d50f-e966.jpg"])]
+PhotoUrl = Annotated[
+    str, Field(description="Where this service answers with its cleaned square.", examples=["/images/b9f7d50f-e966.jpg"])
+]
+DisplayUrl = Annotated[
+    str, Field(description="Where this service answers with the whole photo.", examples=["/images/b9f7d50f-e966/display"])
+]
+Width = Annotated[int, Field(description="Pixels of what is at `display_url`.", examples=[800])]
+Height = Annotated[int, Field(description="Pixels of what is at `display_url`.", examples=[600])]
 Name = Annotated[str, Field(description="The listing's title.", examples=["Grey classical guitar"])]
 Category = Annotated[
     str,
@@ -43,8 +51,8 @@ class Snippet(BaseModel):
     marks: list[Mark] = Field(description="Ascending; empty where it holds none of the words.", examples=[[[7, 13]]])
 
 
-class Recommendation(BaseModel):
-    """One listing, ranked and explained where it was looked for by words, a photo or another listing."""
+class Card(BaseModel):
+    """One listing in short, with one of its photos."""
 
     product_id: ProductId
     name: Name
@@ -57,6 +65,14 @@ class Recommendation(BaseModel):
     posted_on: PostedOn
     image_id: ImageId | None = Field(description="Its photo nearest to the query's, or its first one; null when it has none.")
     photo_url: PhotoUrl | None = Field(description="Where that photo is; null when it has none.")
+    display_url: DisplayUrl | None = Field(description="Where it is to be looked at; null when it has none.")
+    photo_width: Width | None = Field(description="Pixels of what is at `display_url`; null when it has none.")
+    photo_height: Height | None = Field(description="Pixels of what is at `display_url`; null when it has none.")
+
+
+class Recommendation(Card):
+    """One listing, ranked and explained where it was looked for by words, a photo or another listing."""
+
     name_marks: list[Mark] = Field(
         description="Which characters of the name are words that were looked for, ascending.", examples=[[[15, 21]]]
     )
@@ -153,12 +169,22 @@ class CategoryProbability(BaseModel):
     probability: float = Field(description="From 0 to 1; those of all categories add up to 1.", examples=[0.35])
 
 
+class PathProbability(BaseModel):
+    """One whole path of categories and how likely it is."""
+
+    category: Category
+    probability: float = Field(description="From 0 to 1.", examples=[0.21])
+
+
 class PriceRange(BaseModel):
     """What listings like it ask."""
 
     low: float = Field(description="One listing in ten is cheaper.", examples=[13.28])
     median: float = Field(description="Half of the listings are cheaper.", examples=[32.32])
     high: float = Field(description="One listing in ten is dearer.", examples=[84.79])
+    is_informative: bool = Field(
+        description="Whether it says more than that prices differ: it is at most 0.8 as wide, as a factor, as that of all prices."
+    )
     currency: Currency
 
 
@@ -166,7 +192,12 @@ class ListingPrediction(BaseModel):
     """What a new listing is, and what it could ask."""
 
     categories: list[CategoryProbability] = Field(description="All main categories, the most likely first.")
+    category: Category | None = Field(description="The deepest path that is more likely right than not; null where none is.")
+    paths: list[PathProbability] = Field(description="At most five whole paths, the most likely first.")
     price: PriceRange = Field(description="The price range.")
+    comparables: list[Recommendation] = Field(
+        description="At most eight listings most like it whose price can be meant, the most alike first."
+    )
 
 
 class Photo(BaseModel):
@@ -174,6 +205,16 @@ class Photo(BaseModel):
 
     image_id: ImageId
     photo_url: PhotoUrl
+    display_url: DisplayUrl
+    width: Width
+    height: Height
+
+
+class Level(BaseModel):
+    """One level of a listing's category."""
+
+    name: str = Field(description="Its own name.", examples=["Acoustic Guitars"])
+    category: Category
 
 
 class Product(BaseModel):
@@ -190,6 +231,15 @@ class Product(BaseModel):
     county: County
     posted_on: PostedOn
     photos: list[Photo] = Field(description="Its photos.")
+    breadcrumb: list[Level] = Field(description="Its category level by level, the widest first.")
+    price_range: PriceRange = Field(description="What it could ask, told by models that have not seen its price.")
+    price_verdict: Literal["low", "likely", "high"] | None = Field(
+        description="Where its price is in that range; null where there is none, or the range is not informative."
+    )
+    duplicates: int = Field(description="Other listings of the same offer.", examples=[3])
+    duplicate_listings: list[Card] = Field(description="Which these are, at most twelve.")
+    same_seller: int = Field(description="Other listings of the same seller; 0 where sellers are not known.", examples=[0])
+    same_seller_listings: list[Card] = Field(description="Which these are, at most twelve, the newest first.")
 
 
 class PriceBounds(BaseModel):
@@ -233,6 +283,38 @@ class Hidden(BaseModel):
     """What is hidden after a change."""
 
     hidden: int = Field(description="Ids that are hidden now, all together.", examples=[2])
+
+
+class ModerationCount(BaseModel):
+    """How long one list for moderators is."""
+
+    list: moderation.List = Field(description="Its name.", examples=["implausible-prices"])
+    total: int = Field(description="Its entries.", examples=[88])
+    reasons: dict[str, int] = Field(description="Its entries by reason.", examples=[{"zero": 60, "unlikely": 28}])
+
+
+class ModerationCounts(BaseModel):
+    """How long the lists for moderators are."""
+
+    lists: list[ModerationCount] = Field(description="All of them.")
+
+
+class ModerationEntry(BaseModel):
+    """One thing for a moderator to look at."""
+
+    reason: str = Field(description="Why it is in the list.", examples=["zero"])
+    listing: Card | None = Field(description="The listing that it is about; null for what was rejected.")
+    hidden: bool = Field(description="Whether that listing is taken down; its photos then answer 404.")
+    details: dict[str, str | int | float] = Field(description="What else the list tells.", examples=[{"group": 0, "listings": 2}])
+
+
+class ModerationPage(BaseModel):
+    """A part of a list for moderators."""
+
+    list: moderation.List = Field(description="Its name.", examples=["implausible-prices"])
+    total: int = Field(description="Entries of the whole list, or of the reason asked for.", examples=[88])
+    reasons: dict[str, int] = Field(description="Entries of the whole list by reason.", examples=[{"zero": 60, "unlikely": 28}])
+    results: Sequence[ModerationEntry] = Field(description="At most k entries.")
 
 
 class Reloaded(BaseModel):

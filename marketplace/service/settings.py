@@ -7,7 +7,7 @@ MAX_UPLOAD_BYTES = 20 * 2**20  # a 50-megapixel JPEG from a phone is about 15 MB
 MAX_BODIES_BYTES = 256 * 2**20  # of all requests that are not answered yet, of all workers: a dozen of the largest uploads
 BODY_TIMEOUT_S = 60.0  # for the largest upload over a slow phone's 3 megabits a second
 MAX_PENDING = 64  # photo queries in work (one a core) or waiting, a few hundred KB each; one more is told to come back
-PHOTO_CACHE_BYTES = 2 * 2**30  # of photos from a bucket: 200,000 of 256 pixels
+PHOTO_CACHE_BYTES = 2 * 2**30  # of photos from a bucket: 20,000 with both copies to look at
 KEY_VARIABLE = "MARKETPLACE_API_KEY"
 
 

@@ -78,6 +78,7 @@ def rejection(decoder: Decoder, data: bytes) -> tuple[str, str]:
 )
 def test_a_photo_becomes_what_photos_clean_makes_of_it(decoder, data, settings):
     assert decoder.clean(data, settings) == photos.clean(data, settings)
+    assert decoder.clean(data, settings, with_display=True) == photos.clean(data, settings, with_display=True)
 
 
 @pytest.mark.parametrize("data", [b"", b"no photo", encoded(quarters(), "JPEG")[:2000], encoded(quarters(), "PNG")[:60]])

@@ -36,7 +36,7 @@ def test_a_list_in_json_is_read_whatever_its_names(names):
 
 def test_a_pattern_finds_the_photos_of_each_listing_in_the_order_of_their_numbers():
     names = ["7_10.jpg", "7_2.JPG", "A_b_1.jpg", "readme.jpg", "sub/7_1.jpg", f"{UUID}_1.jpg", "7_x.jpg"]
-    found = photo_names.by_pattern(names, "{id}_{n}.jpg")
+    found = photo_names.by_pattern(names, "{id}_{n}.jpg", {})
     assert [named for named in found if named.product_id == "7"] == [
         *(Named("7", "sub/7_1.jpg"), Named("7", "7_2.JPG"), Named("7", "7_10.jpg"))
     ]
@@ -57,10 +57,13 @@ def test_a_pattern_finds_the_photos_of_each_listing_in_the_order_of_their_number
         ("img-{n}-{id}.png", "img-3-A1.png", "A1"),
         ("{id}(.){n}.jpg", "A1(.)2.jpg", "A1"),
         ("{id}(.){n}.jpg", "A1(x)2.jpg", ""),
+        ("{id}_{n}.jpg", "shop/BED/00 1_2.jpg", "BED/00 1"),
+        ("{id}_{n}.jpg", "BED%2F00%201_2.jpg", "BED/00 1"),
+        ("{id}_{n}.jpg", "shop/BED/00_2.jpg", "00"),
     ],
 )
 def test_a_pattern_may_be_of_any_form(pattern, name, product_id):
-    assert photo_names.by_pattern([name], pattern) == [Named(product_id, name)]
+    assert photo_names.by_pattern([name], pattern, {"BED/00 1"}) == [Named(product_id, name)]
 
 
 def test_photos_become_rows_with_plain_ids_where_these_are_safe():

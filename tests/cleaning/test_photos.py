@@ -257,6 +257,38 @@ def test_hidden_colours_do_not_bleed_out_of_transparent_pixels():
     assert cleaned_pixels(encoded(image, "PNG")).min() >= 253
 
 
+def test_a_display_copy_is_the_whole_upright_picture_in_srgb_without_metadata():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    colour = (180, 120, 100)
+    picture = quarters(1200, 800)
+    picture.paste(colour, (300, 200, 900, 600))
+    data = encoded(picture, "JPEG", quality=95, exif=exif, icc_profile=display_p3_profile(), comment=b"secret")
+    display = photos.clean(data, with_display=True).display
+    image = Image.open(io.BytesIO(display.jpeg))
+    assert (display.width, display.height) == image.size == (533, 800)
+    assert (image.format, image.mode, "exif" in image.info, "icc_profile" in image.info, "comment" in image.info) == (
+        *("JPEG", "RGB"),
+        *(False, False, False),
+    )
+    shown = np.asarray(image).astype(int)
+    assert_colours(shown[400, 266], p3_as_srgb(colour))
+    top_left, top_right = shown[20, 20], shown[20, -20]  # turned clockwise, the lower left quarter comes first
+    assert_colours(top_left, p3_as_srgb(BLUE), 12)
+    assert_colours(top_right, p3_as_srgb(RED), 12)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "HEIF"])
+@pytest.mark.parametrize("size", [(640, 480), (2500, 1000)])
+def test_a_photo_with_a_display_copy_has_the_same_square(kind, size):
+    data = encoded(smooth(*size), kind)
+    alone, beside = photos.clean(data), photos.clean(data, with_display=True)
+    assert alone.display is None and dataclasses.replace(beside, display=None) == alone
+    expected = Image.open(io.BytesIO(data)).convert("RGB").resize((beside.display.width, beside.display.height), photos.RESAMPLE)
+    shown = photos.pixels(beside.display.jpeg).astype(int)
+    assert np.abs(shown - np.asarray(expected)).mean() < 8  # grey levels, of a texture that JPEG blurs
+
+
 def test_grey_with_alpha_is_flattened_on_white():
     assert_colours(cleaned_pixels(encoded(Image.new("LA", (64, 64), (100, 51)), "PNG"))[128, 128], [224] * 3, 3)
 

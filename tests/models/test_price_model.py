@@ -254,8 +254,8 @@ def test_quantiles_never_cross_whatever_the_evidence(model, text, path, county, 
     low, median, high = model.quantiles(Evidence([text], [path], [county], None if vector is None else vector[None]))[0]
     assert low <= median <= high
     pounds = model.price_range(text, path, county, vector)
-    assert list(pounds) == ["low", "median", "high"]
-    assert pounds == {name: round(float(10**q), 2) for name, q in zip(pounds, (low, median, high), strict=True)}
+    assert list(pounds) == ["low", "median", "high", "is_informative"]
+    assert [pounds[name] for name in ("low", "median", "high")] == [round(float(10**q), 2) for q in (low, median, high)]
 
 
 def test_row_alone_gets_the_same_quantiles_as_among_others(model):
@@ -340,7 +340,7 @@ def test_equal_prices_are_predicted_exactly():
     data = make_listings(40, seed=12) | {"prices": np.full(40, 25.0)}
     model = fit(data)
     calibrate(model, data)
-    assert model.price_range("kettle new\nred", PATHS[1]) == {"low": 25.0, "median": 25.0, "high": 25.0}
+    assert model.price_range("kettle new\nred", PATHS[1]) == {"low": 25.0, "median": 25.0, "high": 25.0, "is_informative": True}
 
 
 def test_one_level_of_categories_is_enough():
@@ -420,3 +420,32 @@ def test_damaged_or_missing_files_are_one_sentence(model, tmp_path):
         damage(tmp_path / price_model.WEIGHTS)
         with pytest.raises(StageError, match="price_model.safetensors is missing or damaged: run python train.py again$"):
             PriceModel.load(tmp_path, model.tables)
+
+
+def test_the_prices_told_of_listings_that_were_learned_from_are_by_models_that_had_not_seen_them():
+    data = make_listings(300, seed=0)
+    data["prices"][7] *= 1000
+    plausible = np.arange(300) != 5
+    fitted = fit(data, plausible=plausible)
+    rows, quantiles = fitted.unseen_quantiles(Evidence(**evidence(data)))
+    assert sorted(rows) == np.flatnonzero(plausible).tolist()
+    assert (np.diff(quantiles, axis=1) >= 0).all()
+    logs = np.log10(data["prices"])[rows]
+    usual = rows != 7
+    seen, unseen = (
+        np.abs(found[:, 1] - logs)[usual] for found in (fitted.quantiles(Evidence(**evidence(data)).take(rows)), quantiles)
+    )
+    held_out = make_listings(300, seed=3)
+    others = np.abs(fitted.quantiles(Evidence(**evidence(held_out)))[:, 1] - np.log10(held_out["prices"]))
+    assert seen.mean() < unseen.mean() < 1.3 * others.mean()
+    assert logs[~usual] > quantiles[~usual, 2]
+
+
+def test_a_range_is_informative_while_it_is_a_fifth_narrower_than_that_of_all_prices(model):
+    cheap, dear = np.quantile(model.first.neighbour_prices, [0.1, 0.9])
+    low = 10**cheap
+    assert model.is_informative(low, low * 10 ** (0.79 * (dear - cheap)))
+    assert not model.is_informative(low, low * 10 ** (0.81 * (dear - cheap)))
+    assert not model.is_informative(0, 10**dear)
+    told = model.price_range("guitar new", "Music / Guitars")
+    assert told["is_informative"] == model.is_informative(told["low"], told["high"])

@@ -345,3 +345,23 @@ def test_every_price_is_in_one_range_whatever_the_prices_are(prices):
     ranges = words._price_ranges(steps).values()
     for price in prices[prices == prices]:
         assert sum(each.get("from", 0) <= price < each.get("to", np.inf) for each in ranges) == 1
+
+
+def test_more_of_the_same_seller_are_found_the_newest_first_and_never_where_none_is_told(tmp_path):
+    dates = [f"2022-01-{row + 1:02}" for row in range(6)]
+    products = make_products(6).assign(seller=["a", "b", "", "a", "", "a"], posted_on=dates)
+    write(tmp_path, [products[:4], products[4:]], ["i"], np.array([0]))
+    opened = Catalogue(tmp_path)
+    assert opened.same_seller(0, 5) == ([5, 3], 2)
+    assert opened.same_seller(5, 1) == ([3], 2)
+    assert opened.same_seller(1, 5) == opened.same_seller(2, 5) == ([], 0)
+    assert opened.hiding(["p3"]).same_seller(0, 5) == ([5], 1)
+    assert "seller" not in opened.product(0)
+
+
+def test_the_size_and_the_price_range_that_are_given_are_kept(tmp_path):
+    sizes = np.array([[800, 600], [30, 40]])
+    write(tmp_path, [make_products(3)], ["i", "j"], np.array([0, 2]), None, "EUR", sizes, {"p1": (1.5, 2.0, 9.25)})
+    opened = Catalogue(tmp_path)
+    assert opened.photos([1, 0]) == [("j", 30, 40), ("i", 800, 600)]
+    assert [opened.price_range(row) for row in range(3)] == [None, (1.5, 2.0, 9.25), None]

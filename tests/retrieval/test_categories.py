@@ -46,3 +46,19 @@ def test_no_level_is_more_probable_than_the_one_above(labels, paths):
         found = dict(zip(NAMES, predicted, strict=True))
         assert all(found[name] <= found[name.rpartition(" / ")[0]] + 1e-9 for name in NAMES if " / " in name)
         assert (predicted >= 0).all() and (predicted <= 1 + 1e-9).all()
+
+
+def test_the_likeliest_ends_are_those_of_some_listing_and_a_path_that_goes_on_counts_without_what_is_below_it():
+    probabilities = np.array([0.6, 0.4, 0.2, 0.4, 0.4, 0.3])
+    assert [(NAMES[code], pytest.approx(share)) for code, share in TREE.likeliest(probabilities, 3)] == [
+        ("Home / Beds", 0.4),
+        ("Music / Guitars / Basses", 0.3),
+        ("Home / Lamps", 0.2),
+    ]
+    assert sum(share for _, share in TREE.likeliest(probabilities, 9)) == pytest.approx(1)
+
+
+def test_the_settled_category_is_the_deepest_that_is_more_likely_right_than_not():
+    assert NAMES[TREE.settled(np.array([0.7, 0.5, 0.2, 0.3, 0.3, 0.1]))] == "Home"
+    assert NAMES[TREE.settled(np.array([0.1, 0.1, 0, 0.9, 0.9, 0.6]))] == "Music / Guitars / Basses"
+    assert TREE.settled(np.array([0.5, 0.5, 0, 0.5, 0.5, 0.5])) is None

@@ -11,7 +11,7 @@ from marketplace.files import atomic, generations, reading
 from marketplace.files.stages import StageError
 from marketplace.retrieval import answers, catalogue, open_index, ranker_fit
 from marketplace.retrieval.catalogue import Filters
-from marketplace.retrieval.recommender import Recommender
+from marketplace.retrieval.recommender import Recommender, verdict_on
 
 
 @pytest.fixture(scope="module")
@@ -239,3 +239,13 @@ def test_the_ranker_is_fitted_on_validation_listings_against_training_ones_only(
     assert {split[row] for row in seen} == {"train"}
     for query in judged:
         assert set(np.unique(query.relevance)) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("price", "is_informative", "verdict"),
+    [(9.99, True, "low"), (10, True, "likely"), (50, True, "likely"), (50.01, True, "high"), (5, False, None), (0, True, None)],
+)
+def test_a_price_is_judged_by_a_range_that_says_something(price, is_informative, verdict):
+    price_range = {"low": 10, "median": 20, "high": 50, "is_informative": is_informative}
+    assert verdict_on(price, price_range) == verdict
+    assert verdict_on(None, price_range) is None

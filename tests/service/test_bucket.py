@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ import pytest
 from starlette.testclient import TestClient
 
 import api
-from marketplace.files import bucket, generations
+from marketplace.files import bucket, generations, stages
 from marketplace.files import s3 as s3_files
 from marketplace.retrieval import catalogue, publishing
 from marketplace.service import photo_files, reload
@@ -77,18 +78,34 @@ def lose_s3(monkeypatch) -> None:
 
 
 def test_it_answers_as_over_the_folder_itself_and_follows_what_is_published(published, tmp_path, eager):
-    photo = f"/images/{image_ids(published)[0]}.jpg"
+    first = image_ids(published)[0]
+    photo = f"/images/{first}.jpg"
+    copies = [f"/images/{first}/display", f"/images/{first}/card"]
+    assert {(published / "images" / folder / f"{first}.jpg").is_file() for folder in ("display", "card")} == {True}
     with (
         TestClient(api.create_app(Settings(published))) as local,
         TestClient(api.create_app(settings(tmp_path / "cache"))) as client,
     ):
-        for path in ("/healthcheck", "/search?q=guitar", photo, f"{photo.removesuffix('.jpg')}x.jpg"):
+        for path in ("/healthcheck", "/search?q=guitar", photo, *copies, f"/images/{first}x.jpg", f"/images/{first}x/card"):
             expected, answer = local.get(path), client.get(path)
             assert (answer.status_code, answer.content) == (expected.status_code, expected.content), path
         assert client.get(photo).headers["Cache-Control"] == "public, max-age=60"
         publish_second(published)
         wait_until(lambda: client.get("/healthcheck").json()["generation"] == "second")
         assert all(found["name"].startswith("New ") for found in client.get("/search?q=guitar").json()["results"])
+
+
+def test_of_a_photo_s_copies_in_the_bucket_the_best_that_is_there_is_shown(s3, data_dir, demo_dir, tmp_path, unwatched):
+    images_dir, (with_copy, without, missing, *others) = data_dir / "images", image_ids(data_dir)
+    images_dir.unlink()
+    (images_dir / "display").mkdir(parents=True)
+    for name in (stages.MANIFEST, f"{with_copy}.jpg", f"{without}.jpg", f"display/{with_copy}.jpg"):
+        shutil.copy(demo_dir / "images" / name, images_dir / name)
+    assert publishing.publish(data_dir, URI, True, False)["photos_not_published"] == 1 + len(others)
+    with TestClient(api.create_app(settings(tmp_path / "cache"))) as client:
+        for image_id, name in ((with_copy, f"display/{with_copy}.jpg"), (without, f"{without}.jpg")):
+            assert client.get(f"/images/{image_id}/card").content == (images_dir / name).read_bytes()
+        assert client.get(f"/images/{missing}/card").status_code == 404
 
 
 def test_a_listing_hidden_in_one_service_is_hidden_in_the_others_and_after_restarts(published, tmp_path, eager):

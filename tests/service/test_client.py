@@ -383,3 +383,28 @@ def test_what_a_description_offers_to_be_tried_leaves_nothing_out(client, descri
 
 def test_the_description_is_the_same_each_time(client, description):
     assert client.get("/openapi.json").json() == description
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "sentence"),
+    [
+        (
+            "get",
+            "/products/BED/000",
+            404,
+            "nothing is at this address: GET /docs shows what there is, and a / within an id is written %2F",
+        ),
+        (
+            "get",
+            "/nowhere",
+            404,
+            "nothing is at this address: GET /docs shows what there is, and a / within an id is written %2F",
+        ),
+        ("get", "/recommend", 405, "this address is not asked so: GET /docs shows how"),
+        ("post", "/search", 405, "this address is not asked so: GET /docs shows how"),
+    ],
+)
+def test_what_is_not_there_is_told_in_a_sentence(client, method, path, status, sentence):
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.json()) == (status, {"detail": sentence})
+    assert status == 404 or answer.headers["allow"]

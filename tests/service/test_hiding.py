@@ -97,11 +97,13 @@ def test_a_hidden_listing_is_in_no_answer_until_it_is_shown_again(data_dir, unwa
 
 def test_a_photo_is_kept_by_others_for_a_minute_and_then_asked_for_again(data_dir, unwatched, doomed):
     with opened(data_dir) as client:
-        photo_url = client.get(f"/products/{doomed}").json()["photos"][0]["photo_url"]
-        first = client.get(photo_url)
-        assert first.headers["Cache-Control"] == "public, max-age=60"
+        photo = client.get(f"/products/{doomed}").json()["photos"][0]
+        urls = [photo["photo_url"], photo["display_url"], f"/images/{photo['image_id']}/card"]
+        before = [client.get(url) for url in urls]
+        assert [answer.headers["Cache-Control"] for answer in before] == 3 * ["public, max-age=60"]
         change(client, "hide", doomed)
-        assert client.get(photo_url, headers={"If-None-Match": first.headers["ETag"]}).status_code == 404
+        for url, first in zip(urls, before, strict=True):
+            assert client.get(url, headers={"If-None-Match": first.headers["ETag"]}).status_code == 404
 
 
 def test_only_who_has_the_key_hides_and_without_one_nobody(data_dir, unwatched, doomed):

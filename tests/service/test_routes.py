@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 
 import api
 from marketplace.cleaning import decoders
+from marketplace.files import reading
 from marketplace.retrieval.recommender import Recommender
 from marketplace.service import dependencies, schemas
 from marketplace.service.settings import Settings
@@ -394,6 +395,18 @@ def test_a_listing_is_shown_with_its_photos(client, products, photos_table):
     assert {photo["image_id"] for photo in answer["photos"]} == own
     for photo in answer["photos"]:
         assert client.get(photo["photo_url"]).headers["content-type"] == "image/jpeg"
+        display = client.get(photo["display_url"])
+        assert display.headers["content-type"] == "image/jpeg"
+        assert Image.open(io.BytesIO(display.content)).size == (photo["width"], photo["height"])
+        card = Image.open(io.BytesIO(client.get(f"/images/{photo['image_id']}/card").content))
+        scale = min(1, 400 / max(photo["width"], photo["height"]))
+        assert card.size == (round(scale * photo["width"]), round(scale * photo["height"]))
+    found = client.get("/search", params={"q": answer["name"]}).json()["results"]
+    (itself,) = (result for result in found if result["product_id"] == product_id)
+    (shown,) = (photo for photo in answer["photos"] if photo["image_id"] == itself["image_id"])
+    assert [itself[name] for name in ("display_url", "photo_width", "photo_height")] == [
+        shown[name] for name in ("display_url", "width", "height")
+    ]
 
 
 def test_an_id_in_capitals_is_the_same_id(client, products):
@@ -404,13 +417,38 @@ def test_an_id_in_capitals_is_the_same_id(client, products):
 
 
 def test_a_photo_that_the_client_has_is_not_sent_again(client, photos_table):
-    url = f"/images/{photos_table['image_id'][0]}.jpg"
+    image_id = photos_table["image_id"][0]
+    for url in (f"/images/{image_id}.jpg", f"/images/{image_id}/display", f"/images/{image_id}/card"):
+        check_that_it_is_sent_once(client, url)
+
+
+def check_that_it_is_sent_once(client, url: str) -> None:
     first = client.get(url)
     assert first.headers["Cache-Control"] == "public, max-age=60"
     again = client.get(url, headers={"If-None-Match": first.headers["ETag"]})
     assert (again.status_code, again.content, again.headers["ETag"]) == (304, b"", first.headers["ETag"])
     assert again.headers["Cache-Control"] == "public, max-age=60"
     assert client.get(url, headers={"If-None-Match": '"another"'}).content == first.content
+
+
+def test_the_page_s_files_are_sent_compressed_and_photos_as_they_are(client, photos_table):
+    image_id = photos_table["image_id"][0]
+    encodings = {
+        url: client.get(url, headers={"Accept-Encoding": "gzip"}).headers.get("Content-Encoding")
+        for url in ("/web/app.js", "/web/style.css", f"/images/{image_id}/card")
+    }
+    assert list(encodings.values()) == ["gzip", "gzip", None]
+
+
+def test_where_no_copy_to_look_at_is_kept_the_square_is_shown(demo_dir, tmp_path, photos_table):
+    name = f"{photos_table['image_id'][0]}.jpg"
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / name).write_bytes((demo_dir / "images" / name).read_bytes())
+    (tmp_path / "index").symlink_to(demo_dir / "index")
+    with TestClient(api.create_app(Settings(tmp_path))) as client:
+        square = client.get(f"/images/{name}")
+        copies = [client.get(f"/images/{photos_table['image_id'][0]}/{kind}") for kind in ("display", "card")]
+    assert [(copy.status_code, copy.content) for copy in copies] == 2 * [(200, square.content)]
 
 
 def test_a_new_listing_gets_categories_and_a_price_range(client, demo_dir, photos_table, products):
@@ -425,6 +463,40 @@ def test_a_new_listing_gets_categories_and_a_price_range(client, demo_dir, photo
         assert {entry["category"] for entry in answer["categories"]} == set(products["main_category"])
         assert probabilities == sorted(probabilities, reverse=True) and abs(sum(probabilities) - 1) < 1e-4
         assert 0 < answer["price"]["low"] <= answer["price"]["median"] <= answer["price"]["high"]
+        assert isinstance(answer["price"]["is_informative"], bool)
+        shares = [path["probability"] for path in answer["paths"]]
+        assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1 + 1e-4
+        assert {path["category"] for path in answer["paths"]} <= set(products["category"])
+        assert answer["category"] is None or any(path.startswith(answer["category"]) for path in products["category"])
+        assert 0 < len(answer["comparables"]) <= 8
+        assert all(each["price"] > 0 and each["price_plausible"] for each in answer["comparables"])
+        scores = [each["score"] for each in answer["comparables"]]
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_signs_alone_are_words_without_anything_like_them(client):
+    answer = client.post("/predict/listing", data={"text": "?!"}).json()
+    assert answer["comparables"] == [] and answer["price"]["low"] > 0
+
+
+def test_a_listing_is_told_with_its_levels_its_price_range_and_its_duplicates(client, demo_dir, products):
+    told = reading.read_csv(demo_dir / "model" / "price_ranges.csv").set_index("product_id").astype(float)
+    table = reading.read_csv(demo_dir / "dataset" / "listings.csv").set_index("product_id")
+    for product_id in products.index:
+        answer = client.get(f"/products/{product_id}").json()
+        levels = products["category"][product_id].split(" / ")
+        assert [level["name"] for level in answer["breadcrumb"]] == levels
+        assert answer["breadcrumb"][-1]["category"] == products["category"][product_id]
+        own = table["duplicates"][product_id]
+        others = set(table.index[table["duplicates"] == own]) - {product_id}
+        assert {card["product_id"] for card in answer["duplicate_listings"]} == others and answer["duplicates"] == len(others)
+        found, price = answer["price_range"], answer["price"]
+        if product_id in told.index:
+            assert [found[name] for name in told] == told.loc[product_id].tolist()
+        expected = "low" if price < found["low"] else "high" if price > found["high"] else "likely"
+        assert answer["price_verdict"] == (expected if price and found["is_informative"] else None)
+        assert (answer["same_seller"], answer["same_seller_listings"]) == (0, [])
+    assert len(told) and set(told.index) < set(products.index)
 
 
 def test_filters_can_be_listed(client, products):
@@ -467,13 +539,17 @@ def test_the_examples_of_the_description_work(client):
     for path, operations in client.get("/openapi.json").json()["paths"].items():
         parameters = operations.get("get", {}).get("parameters", [])
         examples = {p["name"]: p.get("example", next(iter(p["schema"].get("examples", [])), None)) for p in parameters}
-        if path == "/metrics" or None in (examples[p["name"]] for p in parameters if p["required"]):
+        if (
+            path == "/metrics"
+            or path.startswith("/moderate/")
+            or None in (examples[p["name"]] for p in parameters if p["required"])
+        ):
             continue
         query = {p["name"]: examples[p["name"]] for p in parameters if p["in"] == "query" and examples[p["name"]] is not None}
         answer = client.get(path.format(**examples), params=query)
         assert answer.status_code == (405 if "get" not in operations else 200), path
         tried += "get" in operations
-    assert tried == 7
+    assert tried == 9
 
 
 def test_every_field_parameter_and_error_is_described(client):
@@ -517,7 +593,15 @@ def test_the_name_of_an_upload_is_never_used(client):
 
 
 @pytest.mark.parametrize(
-    "path", ["/products/nobody", "/products/nobody/similar", "/images/nobody.jpg", "/images/..%2f..%2fraw.jpg"]
+    "path",
+    [
+        "/products/nobody",
+        "/products/nobody/similar",
+        "/images/nobody.jpg",
+        "/images/..%2f..%2fraw.jpg",
+        "/images/nobody/display",
+        "/images/nobody/card",
+    ],
 )
 def test_unknown_ids_are_404(client, path):
     response = client.get(path)

@@ -18,9 +18,9 @@ def imports_of(source: str) -> list[str]:
     return [static or dynamic for static, dynamic in IMPORT.findall(source)]
 
 
-def imported_modules() -> dict[str, set[str]]:
-    """Path of each module that the page's script reaches, as the browser asks for it -> the modules that it imports."""
-    modules, waiting = {}, scripts_of("index.html")
+def imported_modules(*pages: str) -> dict[str, set[str]]:
+    """Path of each module that pages' scripts reach, as the browser asks for it -> the modules that it imports."""
+    modules, waiting = {}, [script for page in pages for script in scripts_of(page)]
     while waiting:
         path = waiting.pop()
         if path in modules:
@@ -49,14 +49,19 @@ const h = await import("./h.js");
     assert imports_of(source) == wanted
 
 
-def test_every_module_is_reached_from_the_page_and_imports_only_modules_beside_it():
-    assert scripts_of("index.html") == ["/web/app.js"]
+def test_every_module_is_reached_from_a_page_and_imports_only_modules_beside_it():
+    assert scripts_of("index.html") == ["/web/app.js"] and scripts_of("moderate.html") == ["/web/moderate.js"]
     scripts = {f"/web/{path.name}" for path in WEB_DIR.glob("**/*.js")}
-    assert set(imported_modules()) == scripts - set(scripts_of("docs.html"))
+    assert set(imported_modules("index.html", "moderate.html")) == scripts - set(scripts_of("docs.html"))
+
+
+def test_the_shop_s_page_names_all_its_modules_so_that_none_waits_for_another():
+    preloads = re.findall(r'<link rel="modulepreload" href="([^"]+)">', (WEB_DIR / "index.html").read_text("utf-8"))
+    assert preloads == sorted(set(imported_modules("index.html")) - {"/web/app.js"})
 
 
 def test_modules_import_one_way_with_the_page_s_script_on_top():
-    modules = imported_modules()
+    modules = imported_modules("index.html")
     order = list(graphlib.TopologicalSorter(modules).static_order())  # raises CycleError
     assert order[-1] == "/web/app.js"
     assert all("/web/app.js" not in imported for imported in modules.values())
