@@ -23,13 +23,15 @@ from marketplace.cleaning import photo_names, records, sources, tables
 from marketplace.cleaning import schema as schemas
 from marketplace.cleaning.listings import CATEGORY_SEPARATOR, join_spellings, plausible_prices
 from marketplace.cleaning.prices import before_amounts
-from marketplace.files import atomic, cli, s3, stages
+from marketplace.files import atomic, cli, reading, s3, stages
 from marketplace.files.stages import StageError
 
+PRODUCTS = "products.csv"
 REJECT_COLUMNS = ["source", "record", "id", "reason", "raw"]
 SELLERS_KEY = "seller.key"  # below --data: kept from one run to the next, so that a seller's hash stays
 KEPT_ROWS = ".cleaned.jsonl"  # rows of the last run, so that the next one cleans only what is new
 EXAMPLES, EXAMPLE_ENDS = 3, 80  # rejects of a reason that --dry-run shows, and characters of both ends of each
+GUARDED = 100  # listings, from which on a table that lacks many of them is taken to be cut off: fewer are for trying out
 DOUBTED = 0.2  # of the records: as many that are rejected for one reason make its key in the schema doubtful
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)  # of the prices, in the report
 
@@ -75,8 +77,17 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--photos",
         help="photos' folder, .zip or s3:// URI, for a schema with a photo_pattern (default: as clean_images.py has it)",
     )
+    parser.add_argument(
+        "--max-removed",
+        default=0.2,
+        type=float,
+        help=f"share of the listings kept before, of {GUARDED} and more, whose removal fails the run (default: %(default)s)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="only say what would be kept and rejected, with examples")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not 0 <= args.max_removed <= 1:
+        parser.error(f"argument --max-removed: must be from 0 to 1, not {args.max_removed}")
+    return args
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -86,12 +97,13 @@ def run(args: argparse.Namespace) -> dict:
     inputs = find_inputs(args)
     if args.dry_run:
         return preview(inputs, args.category_depth)
-    flags, arguments = cli.flags_of(args, "dry_run", "schema_example"), inputs.arguments(args.category_depth)
+    flags, arguments = cli.flags_of(args, "dry_run", "schema_example", "max_removed"), inputs.arguments(args.category_depth)
     with stages.open_stage(args.data, "tabular", arguments, inputs.digests(), flags=flags) as stage:
         if stage.is_done():
             return stage.summary()
         stage.begin()
         cleaned = clean_tables(inputs, args.category_depth, stage.folder)
+        check_removed(stage.folder / PRODUCTS, cleaned.listings, args.max_removed, inputs.products)
         write_listings(stage.folder, cleaned.listings)
         atomic.write_csv(stage.folder / "images.csv", cleaned.photos)
         write_labels(stage.folder, cleaned.labels, args.category_depth)
@@ -99,6 +111,20 @@ def run(args: argparse.Namespace) -> dict:
         atomic.write_json(stage.folder / "report.json", cleaned.report)
         print(summarise(cleaned.report, inputs.schema.currency), file=sys.stderr)
         return stage.finish(count(cleaned.report, cleaned.labels))
+
+
+def check_removed(path: Path, listings: pd.DataFrame, max_removed: float, source: Path) -> None:
+    """StageError when too many of the listings in `path`, of an earlier run, would go: the table may have been cut off."""
+    try:
+        there = reading.read_csv(path, usecols=["product_id"])["product_id"]
+    except (StageError, ValueError):  # none yet, or a damaged one, which is written anew
+        return
+    removed = int((~there.isin(listings["product_id"])).sum())
+    if len(there) >= GUARDED and removed > max_removed * len(there):
+        raise StageError(
+            f"{removed} of {len(there)} listings would be removed, more than --max-removed {max_removed:g}: "
+            f"see whether {source} is whole, or allow it with --max-removed 1"
+        )
 
 
 def preview(inputs: Inputs, category_depth: int) -> dict:
@@ -272,7 +298,7 @@ def write_listings(folder: Path, listings: pd.DataFrame) -> None:
     extra = [name for name in listings.columns if name not in records.CLEAN_LISTING_COLUMNS]
     table = listings[records.CLEAN_LISTING_COLUMNS + extra]
     plausible = table["price_plausible"].map({True: "true", False: "false"})
-    atomic.write_csv(folder / "products.csv", table.assign(price_plausible=plausible))
+    atomic.write_csv(folder / PRODUCTS, table.assign(price_plausible=plausible))
 
 
 def write_labels(folder: Path, labels: dict[str, int], depth: int) -> None:

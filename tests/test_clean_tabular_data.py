@@ -324,6 +324,33 @@ def test_a_rerun_with_the_same_inputs_is_unchanged_and_with_others_is_not(stage)
     assert "unchanged" not in json.loads(stage([listing(1)], photos, "--category-depth", "2")[1])
 
 
+def test_a_table_that_lost_many_listings_fails_and_what_was_kept_stays(stage):
+    rows = [listing(number) for number in range(1, clean_tabular_data.GUARDED + 1)]
+    assert stage(rows)[0] == 0
+    before = (stage.folder / "products.csv").read_bytes()
+    for _ in range(2):  # a second try does not slip through
+        code, _, error = stage(rows[:79])
+        assert (code, error.splitlines()[-1]) == (
+            1,
+            f"error: 21 of 100 listings would be removed, more than --max-removed 0.2: see whether "
+            f"{stage.raw_dir / 'Products.csv'} is whole, or allow it with --max-removed 1",
+        )
+    assert (stage.folder / "products.csv").read_bytes() == before
+    assert stage(rows[:80])[0] == 0  # exactly the share is allowed
+    assert stage(rows[:30])[0] == 0  # so few listings are not guarded
+    (stage.folder / "products.csv").write_text("damaged")
+    assert stage(rows)[0] == 0
+    assert stage(rows[:20], (), "--max-removed", "1")[0] == 0 and len(stage.products()) == 20
+    assert "--max-removed" not in stages.last_flags(stage.folder.parent, "tabular")
+
+
+def test_a_share_that_is_none_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        clean_tabular_data.parse_args(["--max-removed", "20"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.endswith("error: argument --max-removed: must be from 0 to 1, not 20.0\n")
+
+
 def test_two_runs_write_the_same_bytes(stage):
     rows, photos = [listing(number, category=f"C{number % 3} / x") for number in range(1, 9)], [photo(1, 1), photo(2, 99)]
     written = []

@@ -21,8 +21,13 @@ LISTS = 6
 TRAINING_ROWS = 40  # a list: more hardly move its centre (faiss warns below 39)
 KMEANS_ROUNDS = 5  # of Lloyd's algorithm: ten find no more neighbours
 PROBED_SHARE = 0.006  # of the lists, at least: catalogue vectors, asked for 10 rows, need fewer than an upload asked for 100
-RERANKED = 4  # candidates taken from the codes for each result, then ordered by their exact cosines
-SCORED_ROWS = 20_000  # of those that pass a filter, scored exactly: enough where 10% of 1,000,000 pass (benchmarks/search.py)
+# Candidates taken from the codes for each result, then ordered by their exact cosines: each is a page to read, and from 8 bits
+# on more find nothing further (benchmarks/search.py).
+RERANKED, RERANKED_OF_4_BITS = 2, 4
+# Of those that pass a filter, scored exactly: enough where 10% of 1,000,000 pass (benchmarks/search.py). Where more than 15% do,
+# more of the nearest rows pass, and fewer are enough: in inverse proportion, as measured up to 95%.
+SCORED_ROWS, SCORED_AT = 20_000, 0.15
+SCORED_EACH = 4  # and at least so many for each result
 SCORED_SHARE = 0.02  # and at least this share of the catalogue, so that a filter that leaves 1% is exact at any size
 MISSES = 0.8  # of those allowed, while nprobe is tuned: other queries than the few of the tuning find a little less
 MAX_DRIFT = 0.2  # vectors added and removed since the lists were trained, as a share of those then
@@ -88,6 +93,8 @@ def build(
         index.add_with_ids(vectors, keys)
         return index
     ivf.cp.niter, ivf.cp.max_points_per_centroid = KMEANS_ROUNDS, TRAINING_ROWS
+    if _bits(ivf) == 8:  # one range for all dimensions is decoded faster than one for each, and the vectors' are alike
+        ivf.sq.qtype = faiss.ScalarQuantizer.QT_8bit_uniform
     sample = np.linspace(0, len(vectors) - 1, min(len(vectors), TRAINING_ROWS * ivf.nlist)).astype(int)
     index.train(vectors[sample])
     index.add_with_ids(vectors, keys)
@@ -115,6 +122,11 @@ def _ivf(index: faiss.Index) -> faiss.IndexIVF | None:
     return index if isinstance(index, faiss.IndexIVF) else None
 
 
+def _bits(ivf: faiss.IndexIVF) -> int:
+    """Of the code of a dimension."""
+    return 8 * ivf.code_size // ivf.d
+
+
 def rebuild_is_due(index: faiss.Index, rows: int, changed: int, built_rows: int, kind: str = "auto") -> bool:
     """Whether an index should be built anew rather than updated: what was added and removed since its lists were trained exceeds
     a fifth of what they were trained on, or a flat index would outgrow its kind.
@@ -138,7 +150,7 @@ def describe(index: faiss.Index) -> dict:
     """kind: "Flat", or such as "IVF4000,SQ8"; nprobe: lists probed by a search, of that many; None for Flat."""
     if (ivf := _ivf(index)) is None:
         return {"kind": "Flat", "nprobe": None}
-    return {"kind": f"IVF{ivf.nlist},SQ{8 * ivf.code_size // ivf.d}", "nprobe": ivf.nprobe}
+    return {"kind": f"IVF{ivf.nlist},SQ{_bits(ivf)}", "nprobe": ivf.nprobe}
 
 
 def measure(searched: "VectorIndex", queries: int = RECALL_QUERIES) -> dict:
@@ -276,7 +288,7 @@ class VectorIndex:
         if (ivf := _ivf(self.index)) is None:
             found = self.index.search(query[None], k)[1][0]
         else:
-            depth = min(RERANKED * k, self.rows)
+            depth = min((RERANKED_OF_4_BITS if _bits(ivf) == 4 else RERANKED) * k, self.rows)
             nearness = None
             if lists is None:
                 nearness, (lists,) = ivf.quantizer.search(query[None], ivf.nprobe)
@@ -302,19 +314,29 @@ class VectorIndex:
         One step for every filter: its time is bounded, however many rows pass and wherever they lie.
         """
         passing = int(np.count_nonzero(allowed))
-        enough = max(SCORED_ROWS, int(SCORED_SHARE * len(allowed)), RERANKED * k)
+        enough = max(SCORED_ROWS, int(SCORED_SHARE * len(allowed)), SCORED_EACH * k)
         if passing <= enough or (ivf := _ivf(self.index)) is None:
             return np.flatnonzero(allowed)
+        enough = max(SCORED_EACH * k, int(enough * min(1, SCORED_AT * len(allowed) / passing)))
         nearest_lists = np.argsort(-(_centres(ivf) @ query))  # in less time than the quantizer's own search for all of them
         held = self._list_sizes[nearest_lists].cumsum()
-        wanted = enough * self.rows // passing  # rows of all kinds, if those that pass lay evenly
+        # Rows of all kinds, if those that pass lay evenly; and of no fewer lists than are probed without a filter.
+        wanted = max(enough * self.rows // passing, held[ivf.nprobe - 1])
         while True:
-            probed = np.zeros(ivf.nlist, bool)
-            probed[nearest_lists[: np.searchsorted(held, wanted) + 1]] = True
-            rows = np.flatnonzero(np.take(probed, self._list_of_row) & allowed)
+            probed = nearest_lists[: np.searchsorted(held, wanted) + 1]
+            rows = self._allowed_in(probed, allowed)
             if len(rows) >= enough / 2 or wanted >= self.rows:
                 return rows
             wanted *= 4
+
+    def _allowed_in(self, lists: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+        """The allowed rows of some lists."""
+        if self._list_sizes[lists].sum() < self.rows / 3:  # from there on one pass over all rows is faster
+            rows = np.concatenate([self._listed_rows[number] for number in lists.tolist()])
+            return rows.compress(allowed.take(rows)).astype(np.int64)
+        is_probed = np.zeros(len(self._list_sizes), bool)
+        is_probed[lists] = True
+        return np.flatnonzero(is_probed.take(self._list_of_row) & allowed)
 
     def nearest_groups(
         self,
