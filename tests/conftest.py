@@ -26,7 +26,6 @@ settings.load_profile("untimed")
 LISTINGS = 60
 TRAIN_FLAGS = ["--backbone", "efficientnet_lite0", "--image-size", "96", "--epochs", "15", "--workers", "0", "--device", "cpu"]
 TRAIN_FLAGS += ["--text-encoder", "none"]  # tests of the encoder take small_encoder
-MODEL_FILES = (*stages.PHOTO_MODEL, *stages.TABLE_MODELS)  # without a text encoder's
 STAGES = {  # stage folder -> main, and flags beside --data
     "tabular": (clean_tabular_data.main, []),
     "images": (clean_images.main, ["--workers", "1"]),

@@ -14,8 +14,9 @@ import evaluate
 import extract_embeddings
 import train
 from marketplace.files import atomic, generations, locks, reading, stages
+from marketplace.models import photo_model
 from marketplace.retrieval import builds
-from tests.conftest import MODEL_FILES, TRAIN_FLAGS, run_stages, stamp
+from tests.conftest import TRAIN_FLAGS, run_stages, stamp
 
 
 @pytest.fixture
@@ -35,12 +36,12 @@ def test_the_published_generation_holds_all_that_serving_needs(demo_dir):
     generation = generations.current_generation(demo_dir / "index")
     report = reading.read_json(generation / "report.json")
     assert report["index"]["recall_at_10"] == 1.0 and report["index"]["kind"] == "Flat"
-    assert {name: report["files"][name] for name in MODEL_FILES} == stages.digests(demo_dir / "model", *MODEL_FILES)
+    assert {name: report["files"][name] for name in photo_model.FILES} == stages.digests(demo_dir / "model", *photo_model.FILES)
     assert report["files"] == stages.digests(
         generation, *(name for name in generations.files_of(generation) if name != "report.json")
     )
     assert report["index"]["bytes_per_vector"] == pytest.approx(4 * report["dimension"], rel=0.1)
-    names = {"index.faiss", "vectors.npy", "text.faiss", "catalogue.sqlite", "ranker.json", *MODEL_FILES}
+    names = {"index.faiss", "vectors.npy", "text.faiss", "catalogue.sqlite", "ranker.json", *photo_model.FILES}
     assert names <= {path.name for path in generation.iterdir()}
 
 
@@ -170,9 +171,9 @@ def test_a_listing_and_a_photo_more_need_no_new_training(copied, demo_dir, tmp_p
     with open(copied / "raw" / "Images.csv", "a") as file:
         file.write(f"9999,{new_image},{new_product}\n")
     Image.effect_noise((90, 60), 60).save(copied / "raw" / "images" / f"{new_image}.jpg", "JPEG")
-    model_before = stages.digests(copied / "model", *MODEL_FILES)
+    model_before = stages.digests(copied / "model", *photo_model.FILES)
     run_stages(copied, ["tabular", "images", "dataset", "embeddings", "index"])
-    assert stages.digests(copied / "model", *MODEL_FILES) == model_before
+    assert stages.digests(copied / "model", *photo_model.FILES) == model_before
     with TestClient(api.create_app(api.Settings(copied))) as client:
         assert client.get(f"/products/{new_product}").json()["photos"] == [
             {

@@ -1,9 +1,11 @@
 """The rooms: imports run one way, and docs/architecture.md names every module."""
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -50,3 +52,22 @@ def test_the_layout_in_the_docs_is_the_layout():
             named.add("".join(folders) + name)
     there = {str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.py"), *MODULES] if path.name != "__init__.py"}
     assert named == there
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.name)
+def test_what_a_benchmark_uses_of_the_project_is_there(path):
+    """No run of the suite is as long as theirs."""
+    tree, modules = ast.parse(path.read_text(encoding="utf-8")), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "marketplace":
+            package = importlib.import_module(node.module)
+            for alias in node.names:
+                found = getattr(package, alias.name, None) or importlib.import_module(f"{node.module}.{alias.name}")
+                if isinstance(found, ModuleType):
+                    modules[alias.asname or alias.name] = found
+    used = {
+        (node.value.id, node.attr)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
+    assert [f"{name}.{attribute}" for name, attribute in used if name in modules and not hasattr(modules[name], attribute)] == []

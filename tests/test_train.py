@@ -15,7 +15,7 @@ from marketplace.cleaning import photos
 from marketplace.files import atomic, reading, stages
 from marketplace.models import backbone as network
 from marketplace.models import photo_model, training
-from tests.conftest import MODEL_FILES, run_stages, stamp
+from tests.conftest import run_stages, stamp
 
 FAST = ["--backbone", "resnet18", "--weights", "none", "--image-size", "32", "--epochs", "2", "--workers", "0", "--device", "cpu"]
 FAST += ["--text-encoder", "none"]
@@ -153,7 +153,7 @@ def test_garbage_in_test_listings_changes_no_fitted_file(prepared, tmp_path):
             for image_id in table["image_id"]:
                 (data_dir / "images" / f"{image_id}.jpg").write_bytes(photos.clean(_noise()).jpeg)
         assert train.main(["--data", str(data_dir), *FAST]) == 0
-        kept[name] = {file_name: (data_dir / "model" / file_name).read_bytes() for file_name in MODEL_FILES}
+        kept[name] = {file_name: (data_dir / "model" / file_name).read_bytes() for file_name in photo_model.FILES}
     assert kept["clean"] == kept["garbage"]
 
 

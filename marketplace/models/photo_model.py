@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from marketplace.cleaning import photos
-from marketplace.files import atomic, reading
+from marketplace.files import atomic, reading, stages
 from marketplace.files.stages import StageError
 from marketplace.models import onnx_session
 
 RUNTIMES = ("auto", "onnx", "torch")
 DESCRIPTION, WEIGHTS = "image_model.json", "image_model.safetensors"
 ONNX, INT8 = "image_model.onnx", "image_model.int8.onnx"
+# All that serving needs of data/model/, with text_encoder's other files where there is an encoder.
+FILES = (*stages.PHOTO_MODEL, *stages.TABLE_MODELS)
 # A training photo's JPEG and what the 8-bit model made of it where it was exported, both in base64 in that file's metadata:
 # 8-bit kernels differ between processors (without VNNI their sums saturate).
 PROBE_PHOTO, PROBE_VECTOR = "probe_photo", "probe_vector"
