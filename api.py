@@ -33,7 +33,7 @@ from marketplace.models import photo_model
 from marketplace.service import description, middleware, photo_files, reload, routes, workers
 from marketplace.service.dependencies import PhotoQueue
 from marketplace.service.meters import Meters
-from marketplace.service.settings import KEY_VARIABLE, MAX_UPLOAD_BYTES, PHOTO_CACHE_BYTES, Settings
+from marketplace.service.settings import HEADLINE, KEY_VARIABLE, MAX_UPLOAD_BYTES, PHOTO_CACHE_BYTES, SHOP_NAME, Settings
 
 GZIP_FROM_BYTES = 1400  # what is smaller goes in one packet anyway
 GZIP_LEVEL = 4  # an answer of 16 KB in 0.08 ms; the highest level saves 1% more in half as much time again
@@ -43,7 +43,7 @@ OPEN_PATHS = {"/healthcheck", "/readyz", "/metrics"}  # of a private service: wh
 def create_app(settings: Settings) -> FastAPI:
     """The application over the generation that is published; its models are loaded when it starts."""
     app = FastAPI(
-        title="Marketplace recommendations",
+        title=f"{settings.shop_name} recommendations",
         description="Given a photo, some words, or a listing: the listings most like it, ranked and explained.",
         version="1",
         lifespan=reload.lifespan,
@@ -140,6 +140,10 @@ def parse_args(argv=None) -> Settings:
     parser.add_argument(
         "--photo-redirects", action="store_true", help="send clients to the bucket for photos, by addresses signed for 5 minutes"
     )
+    parser.add_argument(
+        "--shop-name", default=SHOP_NAME, help="name on the page and in the API's description (default: %(default)s)"
+    )
+    parser.add_argument("--headline", default=HEADLINE, help="what the page's home is headed with (default: %(default)s)")
     args = parser.parse_args(argv)
     bucket = args.data.rstrip("/") if s3.is_s3(args.data) else None
     if args.photo_redirects and bucket is None:
@@ -172,6 +176,8 @@ def parse_args(argv=None) -> Settings:
         bucket=bucket,
         photo_cache_bytes=args.photo_cache_bytes,
         photo_redirects=args.photo_redirects,
+        shop_name=args.shop_name,
+        headline=args.headline,
     )
 
 

@@ -21,7 +21,6 @@ from marketplace.retrieval.filters import MAX_NAME, Filters
 from marketplace.retrieval.recommender import Recommender
 from marketplace.service import middleware
 from marketplace.service.meters import Meters
-from marketplace.service.photo_files import PhotoPlaces
 from marketplace.service.reload import Generations
 from marketplace.service.settings import KEY_VARIABLE
 
@@ -221,7 +220,6 @@ async def check_key(
 CurrentGeneration = Annotated[Recommender, Depends(current_generation)]
 UnchangedGeneration = Annotated[Recommender, Depends(unchanged_generation)]
 ServiceMeters = Annotated[Meters, Depends(_state("meters"))]
-ServicePhotos = Annotated[PhotoPlaces, Depends(_state("photos"))]
 ServiceGenerations = Annotated[Generations, Depends(_state("generations"))]
 Photos = Annotated[PhotoQueue, Depends(_state("photo_queue"))]
 QueryFilters = Annotated[Filters, Depends(filters_from(Query))]

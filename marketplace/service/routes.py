@@ -1,5 +1,6 @@
 """The routes of the API, its page, and its description."""
 
+import html
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from fastapi import APIRouter, Body, Depends, HTTPException, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from pydantic import AfterValidator, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
@@ -48,17 +49,17 @@ from marketplace.service.dependencies import (
     QueryPage,
     ServiceGenerations,
     ServiceMeters,
-    ServicePhotos,
     UnchangedGeneration,
     Uploads,
     Words,
     check_key,
 )  # fmt: skip
 from marketplace.service.meters import Meters
-from marketplace.service.photo_files import PhotoPlaces, Unavailable
+from marketplace.service.photo_files import Unavailable
 from marketplace.service.reload import Generations
 from marketplace.service.schemas import ErrorMessage
 from marketplace.service.sentences import sentence
+from marketplace.service.settings import HEADLINE, SHOP_NAME
 
 WEB_DIR = Path(__file__).parents[2] / "web"
 PHOTO_CACHE_S = 60  # that a photo may be shown after its listing was hidden, by who had it before
@@ -423,19 +424,22 @@ def get_moderation_list(
 
 
 @watched.get("/", include_in_schema=False)
-async def page(photos: ServicePhotos):
-    return page_file("index.html", photos)
+def page(request: Request):
+    return answer_page("index.html", request)
 
 
 @watched.get("/moderate", include_in_schema=False)
-async def moderators_page(photos: ServicePhotos):
-    return page_file("moderate.html", photos)
+def moderators_page(request: Request):
+    return answer_page("moderate.html", request)
 
 
-def page_file(name: str, photos: PhotoPlaces) -> Response:
-    """A page, which may show and read photos from where they are."""
-    policy = PAGE_POLICY.format(photos=f"'self' {photos.origin}" if photos.origin else "'self'")
-    return FileResponse(WEB_DIR / name, headers={"Content-Security-Policy": policy})
+def answer_page(file: str, request: Request) -> Response:
+    """A page under the shop's name, which may show and read photos from where they are."""
+    settings, origin = request.app.state.settings, request.app.state.photos.origin
+    policy = PAGE_POLICY.format(photos=f"'self' {origin}" if origin else "'self'")
+    text = (WEB_DIR / file).read_text(encoding="utf-8")
+    text = text.replace(SHOP_NAME, html.escape(settings.shop_name)).replace(HEADLINE, html.escape(settings.headline))
+    return HTMLResponse(text, headers={"Content-Security-Policy": policy})
 
 
 @watched.get("/docs", include_in_schema=False)

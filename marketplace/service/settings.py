@@ -9,6 +9,8 @@ BODY_TIMEOUT_S = 60.0  # for the largest upload over a slow phone's 3 megabits a
 MAX_PENDING = 64  # photo queries in work (one a core) or waiting, a few hundred KB each; one more is told to come back
 PHOTO_CACHE_BYTES = 2 * 2**30  # of photos from a bucket: 20,000 with both copies to look at
 KEY_VARIABLE = "MARKETPLACE_API_KEY"
+# As the pages in web/ have them.
+SHOP_NAME, HEADLINE = "Marketplace", "Second-hand, found by words or by a photo"
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Settings:
     cores; max_bodies_bytes: of all requests together; body_timeout_s: until one is whole; api_key: for /admin/, and for every
     call when `private`; private_metrics: whether /metrics is then among them; cors_origins: whose pages may call it. bucket: the
     s3:// URI of what is served, of which data_dir then holds a copy; photo_cache_bytes: of its photos at most; photo_redirects:
-    whether clients are sent to the bucket for photos instead.
+    whether clients are sent to the bucket for photos instead. shop_name, headline: of the page.
     """
 
     data_dir: Path
@@ -39,6 +41,8 @@ class Settings:
     bucket: str | None = None
     photo_cache_bytes: int = PHOTO_CACHE_BYTES
     photo_redirects: bool = False
+    shop_name: str = SHOP_NAME
+    headline: str = HEADLINE
 
     @property
     def index_dir(self) -> Path:
