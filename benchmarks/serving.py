@@ -195,7 +195,7 @@ def write_generation(index_dir: Path, source: Path, products: pd.DataFrame, vect
 
     from marketplace.files import atomic, generations, reading, stages
     from marketplace.models import photo_model, text_encoder
-    from marketplace.retrieval import builds, catalogue, forward, keys, typed_search, words
+    from marketplace.retrieval import builds, catalogue, forward, keys, moderation, typed_search, words
     from marketplace.retrieval import vectors as vector_search
 
     encoder_files = [name for name in text_encoder.FILES if (source / name).exists()]
@@ -215,7 +215,7 @@ def write_generation(index_dir: Path, source: Path, products: pd.DataFrame, vect
         words.write(folder, *builds.listing_blocks(folder, row_keys))
         forward.write(folder, [products])
         shutil.copy2(source / typed_search.SYNONYMS, folder / typed_search.SYNONYMS)
-        for name in {*photo_model.FILES, *encoder_files, "ranker.json"}:
+        for name in {*photo_model.FILES, *encoder_files, "ranker.json", moderation.DATABASE}:
             shutil.copy2(files.get(name, source / name), folder / name)
         if (encoder := text_encoder.TextEncoder.load(folder)) is not None:
             builds.write_category_vectors(folder, encoder, None)
