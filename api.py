@@ -1,9 +1,10 @@
 """Serve recommendations over HTTP: photos, words or listings in, ranked and explained listings out.
 
 Reads   data/index/ (the published generation, again whenever a new one is), data/images/ (the photos it shows), web/
-Run     python api.py                  then open http://127.0.0.1:8080
-        python api.py --host 0.0.0.0   to be reached from other machines
-        python api.py --workers 4      processes that share the files of the index
+Run     python api.py                               then open http://127.0.0.1:8080
+        python api.py --host 0.0.0.0                to be reached from other machines
+        python api.py --workers 4                   processes that share the files of the index
+        python api.py --data s3://my-bucket/index   what build_index.py --publish brought there
 """
 
 import argparse
@@ -25,13 +26,14 @@ from fastapi.staticfiles import StaticFiles
 from starlette.formparsers import MultiPartParser
 from starlette.middleware.gzip import GZipMiddleware
 
-from marketplace.files import cli, generations
+from marketplace.files import cli, generations, s3
+from marketplace.files.mirror import Mirror
 from marketplace.files.stages import StageError
 from marketplace.models import photo_model
-from marketplace.service import description, middleware, reload, routes, workers
+from marketplace.service import description, middleware, photo_files, reload, routes, workers
 from marketplace.service.dependencies import PhotoQueue
 from marketplace.service.meters import Meters
-from marketplace.service.settings import KEY_VARIABLE, MAX_UPLOAD_BYTES, Settings
+from marketplace.service.settings import HEADLINE, KEY_VARIABLE, MAX_UPLOAD_BYTES, PHOTO_CACHE_BYTES, SHOP_NAME, Settings
 
 GZIP_FROM_BYTES = 1400  # what is smaller goes in one packet anyway
 GZIP_LEVEL = 4  # an answer of 16 KB in 0.08 ms; the highest level saves 1% more in half as much time again
@@ -41,7 +43,7 @@ OPEN_PATHS = {"/healthcheck", "/readyz", "/metrics"}  # of a private service: wh
 def create_app(settings: Settings) -> FastAPI:
     """The application over the generation that is published; its models are loaded when it starts."""
     app = FastAPI(
-        title="Marketplace recommendations",
+        title=f"{settings.shop_name} recommendations",
         description="Given a photo, some words, or a listing: the listings most like it, ranked and explained.",
         version="1",
         lifespan=reload.lifespan,
@@ -55,8 +57,9 @@ def create_app(settings: Settings) -> FastAPI:
     open_generation = functools.partial(reload.open_generation, runtime=settings.runtime, device=settings.device)
     app.state.settings = settings
     app.state.meters = Meters()
-    app.state.generations = reload.Generations(settings.index_dir, open_generation, app.state.meters)
+    app.state.generations = reload.Generations(settings.index_dir, open_generation, app.state.meters, mirror_of(settings))
     app.state.photo_queue = PhotoQueue(app.state.meters, settings.max_pending, max(1, cli.cores() // settings.workers))
+    app.state.photos = photo_files.photos_of(settings)
     app.state.photo_files = StaticFiles(directory=settings.images_dir, check_dir=False)
     for router in (routes.router, routes.photo_router, routes.photo_files, routes.watched, routes.admin, routes.moderators):
         app.include_router(router)
@@ -70,12 +73,16 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
+def mirror_of(settings: Settings) -> Mirror | None:
+    return None if settings.bucket is None else Mirror(settings.bucket, settings.index_dir, settings.photos_dir)
+
+
 def add_middleware(app: FastAPI, settings: Settings) -> None:
     """What is around the routes; the last one added is the outermost."""
     app.add_middleware(GZipMiddleware, minimum_size=GZIP_FROM_BYTES, compresslevel=GZIP_LEVEL)
     app.add_middleware(middleware.EncodedSlashMiddleware)
     app.add_middleware(middleware.HeadMiddleware)
-    app.add_middleware(middleware.RelativeRedirectMiddleware)
+    app.add_middleware(middleware.RelativeRedirectMiddleware, photo_origin=app.state.photos.origin)
     app.add_middleware(
         middleware.BodyLimitMiddleware,
         max_bytes=settings.max_upload_bytes,
@@ -102,7 +109,7 @@ def add_middleware(app: FastAPI, settings: Settings) -> None:
 
 def parse_args(argv=None) -> Settings:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="data", type=Path, help="folder of all stages (default: %(default)s)")
+    parser.add_argument("--data", default="data", help="folder of all stages, or s3:// URI of an index (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: %(default)s)")
     parser.add_argument("--port", default=8080, type=cli.not_negative, help="port to listen on (default: %(default)s)")
     cli.add_runtime(parser, photo_model.RUNTIMES)
@@ -121,7 +128,26 @@ def parse_args(argv=None) -> Settings:
     parser.add_argument(
         "--cors-origin", action="append", default=[], help="origin whose pages may call this service; repeatable (default: none)"
     )
+    parser.add_argument(
+        "--cache", default="data/serving", type=Path, help="folder for copies of what an s3:// URI holds (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--photo-cache-bytes",
+        default=PHOTO_CACHE_BYTES,
+        type=cli.positive,
+        help="of its photos that are kept there (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--photo-redirects", action="store_true", help="send clients to the bucket for photos, by addresses signed for 5 minutes"
+    )
+    parser.add_argument(
+        "--shop-name", default=SHOP_NAME, help="name on the page and in the API's description (default: %(default)s)"
+    )
+    parser.add_argument("--headline", default=HEADLINE, help="what the page's home is headed with (default: %(default)s)")
     args = parser.parse_args(argv)
+    bucket = args.data.rstrip("/") if s3.is_s3(args.data) else None
+    if args.photo_redirects and bucket is None:
+        parser.error("argument --photo-redirects: goes with an s3:// URI as --data")
     if args.port > 65535:
         parser.error(f"argument --port: {args.port} is above 65535")
     if args.api_key is None:
@@ -136,7 +162,7 @@ def parse_args(argv=None) -> Settings:
         if not re.fullmatch(r"https?://[^/\s*]+", origin):
             parser.error(f"argument --cors-origin: {origin!r} is not of the form https://host")
     return Settings(
-        data_dir=args.data,
+        data_dir=Path(args.data) if bucket is None else args.cache,
         host=args.host,
         port=args.port,
         runtime=args.runtime,
@@ -147,6 +173,11 @@ def parse_args(argv=None) -> Settings:
         private=args.private,
         private_metrics=args.private_metrics,
         cors_origins=tuple(args.cors_origin),
+        bucket=bucket,
+        photo_cache_bytes=args.photo_cache_bytes,
+        photo_redirects=args.photo_redirects,
+        shop_name=args.shop_name,
+        headline=args.headline,
     )
 
 
@@ -180,6 +211,8 @@ def run(settings: Settings) -> dict:
         tell(settings, listening)
         started_s = time.time()
         if settings.workers > 1:
+            if mirror := mirror_of(settings):
+                mirror.begin()
             generations.current_generation(settings.index_dir)  # without one, no worker needs to be started to say so
             workers.run(functools.partial(create_app, settings), settings, listening)
         else:

@@ -6,6 +6,8 @@ Writes  data/index/ (current.json; <generation>/ with index.faiss, text.faiss, n
         catalogue.sqlite, moderation.sqlite, ranker.json, models, report.json)
 Run     python build_index.py
         python build_index.py --embeddings image_embeddings.json   vectors of your own, {"<image id>": [floats], ...}
+        python build_index.py --publish s3://my-bucket/index       for python api.py --data s3://my-bucket/index
+        python build_index.py --serve GENERATION                   go back to the generation before
 """
 
 import argparse
@@ -23,11 +25,11 @@ import numpy as np
 
 from marketplace.cleaning.listings import read_currency
 from marketplace.cleaning.prices import POUNDS
-from marketplace.files import atomic, cli, generations, hidden, reading, stages
+from marketplace.files import atomic, cli, generations, hidden, reading, s3, stages
 from marketplace.files.stages import StageError
 from marketplace.models import sample_sizes
 from marketplace.models.text_encoder import TextEncoder
-from marketplace.retrieval import builds, catalogue, moderation, typed
+from marketplace.retrieval import builds, catalogue, moderation, publishing, typed
 from marketplace.retrieval import vectors as vector_search
 from marketplace.retrieval.builds import BuildSettings, Published
 from marketplace.retrieval.entries import Entries
@@ -59,18 +61,36 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--purge", action="store_true", help="leave no word of a listing that is gone in the index's files (updates leave some)"
     )
+    parser.add_argument(
+        "--publish", metavar="URI", help="s3:// URI of a bucket or a prefix to publish to as well (default: none)"
+    )
+    parser.add_argument(
+        "--serve",
+        metavar="GENERATION",
+        help="only serve this generation in place of the present one, until the next that is built",
+    )
     args = parser.parse_args(argv)
+    if args.publish is not None and not s3.is_s3(args.publish):
+        parser.error(f"argument --publish: {args.publish} is not of the form s3://bucket/prefix")
     if not 0 < args.recall <= 1:
         parser.error(f"argument --recall: must be above 0 and at most 1, not {args.recall}")
     return args
 
 
 def run(args: argparse.Namespace) -> dict:
+    summary = build(args) if args.serve is None else serve(args.data, args.serve)
+    if args.publish is None:
+        return summary
+    moves = args.serve is not None or args.purge or not summary.get("unchanged")
+    return summary | publishing.publish(args.data, args.publish.rstrip("/"), moves, args.purge)
+
+
+def build(args: argparse.Namespace) -> dict:
     arguments = {name: getattr(args, name) for name in ("kind", "recall", "max_memory", "full", "purge")}
     own = digest_own(args.embeddings) | digest_synonyms(args.data)
     with stages.open_stage(args.data, "index", arguments, own, flags=cli.flags_of(args, "full", "purge")) as stage:
         if stage.is_done():
-            return stage.summary()
+            return stage.summary() | {"generation": tell_served(stage)}
         entries = Entries.read(args.data, args.embeddings)
         stage.begin()
         settings = settings_of(args, stage.inputs, entries)
@@ -88,6 +108,31 @@ def run(args: argparse.Namespace) -> dict:
             report |= write(stage, folder, entries, settings, current, source, args.purge)
             atomic.write_json(folder / builds.REPORT, report)
         return finish(stage, report)
+
+
+def tell_served(stage: stages.Stage) -> str:
+    """The generation that is served; where --serve has put it in the place of the one that was built last, stderr tells."""
+    served, built = generations.current_generation(stage.folder).name, stage.summary()["generation"]
+    if served != built:
+        print(f"{served} goes on being served, as --serve said; python build_index.py --serve {built} ends it", file=sys.stderr)
+    return served
+
+
+def serve(data_dir: Path, name: str) -> dict:
+    """Serve a generation that is there in place of the present one. The next run for the same data and flags leaves it so."""
+    generations.current_generation(data_dir / "index")  # before a folder is made below a mistyped --data
+    with stages.open_stage(data_dir, "index", {}, reads=()) as stage:
+        wanted = Published.read(stage.folder / name)
+        if wanted.folder.parent != stage.folder or not wanted.is_whole():
+            others = ", ".join(sorted(path.parent.name for path in stage.folder.glob(f"[!.]*/{builds.REPORT}")))
+            raise StageError(f"{stage.folder} holds no whole generation {name}: give one of {others or 'none, as none is there'}")
+        manifest = stage.whole_manifest()
+        stage.unfinish()
+        generations.publish(stage.folder, name)
+        if manifest is not None:
+            manifest["outputs"]["current.json"] = stages.digest(stage.folder / "current.json")
+            atomic.write_json(stage.folder / stages.MANIFEST, manifest)
+        return {"stage": "index", "generation": name}
 
 
 def forget_gone(index_dir: Path, current: Published) -> None:

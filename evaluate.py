@@ -74,7 +74,13 @@ def run(args: argparse.Namespace) -> dict:
     with stages.open_stage(args.data, "evaluation", arguments, raw) as stage:
         if stage.is_done():
             return stage.summary()
-        recommender = Recommender(generations.current_generation(args.data / "index"))
+        folder, built = generations.current_generation(args.data / "index"), stages.read_manifest(args.data / "index")["counts"]
+        if folder.name != built["generation"]:
+            raise StageError(
+                f"{folder} is served, and was not built from the present data: run python build_index.py --serve "
+                f"{built['generation']} first"
+            )
+        recommender = Recommender(folder)
         if not recommender.takes_photos:
             raise StageError(f"{args.data / 'index'} holds vectors of your own: run python build_index.py without --embeddings")
         catalogue = read(args.data, args.max_queries, args.seed)

@@ -76,7 +76,7 @@ def odd_server(respond: Callable[[http.server.BaseHTTPRequestHandler], None]) ->
         def do_GET(self):
             respond(self)
 
-        do_HEAD = do_GET
+        do_HEAD = do_PUT = do_POST = do_GET
 
         def log_message(self, *args):
             pass

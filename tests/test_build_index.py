@@ -440,7 +440,7 @@ def test_photos_that_no_listing_claims_are_updated_too(demo_dir, tmp_path):
     report = reading.read_json(updated / "report.json")
     assert report["updated"] and report["changed_rows"] == {"photos": 2, "listings": 2} and report["photos_without_listing"] == 2
     listed = Recommender(updated).catalogue
-    assert listed.product_row("nobody-1") is None and not listed.has_photo("nobody-1")
+    assert listed.product_row("nobody-1") is None and listed.photo_row("nobody-1") is None
     for name in ("nobody-2", "nobody-3"):
         assert listed.image_ids(listed.photos_of(listed.product_row(name))) == [name]
     assert build_index.main(["--data", str(data_dir), "--embeddings", str(path), "--full"]) == 0

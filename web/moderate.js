@@ -4,6 +4,7 @@ import { byId, formatCount, formatPercent, h, link, photo, place, price, setBusy
 import { queryString } from "./query-string.js";
 
 const PAGE_SIZE = 50;
+const TITLE = document.title;
 const STORED_KEY = "moderation-key"; // of this tab only
 const TITLES = {
   "rejected-rows": "Rejected rows",
@@ -133,7 +134,7 @@ async function showList({ list, reason }, before = []) {
   const shown = all.length ? h("ul", { class: "cases" }, cases(list, all)) : nothing;
   entries.replaceChildren(shown, ...(isAll ? [] : [more]));
   setBusy(entries, false);
-  document.title = `${title.textContent} – Moderation – Marketplace`;
+  document.title = `${title.textContent} – ${TITLE}`;
 }
 
 async function show() {

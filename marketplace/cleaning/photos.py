@@ -149,6 +149,8 @@ DISPLAY_SIDE, DISPLAY_QUALITY = 800, 80  # pixels of the longer side; of the JPE
 CARD_SIDE, CARD_QUALITY = 400, 75  # of the copy for lists: what two columns of a phone show, at a quarter of the bytes
 # Folders of the copies, below that of the squares, and their table: one of its own, as no model depends on them.
 DISPLAY, CARD = COPIES = "display", "card"
+SQUARE = ""  # the squares have no folder of their own
+PHOTO_FOLDERS = SQUARE, *COPIES
 DISPLAY_TABLE = "display.csv"
 
 

@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from marketplace.files import atomic, disk
@@ -83,9 +83,23 @@ def publish(index_dir: Path, name: str) -> None:
 
 
 def _remove_old_generations(index_dir: Path, kept: set[str]) -> None:
-    others = [path for path in index_dir.iterdir() if path.is_dir() and path.name not in kept]
+    others = _others(index_dir, kept)
     others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for path in others[GENERATIONS_KEPT - len(kept) :]:
-        doomed = path.with_name(f".{path.name}{atomic.TEMPORARY_SUFFIX}")  # a kill must not leave half a generation
-        os.replace(path, doomed)
-        shutil.rmtree(doomed)
+        remove(path)
+
+
+def keep_only(index_dir: Path, names: Collection[str]) -> None:
+    """Remove the generations that are none of some; who has them open goes on reading."""
+    for path in _others(index_dir, names):
+        remove(path)
+
+
+def _others(index_dir: Path, names: Collection[str]) -> list[Path]:
+    return [path for path in index_dir.iterdir() if path.is_dir() and path.name not in names]
+
+
+def remove(folder: Path) -> None:
+    doomed = folder.with_name(f".{folder.name}{atomic.TEMPORARY_SUFFIX}")  # a kill must not leave half a generation
+    os.replace(folder, doomed)
+    shutil.rmtree(doomed)

@@ -37,16 +37,26 @@ def read(index_dir: Path) -> frozenset[str]:
     """The ids of all hidden listings; StageError where the file is damaged: nobody can say then what must not be shown."""
     path = Path(index_dir) / FILE
     try:
-        ids = json.loads(path.read_text(encoding="utf-8"))["hidden"]
-        if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
-            raise TypeError
+        return decode(path.read_bytes(), path)
     except FileNotFoundError:
         return frozenset()
-    except (ValueError, KeyError, TypeError):
-        raise StageError(f"{path} is damaged: put a whole one back, or delete it to show every listing again") from None
     except OSError as error:
         raise StageError(f"{path} cannot be read ({error.strerror}): give the permission") from None
+
+
+def decode(data: bytes, source: Path | str) -> frozenset[str]:
+    """The ids that the file's bytes hold; StageError, which names their source, where they are damaged."""
+    try:
+        ids = json.loads(data.decode())["hidden"]
+        if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
+            raise TypeError
+    except (ValueError, KeyError, TypeError):
+        raise StageError(f"{source} is damaged: put a whole one back, or delete it to show every listing again") from None
     return frozenset(ids)
+
+
+def encode(ids: Collection[str]) -> bytes:
+    return (json.dumps({"hidden": sorted(ids)}, indent=0, ensure_ascii=False) + "\n").encode()
 
 
 def change(index_dir: Path, ids: Collection[str], hide: bool, find: Find) -> frozenset[str]:
@@ -54,14 +64,20 @@ def change(index_dir: Path, ids: Collection[str], hide: bool, find: Find) -> fro
 
     Raises UnknownIds, and changes nothing, where an id is neither found nor among those hidden; StageError as read() does.
     """
-    with _locked(index_dir):
+    with locked(index_dir):
         before = read(index_dir)
-        found = before | find(ids)
-        if unknown := [one for one in dict.fromkeys(ids) if one not in found]:
-            raise UnknownIds(unknown)
-        after = before.union(ids) if hide else before.difference(ids)
-        _write(index_dir, before, after)
+        after = changed(before, ids, hide, find)
+        if after != before:
+            write(index_dir, after)
         return after
+
+
+def changed(before: frozenset[str], ids: Collection[str], hide: bool, find: Find) -> frozenset[str]:
+    """What is hidden after change()."""
+    found = before | find(ids)
+    if unknown := [one for one in dict.fromkeys(ids) if one not in found]:
+        raise UnknownIds(unknown)
+    return before.union(ids) if hide else before.difference(ids)
 
 
 def forget_gone(index_dir: Path, find: Find) -> None:
@@ -71,23 +87,24 @@ def forget_gone(index_dir: Path, find: Find) -> None:
     """
     if signature(index_dir) is None:
         return
-    with _locked(index_dir):
+    with locked(index_dir):
         before = read(index_dir)
-        _write(index_dir, before, before & find(before))
+        after = before & find(before)
+        if after != before:
+            write(index_dir, after)
 
 
 @contextlib.contextmanager
-def _locked(index_dir: Path) -> Iterator[None]:
+def locked(index_dir: Path) -> Iterator[None]:
+    """The only writer meanwhile."""
     with locks.wait_for(Path(index_dir) / LOCK):
         yield
 
 
-def _write(index_dir: Path, before: frozenset[str], after: frozenset[str]) -> None:
+def write(index_dir: Path, ids: Collection[str]) -> None:
     """Under one temporary name, as there is one writer: a build removes those of atomic_path(), as a killed run's."""
-    if after == before:
-        return
     path, temporary = Path(index_dir) / FILE, Path(index_dir) / f".{FILE}.new"
     with disk.writing(path):
-        temporary.write_text(json.dumps({"hidden": sorted(after)}, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_bytes(encode(ids))
         atomic.flush(temporary)
         os.replace(temporary, path)

@@ -351,6 +351,10 @@ class Stage:
         except StageError:
             return False
 
+    def whole_manifest(self) -> dict | None:
+        """The manifest of the last run, None where it did not end."""
+        return _whole_manifest(self.folder)
+
     def summary(self) -> dict:
         """Of the earlier run, when is_done()."""
         self._keep_flags()

@@ -102,6 +102,12 @@ def find_ids(folder: Path, product_ids: Collection[str]) -> set[str]:
         return set(_find(connection, product_ids))
 
 
+def read_image_ids(folder: Path) -> list[str]:
+    """The ids of a generation's photos, by row."""
+    with contextlib.closing(sqlite3.connect(_immutable(folder / DATABASE), uri=True)) as connection:
+        return [image_id for (image_id,) in connection.execute("SELECT image_id FROM photos ORDER BY row")]
+
+
 def _find(connection: sqlite3.Connection, product_ids: Collection[str]) -> dict[str, int]:
     """The rows of the listings that have some ids."""
     query = "SELECT product_id, row FROM products WHERE product_id IN (SELECT value FROM json_each(?))"
@@ -382,10 +388,10 @@ class Catalogue:
         row = self._row("SELECT row FROM products WHERE product_id = ?", canonical_id(product_id))
         return row if row is not None and self._is_shown[row] else None
 
-    def has_photo(self, image_id: str) -> bool:
-        """Whether a listing that is not hidden has a photo."""
+    def photo_row(self, image_id: str) -> int | None:
+        """The row of a photo that a listing has which is not hidden."""
         row = self._row("SELECT row FROM photos WHERE image_id = ?", image_id)
-        return row is not None and bool(self._is_shown[self.listing_of_photo[row]])
+        return row if row is not None and self._is_shown[self.listing_of_photo[row]] else None
 
     def product(self, listing_row: int) -> dict:
         """PRODUCT_FIELDS of one listing."""

@@ -22,7 +22,7 @@ from marketplace.retrieval.recommender import Recommender
 from marketplace.service import middleware
 from marketplace.service.meters import Meters
 from marketplace.service.reload import Generations
-from marketplace.service.settings import KEY_VARIABLE, Settings
+from marketplace.service.settings import KEY_VARIABLE
 
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
 LIMITS = Limits(cpu_s=2, pixels=24_000_000)  # of an upload; a JPEG is decoded smaller than it is, so 48 megapixels pass
@@ -219,7 +219,6 @@ async def check_key(
 
 CurrentGeneration = Annotated[Recommender, Depends(current_generation)]
 UnchangedGeneration = Annotated[Recommender, Depends(unchanged_generation)]
-CurrentSettings = Annotated[Settings, Depends(_state("settings"))]
 ServiceMeters = Annotated[Meters, Depends(_state("meters"))]
 ServiceGenerations = Annotated[Generations, Depends(_state("generations"))]
 Photos = Annotated[PhotoQueue, Depends(_state("photo_queue"))]

@@ -186,17 +186,20 @@ class HeadMiddleware:
 
 
 class RelativeRedirectMiddleware:
-    """Leaves the host out of redirects to this service: behind a proxy it is another one, and its scheme too."""
+    """Leaves the host out of redirects to this service: behind a proxy it is another one, and its scheme too.
 
-    def __init__(self, app: ASGIApp):
-        self.app = app
+    photo_origin: the one other place that clients are sent to.
+    """
+
+    def __init__(self, app: ASGIApp, photo_origin: str | None = None):
+        self.app, self.photo_origin = app, photo_origin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_relative(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                if "location" in headers:
-                    place = urlsplit(headers["location"])
+                place = urlsplit(headers.get("location", ""))
+                if "location" in headers and f"{place.scheme}://{place.netloc}" != self.photo_origin:
                     # Two slashes at the beginning would be another host.
                     headers["location"] = urlunsplit(("", "", "/" + place.path.lstrip("/"), place.query, place.fragment))
             await send(message)

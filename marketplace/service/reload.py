@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import gc
 import io
 import logging
@@ -18,11 +19,13 @@ from PIL import Image
 
 from marketplace.files import generations as generation_files
 from marketplace.files import hidden
+from marketplace.files.mirror import Mirror
 from marketplace.files.stages import StageError
 from marketplace.retrieval.recommender import Recommender
 from marketplace.service.meters import Meters
 
 POLL_S = 1  # between two looks at current.json, and two at hidden.json
+BUCKET_POLL_S = 10  # between two looks at those in a bucket
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of glibc's mallopt
 LARGE_BYTES = 4 * 2**20
 # What opening a generation of another version, or one that goes meanwhile, may raise beside StageError.
@@ -55,8 +58,10 @@ class Generations:
     """The generation being served, without the listings that are hidden; a newly published one takes its place once it is open
     and warm."""
 
-    def __init__(self, index_dir: Path, open_generation: Callable[[Path], Opened], meters: Meters):
+    def __init__(self, index_dir: Path, open_generation: Callable[[Path], Opened], meters: Meters, mirror: Mirror | None = None):
+        """mirror: what keeps the files of `index_dir` as a bucket has them."""
         self.current: Opened | None = None
+        self._mirror = mirror
         self._index_dir, self._open, self._meters = index_dir, open_generation, meters
         self._lock = threading.Lock()
         self._seen: tuple[int, int] | None = None
@@ -72,6 +77,8 @@ class Generations:
             keep_memory_compact()
             # A query's matrices are small: BLAS threads that wait for each other double what a title query costs.
             threadpoolctl.threadpool_limits(1, user_api="blas")
+            if self._mirror:
+                self._mirror.begin()
             self.follow_hidden()
             self.reload()
 
@@ -103,6 +110,12 @@ class Generations:
             _give_memory_back()
             return True
 
+    def look(self) -> bool:
+        """As reload(), after a look at the bucket, where there is one."""
+        if self._mirror:
+            self._mirror.poll()
+        return self.reload()
+
     def poll(self) -> None:
         """Reload if current.json was written since it was last looked at; a refusal is logged in one sentence."""
         if self._signature() == self._seen:
@@ -118,7 +131,8 @@ class Generations:
 
         Raises hidden.UnknownIds, StageError, and OSError where the file cannot be written.
         """
-        left = hidden.change(self._index_dir, product_ids, hide, self._whole.catalogue.find_ids)
+        change = self._mirror.change_hidden if self._mirror else functools.partial(hidden.change, self._index_dir)
+        left = change(product_ids, hide, self._whole.catalogue.find_ids)
         self.follow_hidden()
         return len(left)
 
@@ -146,10 +160,12 @@ class Generations:
             log.error("%s; the same listings as before stay hidden", error)
 
     async def watch(self) -> None:
-        """Poll for both until cancelled."""
+        """Poll for both, and for both in the bucket, until cancelled."""
         async with anyio.create_task_group() as tasks:
             for poll in (self.poll, self.poll_hidden):
-                tasks.start_soon(_repeat, poll)
+                tasks.start_soon(_repeat, poll, POLL_S)
+            if self._mirror:
+                tasks.start_soon(_repeat, self._mirror.poll, BUCKET_POLL_S)
 
     def close(self) -> None:
         self._serve(None, frozenset())
@@ -176,10 +192,10 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     generations.close()
 
 
-async def _repeat(poll: Callable[[], None]) -> None:
+async def _repeat(poll: Callable[[], None], every_s: float) -> None:
     thread = anyio.CapacityLimiter(1)  # its own: uploads may hold all of the others, and another poll its for seconds
     while True:
-        await anyio.sleep(POLL_S)
+        await anyio.sleep(every_s)
         await anyio.to_thread.run_sync(poll, limiter=thread)
 
 

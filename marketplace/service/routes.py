@@ -1,5 +1,6 @@
 """The routes of the API, its page, and its description."""
 
+import html
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,11 +14,12 @@ from fastapi import APIRouter, Body, Depends, HTTPException, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from pydantic import AfterValidator, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from marketplace.cleaning.listings import canonical_id
+from marketplace.cleaning.photos import CARD, DISPLAY, SQUARE
 from marketplace.files.hidden import UnknownIds
 from marketplace.files.stages import StageError
 from marketplace.retrieval import moderation, several
@@ -37,7 +39,6 @@ from marketplace.service.dependencies import (
     BodyFilters,
     BodyPage,
     CurrentGeneration,
-    CurrentSettings,
     Filters,
     FormFilters,
     FormPage,
@@ -54,10 +55,11 @@ from marketplace.service.dependencies import (
     check_key,
 )  # fmt: skip
 from marketplace.service.meters import Meters
+from marketplace.service.photo_files import Unavailable
 from marketplace.service.reload import Generations
 from marketplace.service.schemas import ErrorMessage
 from marketplace.service.sentences import sentence
-from marketplace.service.settings import Settings
+from marketplace.service.settings import HEADLINE, SHOP_NAME
 
 WEB_DIR = Path(__file__).parents[2] / "web"
 PHOTO_CACHE_S = 60  # that a photo may be shown after its listing was hidden, by who had it before
@@ -66,7 +68,7 @@ MAX_HIDDEN_IDS = 1000  # at once
 MAX_WEIGHT = 1000
 EXACT_TOTAL = 1000  # a larger total is given as "at least"
 PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src {photos}; connect-src {photos}; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'; require-trusted-types-for 'script'"
 )
 DOCS_POLICY = (
@@ -112,6 +114,7 @@ BARE_PHOTO = {"requestBody": {"content": {"application/octet-stream": {"schema":
 PHOTO_ANSWERS = {
     200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
     206: {"description": "The bytes of the Range asked for"},
+    307: {"description": "Where the photo is, with --photo-redirects"},
     304: {"description": "The photo of If-None-Match, unchanged"},
     416: {"description": "No such Range"},
 }
@@ -321,37 +324,41 @@ def get_filters(recommender: UnchangedGeneration):
 
 
 @photo_files.get("/{image_id}.jpg")
-def get_photo(request: Request, recommender: CurrentGeneration, settings: CurrentSettings, image_id: PhotoId):
+async def get_photo(request: Request, recommender: CurrentGeneration, image_id: PhotoId):
     """A photo, cleaned: the square that the model sees."""
-    return answer_photo(request, recommender, settings, image_id, [settings.images_dir])
+    return await answer_photo(request, recommender, image_id, [SQUARE])
 
 
 @photo_files.get("/{image_id}/display")
-def get_display(request: Request, recommender: CurrentGeneration, settings: CurrentSettings, image_id: PhotoId):
+async def get_display(request: Request, recommender: CurrentGeneration, image_id: PhotoId):
     """A photo to look at: whole, at most 800 pixels a side; the cleaned square where none was kept."""
-    return answer_photo(request, recommender, settings, image_id, [settings.display_dir, settings.images_dir])
+    return await answer_photo(request, recommender, image_id, [DISPLAY, SQUARE])
 
 
 @photo_files.get("/{image_id}/card")
-def get_card(request: Request, recommender: CurrentGeneration, settings: CurrentSettings, image_id: PhotoId):
+async def get_card(request: Request, recommender: CurrentGeneration, image_id: PhotoId):
     """A photo for a list: whole, at most 400 pixels a side; the larger copy, or the cleaned square, where none was kept."""
-    folders = [settings.card_dir, settings.display_dir, settings.images_dir]
-    return answer_photo(request, recommender, settings, image_id, folders)
+    return await answer_photo(request, recommender, image_id, [CARD, DISPLAY, SQUARE])
 
 
-def answer_photo(
-    request: Request, recommender: Recommender, settings: Settings, image_id: str, folders: Sequence[Path]
-) -> Response:
-    """The photo of the first of some folders that has it; raises HTTPException where none has, or its listing is hidden."""
-    image_id = canonical_id(image_id)
-    # An id never holds a separator: nothing outside the folders can be named.
-    is_shown = re.fullmatch(r"[\w-]{1,64}", image_id) and recommender.catalogue.has_photo(image_id)
-    paths = (folder / f"{image_id}.jpg" for folder in folders if is_shown)
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
+async def answer_photo(request: Request, recommender: Recommender, image_id: str, folders: Sequence[str]) -> Response:
+    """The photo of the first of some PHOTO_FOLDERS that has it.
+
+    Raises HTTPException where none has, where its listing is hidden, and where it is in a bucket that does not answer.
+    """
+    image_id, state = canonical_id(image_id), request.app.state
+    try:
+        # An id never holds a separator: nothing outside the folders can be named.
+        place = await state.photos.find(recommender, image_id, folders) if re.fullmatch(r"[\w-]{1,64}", image_id) else None
+    except Unavailable:
+        raise HTTPException(503, "the photo cannot be had now: try again", RETRY_AFTER) from None
+    if place is None:
         raise HTTPException(404, f"no photo has the id {image_id[:64]}")
-    response = request.app.state.photo_files.file_response(path, path.stat(), request.scope)
-    if not settings.private:
+    if isinstance(place, str):
+        response = RedirectResponse(place)
+    else:
+        response = state.photo_files.file_response(place, place.stat(), request.scope)
+    if not state.settings.private:
         response.headers["Cache-Control"] = f"public, max-age={PHOTO_CACHE_S}"
     return response
 
@@ -366,7 +373,7 @@ def get_metrics(meters: ServiceMeters):
 def reload_index(generations: ServiceGenerations):
     """Switch to what is published now, without waiting for the next look at it; other workers follow in a second."""
     try:
-        switched = generations.reload()
+        switched = generations.look()
     except StageError as error:
         raise HTTPException(409, str(error)) from None
     return {"generation": generations.current.generation, "switched": switched}
@@ -417,13 +424,22 @@ def get_moderation_list(
 
 
 @watched.get("/", include_in_schema=False)
-async def page():
-    return FileResponse(WEB_DIR / "index.html", headers={"Content-Security-Policy": PAGE_POLICY})
+def page(request: Request):
+    return answer_page("index.html", request)
 
 
 @watched.get("/moderate", include_in_schema=False)
-async def moderators_page():
-    return FileResponse(WEB_DIR / "moderate.html", headers={"Content-Security-Policy": PAGE_POLICY})
+def moderators_page(request: Request):
+    return answer_page("moderate.html", request)
+
+
+def answer_page(file: str, request: Request) -> Response:
+    """A page under the shop's name, which may show and read photos from where they are."""
+    settings, origin = request.app.state.settings, request.app.state.photos.origin
+    policy = PAGE_POLICY.format(photos=f"'self' {origin}" if origin else "'self'")
+    text = (WEB_DIR / file).read_text(encoding="utf-8")
+    text = text.replace(SHOP_NAME, html.escape(settings.shop_name)).replace(HEADLINE, html.escape(settings.headline))
+    return HTMLResponse(text, headers={"Content-Security-Policy": policy})
 
 
 @watched.get("/docs", include_in_schema=False)

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from marketplace.cleaning.photos import CARD, DISPLAY
-
 MAX_UPLOAD_BYTES = 20 * 2**20  # a 50-megapixel JPEG from a phone is about 15 MB
 MAX_BODIES_BYTES = 256 * 2**20  # of all requests that are not answered yet, of all workers: a dozen of the largest uploads
 BODY_TIMEOUT_S = 60.0  # for the largest upload over a slow phone's 3 megabits a second
 MAX_PENDING = 64  # photo queries in work (one a core) or waiting, a few hundred KB each; one more is told to come back
+PHOTO_CACHE_BYTES = 2 * 2**30  # of photos from a bucket: 20,000 with both copies to look at
 KEY_VARIABLE = "MARKETPLACE_API_KEY"
+# As the pages in web/ have them.
+SHOP_NAME, HEADLINE = "Marketplace", "Second-hand, found by words or by a photo"
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,9 @@ class Settings:
 
     data_dir: its index/ and images/ are served; runtime, device: as PhotoModel takes them; workers: processes that share the
     cores; max_bodies_bytes: of all requests together; body_timeout_s: until one is whole; api_key: for /admin/, and for every
-    call when `private`; private_metrics: whether /metrics is then among them; cors_origins: whose pages may call it.
+    call when `private`; private_metrics: whether /metrics is then among them; cors_origins: whose pages may call it. bucket: the
+    s3:// URI of what is served, of which data_dir then holds a copy; photo_cache_bytes: of its photos at most; photo_redirects:
+    whether clients are sent to the bucket for photos instead. shop_name, headline: of the page.
     """
 
     data_dir: Path
@@ -35,6 +38,11 @@ class Settings:
     private: bool = False
     private_metrics: bool = False
     cors_origins: tuple[str, ...] = ()
+    bucket: str | None = None
+    photo_cache_bytes: int = PHOTO_CACHE_BYTES
+    photo_redirects: bool = False
+    shop_name: str = SHOP_NAME
+    headline: str = HEADLINE
 
     @property
     def index_dir(self) -> Path:
@@ -45,9 +53,6 @@ class Settings:
         return self.data_dir / "images"
 
     @property
-    def display_dir(self) -> Path:
-        return self.images_dir / DISPLAY
-
-    @property
-    def card_dir(self) -> Path:
-        return self.images_dir / CARD
+    def photos_dir(self) -> Path:
+        """Photos copied from a bucket."""
+        return self.data_dir / "photos"

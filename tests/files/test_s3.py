@@ -1,5 +1,6 @@
 import hashlib
 import socket
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -323,7 +324,88 @@ def test_many_threads_of_a_new_process_share_one_client(s3, monkeypatch):
     s3_server.forget_clients(monkeypatch)
     made = []
     make = boto3.client
-    monkeypatch.setattr(boto3, "client", lambda *names: made.append(names) or make(*names))
+    monkeypatch.setattr(boto3, "client", lambda *names, **options: made.append(names) or make(*names, **options))
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(s3_files.read_object, ["s3://market/a"] * 32)) == [b"1"] * 32
     assert made == [("s3",)]
+
+
+# Writing.
+
+
+def test_a_version_is_read_once_and_written_only_in_the_place_of_the_one_that_was_read(s3):
+    uri = "s3://market/current.json"
+    assert s3_files.read_version(uri) == (None, None)
+    first = s3_files.write_version(uri, b"1", None)
+    assert s3_files.read_version(uri) == (b"1", first)
+    with pytest.raises(s3_files.Unchanged):
+        s3_files.read_version(uri, first)
+    second = s3_files.write_version(uri, b"2", first)
+    assert s3_files.read_version(uri, first) == (b"2", second)
+    for seen in (first, None):
+        with pytest.raises(s3_files.Overtaken):
+            s3_files.write_version(uri, b"3", seen)
+    s3.delete_object(Bucket="market", Key="current.json")
+    with pytest.raises(s3_files.Overtaken):
+        s3_files.write_version(uri, b"3", second)
+    assert s3_files.read_version(uri) == (None, None)
+
+
+@pytest.mark.parametrize("size", [0, 10, 9_000_000], ids=["empty", "small", "in several parts"])
+def test_what_is_uploaded_is_what_is_downloaded(size, s3, tmp_path, monkeypatch):
+    monkeypatch.setattr(s3_files, "IN_PARTS_BYTES", 100)
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    source.write_bytes(np.random.default_rng(0).bytes(size))
+    s3_files.upload(source, "s3://market/blobs/a b", "image/jpeg")
+    assert s3.head_object(Bucket="market", Key="blobs/a b")["ContentType"] == "image/jpeg"
+    s3_files.download("s3://market/blobs/a b", copy)
+    assert copy.read_bytes() == source.read_bytes()
+
+
+def test_any_number_of_objects_is_deleted_and_those_that_are_gone_are_no_failure(s3):
+    uris = [f"s3://market/{number}" for number in range(1001)]  # S3 takes 1000 at once
+    for number in (0, 999, 1000):
+        s3.put_object(Bucket="market", Key=str(number), Body=b"1")
+    s3.put_object(Bucket="market", Key="stays", Body=b"1")
+    s3_files.delete(uris)
+    assert [one.uri for one in s3_files.list_objects("s3://market/")] == ["s3://market/stays"]
+    s3_files.delete([])
+
+
+def test_a_signed_address_reads_one_object_without_credentials(s3):
+    s3.put_object(Bucket="market", Key="photos/a.jpg", Body=b"photo")
+    address = s3_files.sign("s3://market/photos/a.jpg", 60)
+    assert "X-Amz-Expires=60" in address and "X-Amz-Algorithm=AWS4-HMAC-SHA256" in address
+    with urllib.request.urlopen(address) as answer:
+        assert answer.read() == b"photo"
+
+
+def writers(uri: str, tmp_path: Path):
+    source = tmp_path / "source"
+    source.write_bytes(b"1")
+    return [(s3_files.write_version, uri, b"1", None), (s3_files.upload, source, uri), (s3_files.delete, [uri])]
+
+
+def test_a_permission_to_write_or_delete_that_is_missing_is_named(monkeypatch, tmp_path):
+    with s3_server.odd_server(refuse(403, "AccessDenied")) as url:
+        s3_server.use_s3(monkeypatch, url)
+        sentences = [sentence_of(*write) for write in writers("s3://market/a", tmp_path)]
+    permissions = ("s3:PutObject", "s3:PutObject", "s3:DeleteObject")
+    assert sentences == [f"access to s3://market/a is denied: allow {permission} on market" for permission in permissions]
+
+
+def test_a_refusal_to_delete_one_object_of_many_is_a_sentence_about_that_one(s3, monkeypatch):
+    client = s3_files._client()
+    refused = {"Errors": [{"Key": "b", "Code": "AccessDenied", "Message": "No."}]}
+    monkeypatch.setattr(client, "delete_objects", lambda **request: refused, raising=False)
+    expected = "access to s3://market/b is denied: allow s3:DeleteObject on market"
+    assert sentence_of(s3_files.delete, ["s3://market/a", "s3://market/b"]) == expected
+
+
+def test_without_a_network_nothing_is_written_and_the_sentence_says_what_was_to_be(monkeypatch, tmp_path):
+    s3_server.use_s3(monkeypatch, "http://127.0.0.1:1")
+    for write, what in zip(
+        writers("s3://market/a", tmp_path), ("cannot be written for", "cannot be written for", "cannot delete"), strict=True
+    ):
+        expected = f"S3 {what} s3://market/a (EndpointConnectionError): check the network, AWS_ENDPOINT_URL and AWS_PROFILE"
+        assert sentence_of(*write) == expected

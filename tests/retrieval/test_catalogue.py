@@ -135,7 +135,7 @@ def test_a_product_reads_back_as_it_was_written(opened):
     assert opened.product_row("p7") == 7 and opened.product_row("nobody") is None and opened.product_row("P7") is None
     expected = PRODUCTS.loc[7, list(catalogue.PRODUCT_FIELDS)].to_dict()
     assert opened.product(7) == expected
-    assert opened.has_photo("i3") and not opened.has_photo("i3' OR '1'='1")
+    assert opened.image_ids([opened.photo_row("i3")]) == ["i3"] and opened.photo_row("i3' OR '1'='1") is None
 
 
 def meant(text: str) -> list[tuple[words.Alternative, ...]]:

@@ -3,6 +3,11 @@ import posixpath
 import re
 from pathlib import Path
 
+from starlette.testclient import TestClient
+
+import api
+from marketplace.service.settings import Settings
+
 WEB_DIR = Path(__file__).resolve().parents[2] / "web"
 SCRIPT = re.compile(r"<script[^>]*\ssrc=\"([^\"]+)\"")
 STATIC_IMPORT = r"^\s*(?:import|export)\s*(?:[^;\"'`=]*?\bfrom\s*)?[\"']([^\"']+)[\"']"
@@ -65,3 +70,15 @@ def test_modules_import_one_way_with_the_page_s_script_on_top():
     order = list(graphlib.TopologicalSorter(modules).static_order())  # raises CycleError
     assert order[-1] == "/web/app.js"
     assert all("/web/app.js" not in imported for imported in modules.values())
+
+
+def test_the_pages_bear_the_shop_s_name_and_headline(tmp_path):
+    settings = Settings(tmp_path, shop_name="Möbel & <Mehr>", headline='Stühle, "neu"')
+    client = TestClient(api.create_app(settings))
+    home, moderators = client.get("/").text, client.get("/moderate").text
+    assert "<title>Möbel &amp; &lt;Mehr&gt;</title>" in home and ">Stühle, &quot;neu&quot;</h1>" in home
+    assert "<title>Moderation – Möbel &amp; &lt;Mehr&gt;</title>" in moderators
+    assert "Marketplace" not in home + moderators
+    assert client.get("/openapi.json").json()["info"]["title"] == "Möbel & <Mehr> recommendations"
+    as_they_are = TestClient(api.create_app(Settings(tmp_path)))
+    assert as_they_are.get("/").text == (WEB_DIR / "index.html").read_text("utf-8")
