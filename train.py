@@ -358,8 +358,8 @@ def train_on_features(
     train = data.coded(data.rows["train"], features, mirrored)
     torch.manual_seed(data.config.seed)  # whether the features were there already must not matter
     training.train_head(photo_network.head, train, data.coded(data.rows["validation"], features), data.config, record)
-    begin("train and compare embeddings")
     candidates = embedding.train_candidates(train, data.config, len(data.every.classes))
+    begin("compare embeddings")
     return choose_embedding(photo_network, data, candidates, features)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from marketplace import metrics
+from marketplace.files.progress import progress
 from marketplace.models import backbone, training
 
 CATEGORY_WEIGHTS = (0.3, 3.0, 30.0, 100.0)  # beside a listing loss of 1, on cached features; the best on validation is taken
@@ -87,7 +88,7 @@ def frozen_embedders(features: np.ndarray, size: int) -> dict[str, nn.Module]:
 def train_candidates(train: training.Photos, config: training.TrainingConfig, n_classes: int) -> dict[str, nn.Module]:
     """What can embed the frozen backbone's features: frozen_embedders(), and a projection for each of CATEGORY_WEIGHTS."""
     candidates = frozen_embedders(train.features, config.embedding_size)
-    for weight in CATEGORY_WEIGHTS:
+    for weight in progress(CATEGORY_WEIGHTS, "train embeddings", "embedding"):
         name = f"projection, category weight {weight:g}"
         candidates[name] = train_projection(train, config.embedding_size, weight, n_classes, config.seed)
     return candidates
