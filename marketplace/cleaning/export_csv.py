@@ -156,6 +156,12 @@ def parse_fields(text: str) -> list[str] | None:
     return [field.replace(stand_in, "\n") for field in fields] if stand_in else fields
 
 
+def plain_fields(text: str) -> list[str] | None:
+    """What parse_fields() gives of one line without quotes, in a third of the time; None of anything else."""
+    line = text.removesuffix("\n")
+    return None if not line or '"' in line or "\n" in line or "\r" in line else line.split(",")
+
+
 def parse_mended(text: str, layout: Layout) -> list[str] | None:
     """The fields of a record with broken quotes or unquoted commas, where only one way to part them is possible, else None."""
     fields = read_from_ends(text, layout)
@@ -243,6 +249,8 @@ def read_pieces(lines: Iterator[str], layout: Layout) -> Iterator[Piece]:
 
 def next_records(ahead: deque[Piece], layout: Layout) -> list[tuple[list[str] | None, int]]:
     """The next records, each with its number of pieces: one, or several where it cannot be decided what they are."""
+    if layout.is_priced(fields := plain_fields(ahead[0].text)):
+        return [(fields, 1)]
     # What starts no record is rubbish, or the rest of one: to look far ahead from each of its lines would take square time.
     within = ahead if ahead[0].is_start else list(itertools.islice(ahead, MAX_PIECES_MENDED))
     fields, size = shortest_run(within, layout, layout.is_priced)

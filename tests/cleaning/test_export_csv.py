@@ -368,3 +368,9 @@ def test_a_listing_with_a_null_is_rejected_with_its_reason(column, value, state,
 def test_the_second_of_two_equal_ids_is_kept_when_the_first_is_rejected(tmp_path):
     rows, rejects = read(as_exported([listing(1, price=""), listing(2, id=make_id(1))]), tmp_path)
     assert [row["product_id"] for row in rows] == [make_id(1)] and [reject["reason"] for reject in rejects] == ["null_price"]
+
+
+@given(st.text(st.sampled_from('ab,"\n\t\x0b\x85 £'), max_size=12))
+def test_a_line_without_quotes_is_parted_as_the_csv_module_parts_it(text):
+    assert export_csv.plain_fields(text) in (None, export_csv.parse_fields(text))
+    assert (export_csv.plain_fields(text) is None) == (not text.strip("\n") or '"' in text or "\n" in text.removesuffix("\n"))
