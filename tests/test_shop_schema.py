@@ -383,3 +383,10 @@ def test_a_key_by_which_a_fifth_of_the_listings_are_rejected_is_doubted(shop, ti
         'warning: other_currency rejects 2 of 10 listings: is currency = "EUR" meant in --schema?',
     ]
     assert code == 0 and [line for line in err.splitlines() if line.startswith("warning: ")] == (doubts if times == 2 else [])
+
+
+@pytest.mark.parametrize("text", ["", "\n"])
+def test_a_file_without_columns_is_told(shop, tmp_path, text):
+    expected = f"error: {tmp_path / 'shop.csv'} is empty, or no CSV: give another file, or say with format in --schema what it is"
+    code, _, err = shop([], text=text)
+    assert (code, err.splitlines()[-1]) == (1, expected)

@@ -51,10 +51,13 @@ def open_table(path: Path, schema: Schema, schema_path: Path | None = None) -> R
         )
     kind = schema.format or SUFFIXES.get(path.suffix.lower(), "csv")
     table = {"csv": _open_csv, "jsonl": _open_json_lines, "parquet": _open_parquet}[kind](path, schema)
+    if not any(table.columns):
+        raise StageError(f"{path} is empty, or no {NAMES[kind]}: give another file, or say with format in --schema what it is")
     check_columns(path, table.columns, schema, schema_path)
     return table
 
 
+NAMES = {"csv": "CSV", "jsonl": "JSON Lines", "parquet": "Parquet"}
 _EXPORT_ORDER = ("id", "name", "category", "description", "price", "place")
 
 
