@@ -57,7 +57,9 @@ def create_app(settings: Settings) -> FastAPI:
     open_generation = functools.partial(reload.open_generation, runtime=settings.runtime, device=settings.device)
     app.state.settings = settings
     app.state.meters = Meters()
-    app.state.generations = reload.Generations(settings.index_dir, open_generation, app.state.meters, mirror_of(settings))
+    app.state.generations = reload.Generations(
+        settings.index_dir, open_generation, app.state.meters, mirror_of(settings, settings.workers > 1)
+    )
     app.state.photo_queue = PhotoQueue(app.state.meters, settings.max_pending, max(1, cli.cores() // settings.workers))
     app.state.photos = photo_files.photos_of(settings)
     app.state.photo_files = StaticFiles(directory=settings.images_dir, check_dir=False)
@@ -73,8 +75,8 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def mirror_of(settings: Settings) -> Mirror | None:
-    return None if settings.bucket is None else Mirror(settings.bucket, settings.index_dir, settings.photos_dir)
+def mirror_of(settings: Settings, is_begun: bool = False) -> Mirror | None:
+    return None if settings.bucket is None else Mirror(settings.bucket, settings.index_dir, settings.photos_dir, is_begun)
 
 
 def add_middleware(app: FastAPI, settings: Settings) -> None:
@@ -150,6 +152,9 @@ def parse_args(argv=None) -> Settings:
         parser.error("argument --photo-redirects: goes with an s3:// URI as --data")
     if args.port > 65535:
         parser.error(f"argument --port: {args.port} is above 65535")
+    for flag, text in (("--shop-name", args.shop_name), ("--headline", args.headline)):
+        if not text.strip() or not text.isprintable():
+            parser.error(f"argument {flag}: give a line of text")
     if args.api_key is None:
         args.api_key = os.environ.get(KEY_VARIABLE)
     if args.api_key is not None and not re.fullmatch(r"[!-~]{16,}", args.api_key):
@@ -213,6 +218,7 @@ def run(settings: Settings) -> dict:
         if settings.workers > 1:
             if mirror := mirror_of(settings):
                 mirror.begin()
+            _ = photo_files.photos_of(settings).origin  # where it cannot be told, each worker would end with a traceback
             generations.current_generation(settings.index_dir)  # without one, no worker needs to be started to say so
             workers.run(functools.partial(create_app, settings), settings, listening)
         else:

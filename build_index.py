@@ -72,6 +72,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.publish is not None and not s3.is_s3(args.publish):
         parser.error(f"argument --publish: {args.publish} is not of the form s3://bucket/prefix")
+    if args.serve is not None and (args.purge or args.full or args.embeddings):
+        parser.error("argument --serve: builds nothing, and goes with none of --purge, --full and --embeddings")
     if not 0 < args.recall <= 1:
         parser.error(f"argument --recall: must be above 0 and at most 1, not {args.recall}")
     return args
@@ -90,7 +92,7 @@ def build(args: argparse.Namespace) -> dict:
     own = digest_own(args.embeddings) | digest_synonyms(args.data)
     with stages.open_stage(args.data, "index", arguments, own, flags=cli.flags_of(args, "full", "purge")) as stage:
         if stage.is_done():
-            return stage.summary() | {"generation": tell_served(stage)}
+            return stage.summary() | {"generation": tell_served(stage, args.purge)}
         entries = Entries.read(args.data, args.embeddings)
         stage.begin()
         settings = settings_of(args, stage.inputs, entries)
@@ -110,9 +112,16 @@ def build(args: argparse.Namespace) -> dict:
         return finish(stage, report)
 
 
-def tell_served(stage: stages.Stage) -> str:
-    """The generation that is served; where --serve has put it in the place of the one that was built last, stderr tells."""
+def tell_served(stage: stages.Stage, purge: bool) -> str:
+    """The generation that is served; where --serve has put it in the place of the one that was built last, stderr tells.
+
+    Raises StageError where that one was to be purged: the one that is served was not.
+    """
     served, built = generations.current_generation(stage.folder).name, stage.summary()["generation"]
+    if served != built and purge:
+        raise StageError(
+            f"{served} is served, as --serve said, and was not purged: run python build_index.py --serve {built} first"
+        )
     if served != built:
         print(f"{served} goes on being served, as --serve said; python build_index.py --serve {built} ends it", file=sys.stderr)
     return served

@@ -224,6 +224,8 @@ def write_dictionary(path: Path, image_ids: list[str], chunks: Iterator[np.ndarr
             ]
             file.write((b",\n" if written else b"\n") + b",\n".join(entries))
             written += len(chunk)
+        if written != len(image_ids):
+            raise AssertionError(f"{written} vectors of {len(image_ids)} photos")
         file.write(b"\n}\n")
 
 

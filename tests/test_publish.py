@@ -136,6 +136,24 @@ def test_a_generation_that_is_not_there_or_not_whole_is_not_served(data_dir, cap
     assert capsys.readouterr().err.splitlines()[-1] == f"error: {sentence}" and not (data_dir / "nowhere").exists()
 
 
+def test_what_is_served_again_is_not_published_as_purged(data_dir, s3, capsys):
+    first = current(data_dir)
+    second = rebuild(data_dir, capsys, "--purge")["generation"]
+    run(data_dir, capsys, "--serve", first)
+    assert build_index.main(["--data", str(data_dir), "--purge", *PUBLISH]) == 1
+    sentence = f"{first} is served, as --serve said, and was not purged: run python build_index.py --serve {second} first"
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {sentence}" and bucket.read(URI)[0].generation is None
+
+
+@pytest.mark.parametrize("flags", [["--purge"], ["--full"], ["--embeddings", "x.json"]])
+def test_going_back_builds_nothing(flags, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        build_index.main(["--serve", "one", *flags])
+    assert stopped.value.code == 2
+    expected = "error: argument --serve: builds nothing, and goes with none of --purge, --full and --embeddings\n"
+    assert capsys.readouterr().err.endswith(expected)
+
+
 def test_a_uri_that_is_none_is_told(capsys):
     with pytest.raises(SystemExit) as stopped:
         build_index.main(["--publish", "bucket/prefix"])

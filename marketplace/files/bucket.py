@@ -55,7 +55,11 @@ class Contents:
             paths = [*generations, *(path for kept in generations.values() for path in kept.files)]
             digests = [digest for kept in generations.values() for digest in kept.files.values()]
             # They become paths of this machine: none may lead out of its folder.
-            if any(part in ("", "..") for path in paths for part in path.split("/")) or not all(map(SHA256.fullmatch, digests)):
+            is_safe = all(part not in ("", ".", "..") and part.isprintable() for path in paths for part in path.split("/"))
+            has_photos = all(PHOTO_DIGESTS in kept.files for kept in generations.values())
+            if not (
+                is_safe and has_photos and all(map(SHA256.fullmatch, digests)) and all("/" not in name for name in generations)
+            ):
                 raise ValueError
         except (ValueError, LookupError, TypeError, AttributeError):
             raise StageError(
@@ -66,6 +70,13 @@ class Contents:
     def encode(self) -> bytes:
         generations = {name: {"files": kept.files, "retired_s": kept.retired_s} for name, kept in self.generations.items()}
         return json.dumps({"generation": self.generation, "generations": generations}, indent=1).encode()
+
+    def with_photos(self, outgoing: "Outgoing") -> "Contents":
+        """The same, where a generation that is there is published again, with the photos that it has now."""
+        if (kept := self.generations.get(outgoing.name)) is None:
+            return self
+        files = kept.files | {PHOTO_DIGESTS: outgoing.files[PHOTO_DIGESTS]}
+        return Contents(self.generation, self.generations | {outgoing.name: Kept(files, kept.retired_s)})
 
     def serving(self, name: str, files: Mapping[str, str], alone: bool, now_s: float) -> "Contents":
         """The same with a generation served, which takes along the files it has if it is there; alone: with none beside it."""
@@ -128,20 +139,22 @@ def publish(uri: str, outgoing: Outgoing, hidden_ids: frozenset[str], moves: boo
     """
     before, etag = read(uri)
     served = outgoing.name if moves or outgoing.name not in before.generations else before.generation
-    after = before.serving(served, outgoing.files, alone, time.time())
+    after = before.with_photos(outgoing).serving(served, outgoing.files, alone, time.time())
     objects = _objects(uri, outgoing)
     uploaded, n_bytes = _upload_missing(objects, _listed(uri))
     if before.generation is None:
         _update_hidden(uri, lambda ids: ids | hidden_ids)
     if after != before:
         try:
-            s3.write_version(current_uri(uri), after.encode(), etag)
+            etag = s3.write_version(current_uri(uri), after.encode(), etag)
         except s3.Overtaken:
             raise StageError(f"another run published to {uri} meanwhile: run the command again") from None
     named, listed = _named(uri, after), _listed(uri)
     _upload_missing(objects, listed)  # a publisher before this one may have deleted it just now, as nothing named it
     recent = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=GRACE_S)
     doomed = [one for one, modified in listed.items() if one not in named and (alone or modified <= recent)]
+    if read(uri)[1] != etag:  # another has published meanwhile, perhaps something made of these
+        doomed = []
     s3.delete(doomed)
     return {"published": uri, "served": served, "uploaded": uploaded, "uploaded_bytes": n_bytes, "deleted": len(doomed)}
 

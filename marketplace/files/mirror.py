@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from marketplace.files import bucket, generations, hidden, locks, reading, s3, stages
+from marketplace.files import atomic, bucket, generations, hidden, locks, progress, reading, s3, stages
 from marketplace.files.stages import StageError
 
 AT_ONCE = 4  # files; boto3 copies each in parts, over ten threads
@@ -19,18 +19,21 @@ log = logging.getLogger("marketplace")
 class Mirror:
     """A copy of what the bucket at `uri` serves in `index_dir`, which several processes of one machine may share.
 
-    photos_dir: of copies of photos, of which those go that the served generation has not.
+    photos_dir: of copies of photos, of which those go that the served generation has not. is_begun: whether another process has
+    called begin(), whose copy is taken as it is.
     """
 
-    def __init__(self, uri: str, index_dir: Path, photos_dir: Path):
-        self._uri, self._index_dir, self._photos_dir = uri, index_dir, photos_dir
+    def __init__(self, uri: str, index_dir: Path, photos_dir: Path, is_begun: bool = False):
+        self._uri, self._index_dir, self._photos_dir, self._is_begun = uri, index_dir, photos_dir, is_begun
         self._seen: str | None = None  # ETag of current.json
         self._hidden_seen: str | None = None
-        self._told: set[str] = set()
+        self._told: dict[str, str] = {}  # what is followed -> the last sentence about a failure
         self._failures, self._skipped, self._failure = 0, 0, ""
 
     def begin(self) -> None:
         """Copy what is served; where the bucket cannot be read, an earlier copy will do. Raises StageError when there is none."""
+        if self._is_begun and self._current() is not None:
+            return
         if (self._index_dir / stages.MANIFEST).exists():
             raise StageError(f"{self._index_dir} is where build_index.py writes: give another --cache")
         self._index_dir.mkdir(parents=True, exist_ok=True)
@@ -41,26 +44,44 @@ class Mirror:
         except StageError as error:
             if self._current() is None:
                 raise
-            self._tell({f"{error}; generation {self._current()}, copied earlier, is served"})
+            self._tell("generation", f"{error}; generation {self._current()}, copied earlier, is served")
 
     def poll(self) -> None:
-        """Follow the bucket, unless another process is about it; a failure is logged in one sentence, once.
-
-        Hidden listings come first: a new generation must not show them for a moment.
-        """
-        failures = set()
+        """Follow the generation, unless another process is about it; a failure is logged in one sentence, once."""
+        failure = ""
         try:
             with locks.hold(self._index_dir, exclusive=True):
-                for follow in (self._follow_hidden, self._follow_with_pauses):
-                    try:
-                        follow()
-                    except (StageError, OSError) as error:
-                        failures.add(f"{error}; what was copied goes on being served")
+                try:
+                    self._follow_with_pauses()
+                except (StageError, OSError) as error:
+                    failure = f"{error}; what was copied goes on being served"
         except locks.Locked:
             return
         except OSError as error:  # the folder has been taken away
-            failures.add(f"{error}; what was copied cannot follow {self._uri}: start the service again")
-        self._tell(failures)
+            failure = f"{error}; what was copied cannot follow {self._uri}: start the service again"
+        self._tell("generation", failure)
+
+    def poll_hidden(self) -> None:
+        """Follow which listings are hidden, also while a generation is being copied, which may take minutes."""
+        failure = ""
+        try:
+            self._follow_hidden()
+        except (StageError, OSError) as error:
+            failure = f"{error}; the same listings as before stay hidden"
+        self._tell("hidden", failure)
+
+    def look(self) -> None:
+        """Follow both now, whatever failed before; raises StageError where that cannot be."""
+        try:
+            self._follow_hidden()
+            with locks.hold(self._index_dir, exclusive=True):
+                self._follow()
+        except locks.Locked:
+            raise StageError(
+                f"another process of this machine is copying from {self._uri}: it will be served by itself"
+            ) from None
+        except OSError as error:
+            raise StageError(f"{error}; what was copied goes on being served") from None
 
     def _follow_with_pauses(self) -> None:
         """After failures wait for more and more polls: a copy that fails at its end would take the whole of it each time."""
@@ -84,10 +105,10 @@ class Mirror:
                 hidden.write(self._index_dir, left)
         return left
 
-    def _tell(self, sentences: set[str]) -> None:
-        for sentence in sentences - self._told:
-            log.error("%s", sentence)
-        self._told = sentences
+    def _tell(self, followed: str, failure: str) -> None:
+        if failure and failure != self._told.get(followed):
+            log.error("%s", failure)
+        self._told[followed] = failure
 
     def _follow_hidden(self) -> None:
         with contextlib.suppress(s3.Unchanged):
@@ -105,11 +126,12 @@ class Mirror:
     def _copy_hidden(self) -> None:
         """Under the lock of who writes the copy: what one of them read earlier must not take the place of what came later."""
         with hidden.locked(self._index_dir):
-            ids, self._hidden_seen = bucket.read_hidden(self._uri)
-            if self._hidden_seen is None:
+            ids, etag = bucket.read_hidden(self._uri)
+            if etag is None:
                 (self._index_dir / hidden.FILE).unlink(missing_ok=True)
             else:
                 hidden.write(self._index_dir, ids)
+            self._hidden_seen = etag
 
     def _copy(self, contents: bucket.Contents, checks: bool) -> None:
         """checks: whether a generation that is there may be damaged, as nobody has looked at it since."""
@@ -118,10 +140,16 @@ class Mirror:
         if folder.is_dir() and checks and not _is_whole(folder, files):
             generations.remove(folder)
         if not folder.is_dir():
-            log.info("copying generation %s from %s", name, self._uri)
+            progress.begin(f"copy generation {name} from {self._uri}")
             with generations.new_generation(self._index_dir, name) as temporary:
                 self._fill(temporary, files)
-        elif self._current() != name:
+                with contextlib.suppress(StageError):  # it must not show for a moment what was hidden while it was copied
+                    self._follow_hidden()
+            return
+        if stages.digest(folder / bucket.PHOTO_DIGESTS) != files[bucket.PHOTO_DIGESTS]:  # published again, with other photos
+            with atomic.atomic_path(folder / bucket.PHOTO_DIGESTS) as temporary:
+                self._download(files[bucket.PHOTO_DIGESTS], temporary)
+        if self._current() != name:
             generations.publish(self._index_dir, name)
 
     def _keep_photos_of(self, generation: str) -> None:
@@ -151,12 +179,15 @@ class Mirror:
             if digest in there:
                 generations.link(there[digest], target)
                 return
-            s3.download(bucket.blob_uri(self._uri, digest), target)
-            if stages.digest(target) != digest:
-                raise StageError(f"{bucket.blob_uri(self._uri, digest)} is damaged: delete it, and publish again")
+            self._download(digest, target)
 
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(bring, files))
+
+    def _download(self, digest: str, target: Path) -> None:
+        s3.download(bucket.blob_uri(self._uri, digest), target)
+        if stages.digest(target) != digest:
+            raise StageError(f"{bucket.blob_uri(self._uri, digest)} is damaged: delete it, and publish again")
 
 
 def _is_whole(folder: Path, files: dict[str, str]) -> bool:

@@ -1,9 +1,11 @@
 """Where the photos are that the API shows: in a folder, or in a bucket, whose photos are kept here or shown where they are."""
 
+import contextlib
 import functools
 import hashlib
 import logging
 import os
+import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -22,6 +24,7 @@ from marketplace.service.settings import Settings
 
 AT_ONCE = 16  # photos that are being copied; more wait, and hold no thread that others could use
 PAUSE_S = 5  # after a failure, until the bucket is asked again: meanwhile a photo that is not here is refused at once
+PHOTO = re.compile(rf"{bucket.SHA256.pattern}\.jpg")
 SIGNED_S = 300  # that a signed address can be used
 
 log = logging.getLogger("marketplace")
@@ -67,16 +70,17 @@ class BucketPhotos:
         self._uri, self._index_dir = settings.bucket, settings.index_dir
         self._digests = functools.lru_cache(maxsize=2)(self._read_digests)
 
-    def _read_digests(self, generation: str) -> np.ndarray:
-        return reading.read_array(self._index_dir / generation / bucket.PHOTO_DIGESTS)
+    def _read_digests(self, path: Path, mtime_ns: int) -> np.ndarray:
+        return reading.read_array(path)
 
     def _uri_of(self, recommender: Recommender, image_id: str, folders: Sequence[str]) -> str | None:
         row = recommender.catalogue.photo_row(image_id)
         if row is None:
             return None
+        path = self._index_dir / recommender.generation / bucket.PHOTO_DIGESTS
         try:
-            digests = self._digests(recommender.generation)[row]
-        except StageError:  # an old generation, removed while it answers for the last time
+            digests = self._digests(path, path.stat().st_mtime_ns)[row]  # the same generation may be published with more photos
+        except (StageError, FileNotFoundError):  # an old generation, removed while it answers for the last time
             raise Unavailable(image_id) from None
         found = (digests[PHOTO_FOLDERS.index(folder)] for folder in folders)
         return next((bucket.photo_uri(self._uri, bytes(digest).hex()) for digest in found if digest.any()), None)
@@ -121,7 +125,7 @@ class CopiedPhotos(BucketPhotos):
             return None
         path = self._folder / uri.rpartition("/")[2]
         try:
-            os.utime(path)
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # when it was last asked for
         except FileNotFoundError:
             await anyio.to_thread.run_sync(self._copy, uri, path, limiter=self._copying)
         return path
@@ -155,11 +159,15 @@ class CopiedPhotos(BucketPhotos):
         if self._unchecked_bytes < self._max_bytes / 100:
             return
         self._unchecked_bytes = 0
-        photos = [(entry.stat(), entry.path) for entry in os.scandir(self._folder)]
+        photos = []
+        for entry in os.scandir(self._folder):
+            if PHOTO.fullmatch(entry.name):  # the folder may hold what is not of this service
+                with contextlib.suppress(FileNotFoundError):  # another process takes photos away too
+                    photos.append((entry.stat(), entry.path))
         left = sum(status.st_size for status, _ in photos) + n_bytes
         if left <= self._max_bytes:
             return
-        for status, path in sorted(photos, key=lambda photo: photo[0].st_mtime_ns):
+        for status, path in sorted(photos, key=lambda photo: photo[0].st_atime_ns):
             Path(path).unlink(missing_ok=True)
             left -= status.st_size
             if left <= 0.9 * self._max_bytes:

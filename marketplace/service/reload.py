@@ -113,7 +113,7 @@ class Generations:
     def look(self) -> bool:
         """As reload(), after a look at the bucket, where there is one."""
         if self._mirror:
-            self._mirror.poll()
+            self._mirror.look()
         return self.reload()
 
     def poll(self) -> None:
@@ -164,8 +164,8 @@ class Generations:
         async with anyio.create_task_group() as tasks:
             for poll in (self.poll, self.poll_hidden):
                 tasks.start_soon(_repeat, poll, POLL_S)
-            if self._mirror:
-                tasks.start_soon(_repeat, self._mirror.poll, BUCKET_POLL_S)
+            for poll in (self._mirror.poll, self._mirror.poll_hidden) if self._mirror else ():
+                tasks.start_soon(_repeat, poll, BUCKET_POLL_S)
 
     def close(self) -> None:
         self._serve(None, frozenset())
@@ -196,7 +196,8 @@ async def _repeat(poll: Callable[[], None], every_s: float) -> None:
     thread = anyio.CapacityLimiter(1)  # its own: uploads may hold all of the others, and another poll its for seconds
     while True:
         await anyio.sleep(every_s)
-        await anyio.to_thread.run_sync(poll, limiter=thread)
+        # The service does not wait for a copy of minutes when it stops: what is half there is cleared away by the next.
+        await anyio.to_thread.run_sync(poll, limiter=thread, abandon_on_cancel=True)
 
 
 def keep_memory_compact() -> None:

@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from pydantic import AfterValidator, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.staticfiles import NotModifiedResponse
 
 from marketplace.cleaning.listings import canonical_id
 from marketplace.cleaning.photos import CARD, DISPLAY, SQUARE
@@ -357,7 +358,11 @@ async def answer_photo(request: Request, recommender: Recommender, image_id: str
     if isinstance(place, str):
         response = RedirectResponse(place)
     else:
-        response = state.photo_files.file_response(place, place.stat(), request.scope)
+        # Of copies from a bucket, which many servers make, each at its own time, the name tells the content.
+        tag = {"ETag": f'"{place.stem}"'} if state.settings.bucket else {}
+        response = FileResponse(place, stat_result=place.stat(), headers=tag)
+        if state.photo_files.is_not_modified(response.headers, request.headers):
+            response = NotModifiedResponse(response.headers)
     if not state.settings.private:
         response.headers["Cache-Control"] = f"public, max-age={PHOTO_CACHE_S}"
     return response
@@ -433,18 +438,18 @@ def moderators_page(request: Request):
     return answer_page("moderate.html", request)
 
 
-def answer_page(file: str, request: Request) -> Response:
+def answer_page(file: str, request: Request, policy: str = PAGE_POLICY) -> Response:
     """A page under the shop's name, which may show and read photos from where they are."""
     settings, origin = request.app.state.settings, request.app.state.photos.origin
-    policy = PAGE_POLICY.format(photos=f"'self' {origin}" if origin else "'self'")
+    policy = policy.format(photos=f"'self' {origin}" if origin else "'self'")
     text = (WEB_DIR / file).read_text(encoding="utf-8")
     text = text.replace(SHOP_NAME, html.escape(settings.shop_name)).replace(HEADLINE, html.escape(settings.headline))
     return HTMLResponse(text, headers={"Content-Security-Policy": policy})
 
 
 @watched.get("/docs", include_in_schema=False)
-async def docs():
-    return FileResponse(WEB_DIR / "docs.html", headers={"Content-Security-Policy": DOCS_POLICY})
+def docs(request: Request):
+    return answer_page("docs.html", request, DOCS_POLICY)
 
 
 def check_names(recommender: Recommender, filters: Filters) -> None:

@@ -89,7 +89,7 @@ def test_the_served_one_and_the_one_before_it_are_kept_and_others_as_long_as_the
     left_s: dict[str, float] = {}  # when each was neither of the two for the first time
     for name, waited_s in publishes:
         now_s += waited_s
-        contents = contents.serving(name, {"file": sha256(name.encode())}, False, now_s)
+        contents = contents.serving(name, {bucket.PHOTO_DIGESTS: sha256(name.encode())}, False, now_s)
         was_served = [name, *(one for one in was_served if one != name)]
         left_s = {one: left_s.get(one, now_s) for one in was_served[2:]}
         was_served = [one for one in was_served if one not in left_s or now_s - left_s[one] < bucket.GRACE_S]
@@ -172,7 +172,8 @@ def test_what_another_publisher_deletes_at_the_last_moment_goes_up_again(s3, tmp
 
 
 def hostile(path="a", digest="0" * 64, name="one") -> bytes:
-    return json.dumps({"generation": name, "generations": {name: {"files": {path: digest}}}}).encode()
+    files = {bucket.PHOTO_DIGESTS: "0" * 64, path: digest}
+    return json.dumps({"generation": name, "generations": {name: {"files": files}}}).encode()
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,9 @@ def hostile(path="a", digest="0" * 64, name="one") -> bytes:
     [
         *(b"", b"[]", b"{}", b"\xff"),
         *(b'{"generation": "a", "generations": {}}', b'{"generation": "a", "generations": {"a": {}}}'),
+        b'{"generation": "a", "generations": {"a": {"files": {}}}}',
         *(hostile("../a"), hostile("/etc/a"), hostile("a/../../b"), hostile("a", "../a"), hostile("a", "x", "../one")),
+        *(hostile("a\0b"), hostile("a/./b"), hostile("a", name="."), hostile("a", name="a/b")),
     ],
 )
 def test_a_current_json_that_is_damaged_or_leads_elsewhere_is_told(data, s3):
@@ -245,3 +248,19 @@ def test_a_damaged_file_of_hidden_listings_is_told(s3):
     s3.put_object(Bucket="market", Key="index/hidden.json", Body=b"{}")
     expected = f"{URI}/hidden.json is damaged: put a whole one back, or delete it to show every listing again"
     assert sentence_of(bucket.read_hidden, URI) == expected
+
+
+def test_a_publisher_without_anything_new_deletes_nothing_that_another_has_just_published(s3, tmp_path, monkeypatch):
+    publish(tmp_path, "one", {"a": b"a"})
+    monkeypatch.setattr(bucket, "GRACE_S", 0)
+    listed, calls = bucket._listed, []
+
+    def publish_between(uri):
+        calls.append(uri)
+        if len(calls) == 2:
+            publish(tmp_path / "other", "two", {"a": b"b"})
+        return listed(uri)
+
+    monkeypatch.setattr(bucket, "_listed", publish_between)
+    assert publish(tmp_path, "one", {"a": b"a"}, moves=False)["deleted"] == 0
+    assert served(s3) == "two" and f"blobs/{sha256(b'b')}" in objects(s3)

@@ -4,11 +4,13 @@ import json
 import logging
 import shutil
 
+import numpy as np
 import pytest
 
-from marketplace.files import bucket, generations, hidden, mirror
+from marketplace.files import bucket, generations, hidden, locks, mirror
 from marketplace.files import s3 as s3_files
 from marketplace.files.mirror import Mirror
+from marketplace.files.stages import StageError
 from tests import s3_server
 from tests.files.asked import files_below, sentence_of
 from tests.files.test_bucket import URI, find, publish, sha256
@@ -38,6 +40,11 @@ def lose_s3(monkeypatch) -> str:
     """Lead boto3 to where nobody answers; returns the sentence's end."""
     s3_server.use_s3(monkeypatch, "http://127.0.0.1:1")
     return "(EndpointConnectionError): check the network, AWS_ENDPOINT_URL and AWS_PROFILE"
+
+
+def poll(copy: Mirror) -> None:
+    copy.poll_hidden()
+    copy.poll()
 
 
 def told(caplog) -> list[str]:
@@ -76,7 +83,7 @@ def test_a_bucket_that_did_not_change_is_asked_without_being_read(s3, tmp_path, 
             raise
 
     monkeypatch.setattr(s3_files, "read_version", read)
-    copy.poll()
+    poll(copy)
     assert answers == [f"{URI}/hidden.json", f"{URI}/current.json"]
 
 
@@ -107,8 +114,8 @@ def test_without_the_bucket_an_earlier_copy_is_served(s3, tmp_path, copy, index_
     later = Mirror(URI, index_dir, index_dir.with_name("photos"))
     with caplog.at_level(logging.ERROR, logger="marketplace"):
         later.begin()
-        later.poll()
-        later.poll()
+        poll(later)
+        poll(later)
     sentence = f"S3 cannot be read for {URI}/hidden.json {ending}"
     assert told(caplog)[0] == f"{sentence}; generation one, copied earlier, is served"
     assert len(told(caplog)) == 3  # of each of the two files once more
@@ -151,11 +158,11 @@ def test_hidden_listings_are_followed_and_written(s3, tmp_path, copy, index_dir)
     copy.begin()
     assert hidden.signature(index_dir) is None
     bucket.change_hidden(URI, ["a"], True, find)
-    copy.poll()
+    poll(copy)
     assert hidden.read(index_dir) == {"a"}
     assert copy.change_hidden(["b"], True, find) == {"a", "b"} == hidden.read(index_dir) == bucket.read_hidden(URI)[0]
     s3.delete_object(Bucket="market", Key="index/hidden.json")
-    copy.poll()
+    poll(copy)
     assert hidden.read(index_dir) == frozenset()
 
 
@@ -173,6 +180,73 @@ def test_what_was_hidden_in_the_bucket_is_hidden_here_even_when_it_cannot_be_rea
 
     monkeypatch.setattr(bucket, "change_hidden", change_and_go)
     assert copy.change_hidden(["b"], True, find) == {"b"} == hidden.read(index_dir)
+
+
+def test_what_is_hidden_while_a_generation_is_copied_is_hidden_before_it_is_served(s3, tmp_path, copy, index_dir, monkeypatch):
+    publish(tmp_path, "one", {"a": b"a"})
+    copy.begin()
+    publish(tmp_path, "two", {"a": b"b"})
+    served, download, write_current = [], s3_files.download, generations.publish
+
+    def download_slowly(uri, path):
+        bucket.change_hidden(URI, ["b"], True, find)
+        download(uri, path)
+
+    def publish_later(*arguments):
+        served.append(hidden.read(index_dir))
+        write_current(*arguments)
+
+    monkeypatch.setattr(s3_files, "download", download_slowly)
+    monkeypatch.setattr(generations, "publish", publish_later)
+    copy.poll()
+    assert served == [{"b"}] and generations.current_generation(index_dir).name == "two"
+
+
+def test_hidden_listings_that_could_not_be_written_are_tried_again(s3, tmp_path, copy, index_dir, monkeypatch, caplog):
+    publish(tmp_path, "one", {"a": b"a"})
+    copy.begin()
+    bucket.change_hidden(URI, ["a"], True, find)
+    with monkeypatch.context() as patch, caplog.at_level(logging.ERROR, logger="marketplace"):
+        patch.setattr(hidden, "write", lambda *_: (_ for _ in ()).throw(OSError("no room")))
+        copy.poll_hidden()
+    assert told(caplog) == ["no room; the same listings as before stay hidden"] and hidden.read(index_dir) == frozenset()
+    copy.poll_hidden()
+    assert hidden.read(index_dir) == {"a"}
+
+
+def test_photos_that_a_generation_is_published_with_later_are_followed(s3, tmp_path, copy, index_dir):
+    publish(tmp_path, "one", {"a": b"a"}, [b"first"])
+    copy.begin()
+    publish(tmp_path, "one", {"a": b"not as it was"}, [b"first", b"second"])
+    copy.poll()
+    folder = generations.current_generation(index_dir)
+    digests = np.load(folder / bucket.PHOTO_DIGESTS)
+    assert [bytes(row).hex() for row in digests] == [sha256(b"first"), sha256(b"second")]
+    assert (folder / "a").read_bytes() == b"a"
+
+
+def test_a_look_is_now_whatever_failed_before_and_says_why_it_cannot_be(s3, tmp_path, copy, index_dir, monkeypatch):
+    publish(tmp_path, "one", {"a": b"a"})
+    copy.begin()
+    publish(tmp_path, "two", {"a": b"right"})
+    with monkeypatch.context() as patch:
+        patch.setattr(s3_files, "download", lambda *_: (_ for _ in ()).throw(StageError("not now")))
+        for _ in range(3):
+            copy.poll()
+        assert sentence_of(copy.look) == "not now"
+    copy.look()
+    assert generations.current_generation(index_dir).name == "two"
+    with locks.hold(index_dir, exclusive=True):
+        publish(tmp_path, "three", {"a": b"c"})
+        assert sentence_of(copy.look) == f"another process of this machine is copying from {URI}: it will be served by itself"
+
+
+def test_a_copy_that_another_process_has_begun_is_taken_as_it_is(s3, tmp_path, copy, index_dir, monkeypatch):
+    publish(tmp_path, "one", {"a": b"a"})
+    copy.begin()
+    lose_s3(monkeypatch)
+    with locks.hold(index_dir, exclusive=True):  # who asked or waited for anything would not come back
+        Mirror(URI, index_dir, index_dir.with_name("photos"), is_begun=True).begin()
 
 
 def test_a_copy_that_was_interrupted_or_killed_is_made_again(s3, tmp_path, copy, index_dir, monkeypatch):
@@ -197,7 +271,7 @@ def test_a_damaged_file_of_hidden_listings_leaves_what_was_hidden_and_lets_gener
     s3.put_object(Bucket="market", Key="index/hidden.json", Body=b"{}")
     publish(tmp_path, "two", {"a": b"b"})
     with caplog.at_level(logging.ERROR, logger="marketplace"):
-        copy.poll()
+        poll(copy)
     assert "hidden.json is damaged" in caplog.text
     assert hidden.read(index_dir) == {"a"} and generations.current_generation(index_dir).name == "two"
 

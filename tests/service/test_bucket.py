@@ -164,6 +164,28 @@ def test_photos_on_this_machine_stay_within_their_limit_and_the_least_wanted_go(
         assert {(published / "images" / f"{image_id}.jpg").read_bytes() for image_id in (ids[0], ids[-1])} <= kept
 
 
+def test_a_photo_from_a_bucket_is_not_sent_again_whichever_server_is_asked(published, tmp_path, unwatched):
+    photo = f"/images/{image_ids(published)[0]}/card"
+    with (
+        TestClient(api.create_app(settings(tmp_path / "a"))) as one,
+        TestClient(api.create_app(settings(tmp_path / "b"))) as two,
+    ):
+        tag = one.get(photo).headers["ETag"]
+        for client in (one, two):
+            answer = client.get(photo, headers={"If-None-Match": tag})
+            assert (answer.status_code, answer.content, answer.headers["ETag"]) == (304, b"", tag)
+
+
+def test_what_else_lies_beside_the_photos_stays(published, tmp_path, unwatched):
+    ids, folder = image_ids(published)[:10], tmp_path / "cache" / "photos"
+    (folder / "mine").mkdir(parents=True)
+    (folder / "mine.jpg").write_bytes(b"mine" * 10_000)
+    with TestClient(api.create_app(settings(tmp_path / "cache", photo_cache_bytes=1000))) as client:
+        for image_id in ids:
+            assert client.get(f"/images/{image_id}.jpg").status_code == 200
+    assert (folder / "mine").is_dir() and (folder / "mine.jpg").exists()
+
+
 def test_a_damaged_photo_is_not_shown(published, tmp_path, unwatched, s3, caplog):
     image_id = image_ids(published)[0]
     digest = s3_files.list_objects(f"{URI}/photos/")

@@ -3,6 +3,7 @@ import posixpath
 import re
 from pathlib import Path
 
+import pytest
 from starlette.testclient import TestClient
 
 import api
@@ -78,7 +79,16 @@ def test_the_pages_bear_the_shop_s_name_and_headline(tmp_path):
     home, moderators = client.get("/").text, client.get("/moderate").text
     assert "<title>Möbel &amp; &lt;Mehr&gt;</title>" in home and ">Stühle, &quot;neu&quot;</h1>" in home
     assert "<title>Moderation – Möbel &amp; &lt;Mehr&gt;</title>" in moderators
+    assert "<title>Möbel &amp; &lt;Mehr&gt; – API</title>" in client.get("/docs").text
     assert "Marketplace" not in home + moderators
     assert client.get("/openapi.json").json()["info"]["title"] == "Möbel & <Mehr> recommendations"
     as_they_are = TestClient(api.create_app(Settings(tmp_path)))
     assert as_they_are.get("/").text == (WEB_DIR / "index.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("flag", ["--shop-name", "--headline"])
+@pytest.mark.parametrize("text", ["", " ", "a\nb", "\udcff"])
+def test_a_name_that_is_no_line_of_text_is_told(flag, text, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        api.parse_args([f"{flag}={text}"])
+    assert stopped.value.code == 2 and capsys.readouterr().err.endswith(f"error: argument {flag}: give a line of text\n")
