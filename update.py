@@ -141,7 +141,7 @@ def summarise(update: Update, due: list[str], trained: bool) -> dict:
     return {
         "updated": changed,
         "generation": index["generation"],
-        **{name: index[name] for name in ("listings", "photos")},
+        **{name: index[name] for name in ("listings", "photos", "published") if name in index},
         **{name: 0 if embeddings.get("unchanged") else embeddings[name] for name in ("listings_embedded", "photos_embedded")},
         "training": f"{state}: {'; '.join(due)}" if due else state,
         "seconds": update.seconds,

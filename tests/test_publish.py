@@ -107,6 +107,16 @@ def test_a_purge_reaches_the_bucket_and_hidden_listings_that_are_gone_are_forgot
     assert bucket.read_hidden(URI)[0] == {other}
 
 
+def test_a_listing_that_comes_back_with_the_generation_before_stays_hidden(data_dir, s3, capsys):
+    first = current(data_dir)
+    run(data_dir, capsys, *PUBLISH)
+    gone = listings.read_products(data_dir / "tabular")["product_id"][0]
+    assert hide.main(["--data", URI, gone]) == 0
+    assert rebuild(data_dir, capsys, *PUBLISH)["gone"] == gone
+    run(data_dir, capsys, "--serve", first, *PUBLISH)
+    assert bucket.read_hidden(URI)[0] == {gone}
+
+
 def test_listings_in_a_bucket_are_hidden_listed_and_shown_again(data_dir, s3, capsys):
     ids = listings.read_products(data_dir / "tabular")["product_id"].tolist()
     assert hide.main(["--data", URI, ids[0]]) == 1

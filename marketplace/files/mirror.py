@@ -128,6 +128,7 @@ class Mirror:
         with hidden.locked(self._index_dir):
             ids, etag = bucket.read_hidden(self._uri)
             if etag is None:
+                bucket.read_served(self._uri)  # where all is gone, nobody has shown every listing again
                 (self._index_dir / hidden.FILE).unlink(missing_ok=True)
             else:
                 hidden.write(self._index_dir, ids)

@@ -1,7 +1,6 @@
 """The generation that is served here, brought to a bucket with its photos."""
 
 import contextlib
-import functools
 import sys
 import tempfile
 from pathlib import Path
@@ -55,7 +54,11 @@ def _collect(folder: Path, images_dir: Path, temporary: Path) -> tuple[bucket.Ou
 
 
 def _forget_gone(uri: str, index_dir: Path, name: str) -> None:
-    """As a local build does: forget the hidden listings that the generation served until now, kept here, lacks already."""
+    """As a local build does: forget the hidden listings that the generation served until now, kept here, lacks already.
+
+    But for those that are back in generation `name`, of before or after that one.
+    """
     served = bucket.read(uri)[0].generation
     if served not in (None, name) and (index_dir / served).is_dir():
-        bucket.forget_gone(uri, functools.partial(catalogue.find_ids, index_dir / served))
+        folders = [index_dir / served, index_dir / name]
+        bucket.forget_gone(uri, lambda ids: set().union(*(catalogue.find_ids(folder, ids) for folder in folders)))

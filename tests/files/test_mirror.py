@@ -202,6 +202,15 @@ def test_what_is_hidden_while_a_generation_is_copied_is_hidden_before_it_is_serv
     assert served == [{"b"}] and generations.current_generation(index_dir).name == "two"
 
 
+def test_where_all_is_gone_from_the_bucket_what_was_hidden_stays_hidden(s3, tmp_path, copy, index_dir):
+    publish(tmp_path, "one", {"a": b"a"}, hidden_ids=["h"])
+    copy.begin()
+    for name in ("current.json", "hidden.json"):
+        s3.delete_object(Bucket="market", Key=f"index/{name}")
+    poll(copy)
+    assert hidden.read(index_dir) == {"h"} and generations.current_generation(index_dir).name == "one"
+
+
 def test_hidden_listings_that_could_not_be_written_are_tried_again(s3, tmp_path, copy, index_dir, monkeypatch, caplog):
     publish(tmp_path, "one", {"a": b"a"})
     copy.begin()
