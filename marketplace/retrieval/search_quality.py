@@ -75,7 +75,9 @@ def search_by(recommender: Recommender, product_ids: pd.Series, k: int = K) -> S
     row_of_id = {product_id: row for row, product_id in enumerate(product_ids)}
 
     def search(words: str, filters: Filters = Filters()) -> Found:  # noqa: B008
-        results = recommender.search(recommender.typed(words), k, filters).results
+        query = recommender.typed(words)
+        # Without a word, as of a name that is the mark of a telephone number, all that is for sale would be browsed.
+        results = [] if query.typed is None else recommender.search(query, k, filters).results
         rows = [row_of_id[result["product_id"]] for result in results]
         return Found(np.array(rows, np.int64), np.array([result["score"] for result in results], np.float64))
 

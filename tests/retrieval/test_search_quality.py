@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -169,3 +170,9 @@ def test_the_search_that_is_measured_is_the_one_that_is_served(demo_dir):
         assert listings["product_id"].iloc[found.rows].tolist() == [result["product_id"] for result in served]
         assert found.scores.tolist() == [result["score"] for result in served]
         assert len(search(name, Filters(min_price=1e9)).rows) == 0
+
+
+def test_what_holds_no_word_is_answered_by_nothing():
+    wordless = SimpleNamespace(typed=lambda words: SimpleNamespace(typed=None), search=None)
+    found = search_quality.search_by(wordless, pd.Series(["a"]))("[phone]")
+    assert (len(found.rows), len(found.scores)) == (0, 0)
