@@ -111,6 +111,33 @@ def add_middleware(app: FastAPI, settings: Settings) -> None:
 
 def parse_args(argv=None) -> Settings:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_flags(parser)
+    args = parser.parse_args(argv)
+    if args.api_key is None:
+        args.api_key = os.environ.get(KEY_VARIABLE)
+    check_flags(parser, args)
+    bucket = args.data.rstrip("/") if s3.is_s3(args.data) else None
+    return Settings(
+        data_dir=Path(args.data) if bucket is None else args.cache,
+        host=args.host,
+        port=args.port,
+        runtime=args.runtime,
+        device=args.device,
+        workers=args.workers,
+        max_upload_bytes=args.max_upload_bytes,
+        api_key=args.api_key,
+        private=args.private,
+        private_metrics=args.private_metrics,
+        cors_origins=tuple(args.cors_origin),
+        bucket=bucket,
+        photo_cache_bytes=args.photo_cache_bytes,
+        photo_redirects=args.photo_redirects,
+        shop_name=args.shop_name,
+        headline=args.headline,
+    )
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", default="data", help="folder of all stages, or s3:// URI of an index (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: %(default)s)")
     parser.add_argument("--port", default=8080, type=cli.not_negative, help="port to listen on (default: %(default)s)")
@@ -146,17 +173,17 @@ def parse_args(argv=None) -> Settings:
         "--shop-name", default=SHOP_NAME, help="name on the page and in the API's description (default: %(default)s)"
     )
     parser.add_argument("--headline", default=HEADLINE, help="what the page's home is headed with (default: %(default)s)")
-    args = parser.parse_args(argv)
-    bucket = args.data.rstrip("/") if s3.is_s3(args.data) else None
-    if args.photo_redirects and bucket is None:
+
+
+def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with one sentence where a flag is wrong, or goes with another that is not there."""
+    if args.photo_redirects and not s3.is_s3(args.data):
         parser.error("argument --photo-redirects: goes with an s3:// URI as --data")
     if args.port > 65535:
         parser.error(f"argument --port: {args.port} is above 65535")
     for flag, text in (("--shop-name", args.shop_name), ("--headline", args.headline)):
         if not text.strip() or not text.isprintable():
             parser.error(f"argument {flag}: give a line of text")
-    if args.api_key is None:
-        args.api_key = os.environ.get(KEY_VARIABLE)
     if args.api_key is not None and not re.fullmatch(r"[!-~]{16,}", args.api_key):
         parser.error(f"argument --api-key or {KEY_VARIABLE}: give at least 16 ASCII characters without blanks")
     if args.private and args.api_key is None:
@@ -166,24 +193,6 @@ def parse_args(argv=None) -> Settings:
     for origin in args.cors_origin:
         if not re.fullmatch(r"https?://[^/\s*]+", origin):
             parser.error(f"argument --cors-origin: {origin!r} is not of the form https://host")
-    return Settings(
-        data_dir=Path(args.data) if bucket is None else args.cache,
-        host=args.host,
-        port=args.port,
-        runtime=args.runtime,
-        device=args.device,
-        workers=args.workers,
-        max_upload_bytes=args.max_upload_bytes,
-        api_key=args.api_key,
-        private=args.private,
-        private_metrics=args.private_metrics,
-        cors_origins=tuple(args.cors_origin),
-        bucket=bucket,
-        photo_cache_bytes=args.photo_cache_bytes,
-        photo_redirects=args.photo_redirects,
-        shop_name=args.shop_name,
-        headline=args.headline,
-    )
 
 
 def listen(host: str, port: int) -> socket.socket:

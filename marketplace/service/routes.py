@@ -351,7 +351,8 @@ async def answer_photo(request: Request, recommender: Recommender, image_id: str
     try:
         # An id never holds a separator: nothing outside the folders can be named.
         place = await state.photos.find(recommender, image_id, folders) if re.fullmatch(r"[\w-]{1,64}", image_id) else None
-    except Unavailable:
+        status = place.stat() if isinstance(place, Path) else None
+    except (Unavailable, FileNotFoundError):  # the latter: a copy that gave way to others just now
         raise HTTPException(503, "the photo cannot be had now: try again", RETRY_AFTER) from None
     if place is None:
         raise HTTPException(404, f"no photo has the id {image_id[:64]}")
@@ -360,7 +361,7 @@ async def answer_photo(request: Request, recommender: Recommender, image_id: str
     else:
         # Of copies from a bucket, which many servers make, each at its own time, the name tells the content.
         tag = {"ETag": f'"{place.stem}"'} if state.settings.bucket else {}
-        response = FileResponse(place, stat_result=place.stat(), headers=tag)
+        response = FileResponse(place, stat_result=status, headers=tag)
         if state.photo_files.is_not_modified(response.headers, request.headers):
             response = NotModifiedResponse(response.headers)
     if not state.settings.private:
