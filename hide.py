@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> dict:
     uri = args.data.rstrip("/") if s3.is_s3(args.data) else None
     index_dir = Path(args.data) / "index"
     if args.list:
+        bucket.read_served(uri) if uri else generations.current_generation(index_dir)  # a mistyped place hides nothing either
         for product_id in sorted(bucket.read_hidden(uri)[0] if uri else hidden.read(index_dir)):
             print(product_id)
         return {}

@@ -39,8 +39,9 @@ def test_unknown_ids_are_told_and_nothing_is_changed(data_dir, ids, capsys):
     assert hidden.read(data_dir / "index") == frozenset()
 
 
-def test_without_an_index_it_says_what_to_run(tmp_path, capsys):
-    assert hide.main(["--data", str(tmp_path), "x"]) == 1
+@pytest.mark.parametrize("asked", ["x", "--list"])
+def test_without_an_index_it_says_what_to_run(tmp_path, capsys, asked):
+    assert hide.main(["--data", str(tmp_path), asked]) == 1
     assert capsys.readouterr().err == f"error: {tmp_path / 'index'} holds no published index: run python build_index.py first\n"
 
 

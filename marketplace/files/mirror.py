@@ -46,8 +46,8 @@ class Mirror:
                 raise
             self._tell("generation", f"{error}; generation {self._current()}, copied earlier, is served")
 
-    def poll(self) -> None:
-        """Follow the generation, unless another process is about it; a failure is logged in one sentence, once."""
+    def poll(self) -> bool:
+        """Follow the generation, unless another process is about it; False, and once a sentence in the log, where that fails."""
         failure = ""
         try:
             with locks.hold(self._index_dir, exclusive=True):
@@ -56,19 +56,21 @@ class Mirror:
                 except (StageError, OSError) as error:
                     failure = f"{error}; what was copied goes on being served"
         except locks.Locked:
-            return
+            return True
         except OSError as error:  # the folder has been taken away
             failure = f"{error}; what was copied cannot follow {self._uri}: start the service again"
         self._tell("generation", failure)
+        return not failure
 
-    def poll_hidden(self) -> None:
-        """Follow which listings are hidden, also while a generation is being copied, which may take minutes."""
+    def poll_hidden(self) -> bool:
+        """As poll() which listings are hidden, also while a generation is being copied, which may take minutes."""
         failure = ""
         try:
             self._follow_hidden()
         except (StageError, OSError) as error:
             failure = f"{error}; the same listings as before stay hidden"
         self._tell("hidden", failure)
+        return not failure
 
     def look(self) -> None:
         """Follow both now, whatever failed before; raises StageError where that cannot be."""

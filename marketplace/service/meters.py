@@ -32,6 +32,13 @@ class Meters:
             multiprocess_mode="livemin",
             registry=registry,
         )
+        self.bucket = Gauge(
+            "marketplace_bucket_timestamp_seconds",
+            "When a poll of the bucket last succeeded, or polling began; the oldest of all workers'",
+            ["followed"],
+            multiprocess_mode="livemin",
+            registry=registry,
+        )
 
     def step(self, name: str):
         """A context whose duration is one of the step called `name`."""

@@ -164,8 +164,16 @@ class Generations:
         async with anyio.create_task_group() as tasks:
             for poll in (self.poll, self.poll_hidden):
                 tasks.start_soon(_repeat, poll, POLL_S)
-            for poll in (self._mirror.poll, self._mirror.poll_hidden) if self._mirror else ():
+            for poll in self.bucket_polls():
                 tasks.start_soon(_repeat, poll, BUCKET_POLL_S)
+
+    def bucket_polls(self) -> list[Callable[[], None]]:
+        """What follows the bucket, if there is one; figures tell when each last succeeded, or was made."""
+        polls = {"generation": self._mirror.poll, "hidden": self._mirror.poll_hidden} if self._mirror else {}
+        figures = {name: self._meters.bucket.labels(name) for name in polls}
+        for figure in figures.values():
+            figure.set_to_current_time()
+        return [functools.partial(_poll_timed, poll, figures[name]) for name, poll in polls.items()]
 
     def close(self) -> None:
         self._serve(None, frozenset())
@@ -190,6 +198,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             yield
             tasks.cancel_scope.cancel()
     generations.close()
+
+
+def _poll_timed(poll: Callable[[], bool], figure) -> None:
+    if poll():
+        figure.set_to_current_time()
 
 
 async def _repeat(poll: Callable[[], None], every_s: float) -> None:

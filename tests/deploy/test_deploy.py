@@ -92,7 +92,10 @@ def samples(served) -> dict[str, dict[str, set[str]]]:
 
 
 def test_every_figure_that_an_alert_or_panel_asks_for_is_one_of_the_services(samples):
-    samples = samples | {"marketplace_reloads_total": {"result": {"switched", "refused"}}}  # there once a reload has been tried
+    samples = samples | {  # there once a reload has been tried, and where a bucket is followed
+        "marketplace_reloads_total": {"result": {"switched", "refused"}},
+        "marketplace_bucket_timestamp_seconds": {"followed": {"generation", "hidden"}},
+    }
     asked = set()
     for expression in expressions():
         for name, selector in re.findall(r"(marketplace_\w+|up)(?:\{([^}]*)\})?", expression):

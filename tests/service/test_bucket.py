@@ -144,6 +144,26 @@ def test_without_the_bucket_it_serves_on_and_starts_again_and_only_new_photos_ar
         assert client.get("/search?q=guitar").json()["results"] and client.get(seen).content == first.content
 
 
+def test_the_figures_tell_since_when_the_bucket_could_not_be_followed(published, tmp_path, unwatched, monkeypatch):
+    app = api.create_app(settings(tmp_path / "cache"))
+    with TestClient(app) as client:
+
+        def told() -> list[float]:
+            lines = client.get("/metrics").text.splitlines()
+            return [float(line.split()[-1]) for line in lines if line.startswith("marketplace_bucket_timestamp_seconds{")]
+
+        polls = app.state.generations.bucket_polls()
+        begun = told()
+        for poll in polls:
+            poll()
+        last = told()
+        assert len(begun) == 2 and all(now > before for before, now in zip(begun, last, strict=True))
+        lose_s3(monkeypatch)
+        for poll in polls:
+            poll()
+        assert told() == last
+
+
 def test_whoever_has_the_key_can_have_the_bucket_looked_at_now(published, tmp_path, unwatched):
     with TestClient(api.create_app(settings(tmp_path / "cache"))) as client:
         publish_second(published)
