@@ -28,8 +28,9 @@ $(READY): $(REQUIREMENTS)
 	$(PY) -m pip install --quiet -r requirements.txt -r requirements-dev.txt -c constraints.txt
 	@rm -f .venv/.ready-* && touch $@
 
+# Each file's tests stay together, as they share what they set up. More processes than four take more memory than time.
 test: setup
-	$(PY) -m pytest
+	OMP_WAIT_POLICY=passive $(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 check-deploy: setup
 	PYTHON=$(PY) deploy/check.sh
