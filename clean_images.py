@@ -10,166 +10,48 @@ import argparse
 import contextlib
 import functools
 import hashlib
-import itertools
 import json
 import os
 import re
 import shutil
+import sqlite3
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import orjson
-import pandas as pd
-
 from marketplace.cleaning import photos
 from marketplace.cleaning.photo_names import FILE
-from marketplace.cleaning.photos import CARD, COPIES, DISPLAY, DISPLAY_TABLE
-from marketplace.cleaning.pool import READ_ERROR, TRIED_AGAIN, Result, Task, clean_all
+from marketplace.cleaning.photo_records import ROW, Check, Records
+from marketplace.cleaning.photos import COPIES, DISPLAY_TABLE
+from marketplace.cleaning.pool import READ_ERROR, TRIED_AGAIN, Result, clean_all
 from marketplace.cleaning.redaction import UUID, redact
 from marketplace.cleaning.sources import (
     MAX_ZIP_BYTES,
     Photo,
     Selection,
     Source,
+    address_of,
     is_sidecar,
     list_source,
+    photo_of,
     select,
     select_files,
     uri_of,
-    urls_of,
 )
 from marketplace.files import atomic, cli, reading, s3, stages
 from marketplace.files.progress import progress
 from marketplace.files.stages import StageError
 
-RECORD = {"image_id", "turn", "settings", "identity", "content", "jpeg", "jpeg_bytes", "display", "row"}
-PROGRESS = ".progress.jsonl"  # one line a photo done, appended; not *.tmp, so that it outlives a kill
-IDENTITIES = ".identities.json"  # times among them: what a killed run leaves has others
 DUPLICATE = "duplicate_id"  # another file of its id was kept: the reason of a reject by which no photo is lost
-Key = tuple[str, int]  # id in lower case, and the file's place among the candidates for it, from 0
 _PLAIN = re.compile(rf"(?:{UUID.pattern})\.[a-z]{{3,4}}")  # a file of the export, with nothing to take out of its name
-COLUMNS = ["image_id", "status", "reason", "width", "height", "sha256", "phash", "colours", "source"]
+COLUMNS = ["image_id", *ROW, "source"]
 DISPLAY_COLUMNS = ["image_id", "width", "height"]
-
-
-# Records of earlier runs: what need not be done again.
-
-
-def read_progress(path: Path) -> dict[Key, dict]:
-    """The last record of each file; a line torn by a kill is dropped.
-
-    A record: image_id and turn (its key), settings (digest of how it was cleaned), identity (of the Photo), content (sha256 of
-    the raw file), jpeg (sha256 of the cleaned one, of jpeg_bytes bytes), display (sha256, bytes, width and height of the copy to
-    look at, card_sha256 and card_bytes of the smaller one; null without them), row (of photos.csv).
-    """
-    records = {}
-    with contextlib.suppress(FileNotFoundError):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-                record = orjson.loads(line)
-                if record.keys() != RECORD:
-                    record = {"display": None} | record
-                    record = {name: record[name] for name in RECORD}
-                records[record["image_id"].lower(), int(record["turn"])] = record
-    return records
-
-
-def write_progress(path: Path, records: Mapping[Key, dict]) -> None:
-    atomic.write_bytes(path, "".join(_line(records[key]) for key in sorted(records)).encode())
-
-
-def _line(record: Mapping) -> str:
-    return orjson.dumps(record, option=orjson.OPT_SORT_KEYS).decode() + "\n"
-
-
-def _jpegs(folder: Path, record: Mapping) -> Iterator[tuple[str, int, str]]:
-    """The path, bytes and sha256 of each JPEG that a record tells of."""
-    name, display = f"{record['image_id']}.jpg", record["display"]
-    yield f"{folder}/{name}", record["jpeg_bytes"], record["jpeg"]
-    if display:
-        yield f"{folder}/{DISPLAY}/{name}", display["bytes"], display["sha256"]
-        yield f"{folder}/{CARD}/{name}", display["card_bytes"], display["card_sha256"]
-
-
-def _identity(folder: Path, record: Mapping) -> str:
-    """What is another one when a JPEG of a record is replaced or written to; "" where one is not there."""
-    try:
-        found = [os.stat(path) for path, _, _ in _jpegs(folder, record)]
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
-    return " ".join(f"{each.st_size}-{each.st_ino}-{each.st_mtime_ns}-{each.st_ctime_ns}" for each in found)
-
-
-def write_identities(folder: Path, records: Mapping[Key, dict], seen: Mapping[Key, str]) -> None:
-    """At the end of a run: what the next one knows its JPEGs by without reading them. seen: identities known already."""
-    os.sync()  # a power cut must not spoil what the next run believes to be whole
-    kept = {key: record for key, record in records.items() if record["row"]["status"] == "ok"}
-    identities = {record["image_id"]: seen.get(key) or _identity(folder, record) for key, record in kept.items()}
-    atomic.write_json(folder / IDENTITIES, identities, indent=None)
-
-
-def read_identities(folder: Path) -> dict[str, str]:
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        return orjson.loads((folder / IDENTITIES).read_bytes())
-    return {}
-
-
-def _has_jpegs(record: Mapping, folder: Path) -> bool:
-    """Whether the JPEGs of a record are those that were made, by their content."""
-    return all(_is_whole(Path(path), size, sha256) for path, size, sha256 in _jpegs(folder, record))
-
-
-def _is_whole(path: Path, size: int, sha256: str) -> bool:
-    try:  # the size first: what took the place of a JPEG may be of any
-        return path.stat().st_size == size and stages.digest(path) == sha256
-    except (FileNotFoundError, NotADirectoryError, StageError):
-        return False
-
-
-def usable_records(records: Mapping[Key, dict], folder: Path, with_display: bool, full: bool = False) -> dict[Key, str]:
-    """The photos that need not be cleaned again, and the identities of their JPEGs, which are whole; "" where the photo was read
-    and rejected.
-
-    full: read every JPEG, as bytes may change on a bad disk.
-    """
-    cleaned = {key: record for key, record in records.items() if record["row"]["status"] == "ok"}
-    usable = {key: "" for key, record in records.items() if key not in cleaned and record["row"]["reason"] not in TRIED_AGAIN}
-    complete = {key: record for key, record in cleaned.items() if record["display"] or not with_display}
-    before = {} if full else read_identities(folder)
-    now = {key: _identity(folder, record) for key, record in complete.items()}
-    usable |= {key: one for key, one in now.items() if one and before.get(complete[key]["image_id"]) == one}
-    unsure = {key: record for key, record in complete.items() if key not in usable}
-    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
-        whole = pool.map(functools.partial(_has_jpegs, folder=folder), unsure.values())
-        checked = progress(zip(unsure, whole, strict=True), "check cleaned photos", "photo", len(unsure))
-        return usable | {key: now[key] for key, is_whole in checked if is_whole}
-
-
-def nothing_is_left(folder: Path, with_display: bool) -> bool:
-    """Whether every photo of a finished run was read, and every cleaned one is there still, by content."""
-    records, counts = read_progress(folder / PROGRESS), stages.read_manifest(folder)["counts"]
-    kept = sum(record["row"]["status"] == "ok" for record in records.values())
-    all_read = not TRIED_AGAIN & counts["reasons"].keys()
-    return all_read and kept == counts["kept"] and len(usable_records(records, folder, with_display)) == len(records)
-
-
-def sort_out(
-    readable: Mapping[Key, Photo], earlier: Mapping[Key, dict], folder: Path, with_display: bool, full: bool
-) -> tuple[dict[Key, dict], dict[Key, str], list[Task]]:
-    """The records that stay as they are, the identities of their JPEGs, and what has to be read; a photo whose bytes turn out the
-    same is not cleaned again."""
-    usable = usable_records({key: earlier[key] for key in readable if key in earlier}, folder, with_display, full)
-    records, seen, todo = {}, {}, []
-    for key, photo in readable.items():
-        if key in usable and not full and earlier[key]["identity"] == photo.identity:
-            records[key], seen[key] = earlier[key], usable[key]
-        else:
-            todo.append(Task(photo, earlier[key]["content"] if key in usable else ""))
-    return records, seen, todo
+ROWS_AT_A_TIME = 100_000  # of images.csv
+# Of a table of JPEGs: those of photos that are not kept.
+_IS_GONE = """NOT EXISTS (
+    SELECT 1 FROM kept.records r WHERE r.id = jpegs.id AND r.status = 'ok' AND CAST(r.image_id AS BLOB) = jpegs.name
+)"""
 
 
 @dataclass(frozen=True)
@@ -190,66 +72,34 @@ class Cleaning:
         made_by = [stages.STAGES["images"].schema, self.settings.as_dict(), *copies]
         return hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:16]
 
-    def clean(self, selection: Selection, zip_path: str | None) -> tuple[dict[Key, dict], dict[Key, str], int]:
-        """Clean of each id the first file that is a usable photo.
+    def clean(self, selection: Selection, records: Records, zip_path: str | None) -> int:
+        """Clean of each id the first file that is a usable photo; returns how many were cleaned now.
 
-        Returns the records of the files that were tried, now or by an earlier run, the identities of the JPEGs that stayed, and
-        how many were cleaned now.
+        The records are afterwards those of the files that were tried, now or by an earlier run.
         """
-        all_records, settings_digest = read_progress(self.folder / PROGRESS), self.settings_digest
-        earlier = {
-            (name, turn): record if self.with_display else record | {"display": None}
-            for (name, turn), record in all_records.items()
-            if name in selection.candidates and record["settings"] == settings_digest
-        }
-        if len(earlier) < len(all_records):
-            write_progress(self.folder / PROGRESS, earlier)
-        records, seen, cleaned, waiting = {}, {}, 0, selection.candidates
-        for turn in itertools.count():
-            readable = {(name, turn): files[turn] for name, files in waiting.items()}
-            usable, jpegs, todo = sort_out(readable, earlier, self.folder, self.with_display, self.full)
+        records.forget_others(self.settings_digest, self.with_display)
+        records.forget_lost(self.with_display, self.full)
+        cleaned = 0
+        for turn in range(selection.turns):
+            n_todo = records.count_todo(turn, self.full)
+            todo = records.todo(turn, self.full)
             cleaned_photos = clean_all(todo, zip_path, self.settings, self.with_display, self.workers)
             with contextlib.closing(cleaned_photos) as results:
-                fresh, made = self._store(progress(results, "clean photos", "photo", len(todo)), turn, earlier)
-            records |= usable | fresh
-            seen |= jpegs
-            cleaned += made
-            failed = {name for name, _ in readable if records[name, turn]["row"]["status"] != "ok"}
-            waiting = {name: waiting[name] for name in failed if turn + 1 < len(waiting[name])}
-            if not waiting:
-                return records, seen, cleaned
+                for photo, result in progress(results, "clean photos", "photo", n_todo):
+                    self._write(photo.image_id, result)
+                    records.keep(photo, turn, self.settings_digest, result)
+                    cleaned += result.row is not None
+        records.forget_untried()
+        return cleaned
 
-    def _store(
-        self, results: Iterable[tuple[Photo, Result]], turn: int, earlier: Mapping[Key, dict]
-    ) -> tuple[dict[Key, dict], int]:
-        """Write the JPEGs of the results; returns the records of all of them, and how many were cleaned."""
-        records, cleaned, settings_digest = {}, 0, self.settings_digest
-        with open(self.folder / PROGRESS, "a", encoding="utf-8", buffering=1) as done:
-            for photo, result in results:
-                image_id = photo.image_id
-                record = {"image_id": image_id, "turn": turn, "settings": settings_digest, "identity": photo.identity}
-                record["content"] = result.content
-                if result.row is None:
-                    record = earlier[image_id.lower(), turn] | record
-                else:
-                    cleaned += 1
-                    record |= self._write(image_id, result) | {"row": result.row}
-                done.write(_line(record))
-                records[image_id.lower(), turn] = record
-        return records, cleaned
-
-    def _write(self, image_id: str, result: Result) -> dict:
-        """Write the JPEGs of a photo; returns what its record tells of them."""
-        display, told = result.display, None
+    def _write(self, image_id: str, result: Result) -> None:
+        """Write the JPEGs of a photo."""
+        name = f"{image_id}.jpg"
         if result.jpeg:
-            _write_jpeg(self.folder / f"{image_id}.jpg", result.jpeg)
-        if display is not None:
-            _write_jpeg(self.folder / DISPLAY / f"{image_id}.jpg", display.jpeg)
-            _write_jpeg(self.folder / CARD / f"{image_id}.jpg", result.card)
-            told = {"sha256": hashlib.sha256(display.jpeg).hexdigest(), "bytes": len(display.jpeg)}
-            told |= {"card_sha256": hashlib.sha256(result.card).hexdigest(), "card_bytes": len(result.card)}
-            told |= {"width": display.width, "height": display.height}
-        return {"jpeg": hashlib.sha256(result.jpeg).hexdigest(), "jpeg_bytes": len(result.jpeg), "display": told}
+            _write_jpeg(self.folder / name, result.jpeg)
+        if result.display is not None:
+            _write_jpeg(self.folder / photos.DISPLAY / name, result.display.jpeg)
+            _write_jpeg(self.folder / photos.CARD / name, result.card)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -298,108 +148,130 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> dict:
-    uri = uri_of(args.photos, args.data)
-    source = list_source(uri, args.data / "raw" / "s3", args.max_zip_bytes)
+    uri, with_display = uri_of(args.photos, args.data), not args.no_display
     reads = () if args.all_photos else stages.STAGES["images"].reads
-    with_display = not args.no_display
     arguments = args.settings.as_dict() | {"display": with_display}
     flags = cli.flags_of(args, "settings", "workers", "full", "max_removed")
-    raw = {"--photos": source.digest()}
-    with stages.open_stage(args.data, "images", arguments, raw, reads=reads, flags=flags) as stage:
-        if not args.full and stage.is_done() and nothing_is_left(stage.folder, with_display):
+    with (
+        list_source(uri, args.data / "raw" / "s3", args.max_zip_bytes) as source,
+        stages.open_stage(args.data, "images", arguments, {"--photos": source.digest()}, reads=reads, flags=flags) as stage,
+        Records.open(source.database, stage.folder) as records,
+    ):
+        if not args.full and stage.is_done() and nothing_is_left(records, with_display):
             _check_rejected(stage, stage.summary(), uri, args.max_rejected)
             return stage.summary()
-        listed = None if args.all_photos else reading.read_csv(args.data / "tabular" / "images.csv")
-        wanted = None if listed is None else set(listed["image_id"].str.lower())
-        selection = _select(source, uri, listed)
-        if not selection.candidates and selection.skipped:
-            raise StageError(none_is_wanted(args.data / "tabular", selection.skipped, uri, listed))
-        tell_missing(selection, uri, listed)
-        there = {name for name in _cleaned(stage.folder) if wanted is None or name.lower() in wanted}
-        _check_removed(uri, there, {name for name in there if name.lower() not in selection.candidates}, args.max_removed)
+        selection = _select(source, uri, None if args.all_photos else args.data / "tabular" / "images.csv")
+        if not selection.turns and selection.skipped:
+            raise StageError(none_is_wanted(args.data / "tabular", selection, uri))
+        tell_missing(selection, uri)
+        list_jpegs(source.database, "there", stage.folder)
+        if not args.all_photos:
+            source.database.execute("DELETE FROM there WHERE id NOT IN (SELECT id FROM listed)")
+        _check_removed(source.database, "id NOT IN (SELECT id FROM candidates)", uri, args.max_removed)
         stage.begin()
         _begin_display(stage.folder, with_display)
         cleaning = Cleaning(stage.folder, args.settings, with_display, args.workers, args.full)
-        records, seen, cleaned = cleaning.clean(selection, source.zip_path)
-        table = tabulate(selection, records)
-        atomic.write_csv(stage.folder / "photos.csv", table)
-        write_progress(stage.folder / PROGRESS, records)
-        counts = count(table, source, selection)
+        cleaned = cleaning.clean(selection, records, source.zip_path)
+        tabulate(selection)
+        sorted_rows = f"{', '.join(COLUMNS)} FROM rows ORDER BY image_id, source, rowid"
+        write_csv(stage.folder / "photos.csv", COLUMNS, source.database, sorted_rows)
+        counts = count(source, selection)
         _check_rejected(stage, counts, uri, args.max_rejected)
-        kept = set(table.image_id[table.status == "ok"])
-        _check_removed(uri, there, there - kept, args.max_removed)
-        removed = _remove_others(stage.folder, kept)
+        _check_removed(source.database, _IS_GONE, uri, args.max_removed)
+        removed = _remove_others(stage.folder, source.database)
         outputs = ["photos.csv"]
         if with_display:
-            atomic.write_csv(stage.folder / DISPLAY_TABLE, tabulate_display(records))
+            shown = "image_id, display_width, display_height FROM kept.records WHERE display IS NOT NULL ORDER BY image_id"
+            write_csv(stage.folder / DISPLAY_TABLE, DISPLAY_COLUMNS, source.database, shown)
             outputs.append(DISPLAY_TABLE)
-        write_identities(stage.folder, records, seen)
-        return stage.finish(counts, outputs) | {"cleaned": cleaned, "reused": len(records) - cleaned, "removed": removed}
+        records.keep_identities()
+        return stage.finish(counts, outputs) | {"cleaned": cleaned, "reused": records.count() - cleaned, "removed": removed}
 
 
-def none_is_wanted(tabular_dir: Path, photos_there: int, uri: str, listed: pd.DataFrame) -> str:
-    """The sentence for a source whose photos no listing has. listed: images.csv."""
-    nobodys = f"no listing in {tabular_dir} has one of the {photos_there} photos of {uri}"
-    if FILE in listed and len(listed):
-        return f"{nobodys}: they are not called as the table names them, such as {listed[FILE].iloc[0]}; give their folder"
+def nothing_is_left(records: Records, with_display: bool) -> bool:
+    """Whether every photo of a finished run was read, and every cleaned one is there still, by content."""
+    counts = stages.read_manifest(records.folder)["counts"]
+    if TRIED_AGAIN & counts["reasons"].keys() or records.count("status = 'ok'") != counts["kept"]:
+        return False
+    return all(found is not Check.LOST for _, found in records.check(with_display))
+
+
+def _select(source: Source, uri: str, table: Path | None) -> Selection:
+    """The photos to clean. table: images.csv, with the files' names where a schema told them; None: all photos are wanted."""
+    if table is None:
+        return select(source, None)
+    columns = [name for name in reading.read_csv(table, nrows=0) if name in ("image_id", FILE)]
+    blocks = reading.read_csv(table, usecols=columns, chunksize=ROWS_AT_A_TIME)
+    if FILE in columns:
+        files = (row for block in blocks for row in zip(block["image_id"], block[FILE], strict=True))
+        return select_files(source, files, functools.partial(address_of, folder=Path(uri)))
+    return select(source, (image_id for block in blocks for image_id in block["image_id"]))
+
+
+def none_is_wanted(tabular_dir: Path, selection: Selection, uri: str) -> str:
+    """The sentence for a source whose photos no listing has."""
+    nobodys = f"no listing in {tabular_dir} has one of the {selection.skipped} photos of {uri}"
+    if named := selection.database.execute("SELECT file FROM listed WHERE file IS NOT NULL ORDER BY rowid LIMIT 1").fetchone():
+        return f"{nobodys}: they are not called as the table names them, such as {named[0]}; give their folder"
     return f"{nobodys}: take Products.csv, Images.csv and the photos from one export, or give --all-photos"
 
 
-def tell_missing(selection: Selection, uri: str, listed: pd.DataFrame | None) -> None:
-    """Say on stderr which photos that a shop's table names are not there. listed: images.csv."""
-    if listed is None or FILE not in listed:
-        return
-    there = selection.candidates.keys() | {photo.image_id.lower() for photo, _ in selection.unread}
-    missing = listed.loc[~listed["image_id"].str.lower().isin(there), FILE]
-    if len(missing):
-        print(
-            f"{len(missing)} of {len(listed)} photos that the table names are not in {uri}, such as {missing.iloc[0]}",
-            file=sys.stderr,
-        )
+def tell_missing(selection: Selection, uri: str) -> None:
+    """Say on stderr which photos that a shop's table names are not there."""
+    is_there = "EXISTS (SELECT 1 FROM candidates c WHERE c.id = l.id) OR EXISTS (SELECT 1 FROM unread u WHERE u.id = l.id)"
+    missing = f"FROM listed l WHERE file IS NOT NULL AND NOT ({is_there})"
+    if n_missing := selection.count(f"SELECT COUNT(*) {missing}"):
+        n_listed = selection.count("SELECT COUNT(*) FROM listed")
+        (first,) = selection.database.execute(f"SELECT file {missing} ORDER BY rowid LIMIT 1").fetchone()
+        print(f"{n_missing} of {n_listed} photos that the table names are not in {uri}, such as {first}", file=sys.stderr)
 
 
-def tabulate(selection: Selection, records: Mapping[Key, Mapping]) -> pd.DataFrame:
-    """photos.csv: a row for every photo that is wanted, but for what lies beside one that is kept."""
-    rows = [_row(photo, {"status": "rejected", "reason": reason}) for photo, reason in selection.unread]
-    for name, files in selection.candidates.items():
-        for turn, photo in enumerate(files):
-            if (name, turn) in records:
-                rows.append(_row(photo, records[name, turn]["row"]))
-            elif not is_sidecar(photo):
-                rows.append(_row(photo, {"status": "rejected", "reason": DUPLICATE}))
-    table = pd.DataFrame(rows, columns=COLUMNS, dtype=str).fillna("")
-    return table.sort_values(["image_id", "source"], kind="stable")
+def tabulate(selection: Selection) -> None:
+    """Put the rows of photos.csv into the table `rows`: every photo that is wanted, but for what lies beside one that is kept."""
+    selection.database.execute(f"CREATE TABLE rows ({', '.join(f'{name} TEXT' for name in COLUMNS)})")
+    selection.database.execute("BEGIN")
+    selection.database.executemany(f"INSERT INTO rows VALUES ({', '.join('?' * len(COLUMNS))})", _rows(selection))
+    selection.database.execute("COMMIT")
 
 
-def tabulate_display(records: Mapping[Key, Mapping]) -> pd.DataFrame:
-    """display.csv: a row for every photo that is kept, with the size of its copy to look at."""
-    rows = [{"image_id": record["image_id"]} | record["display"] for record in records.values() if record["display"]]
-    return pd.DataFrame(rows, columns=DISPLAY_COLUMNS).sort_values("image_id")
+def _rows(selection: Selection) -> Iterator[tuple]:
+    nothing = [""] * (len(ROW) - 2)
+    for photo, reason in selection.unread():
+        yield _row(photo, "rejected", reason, *nothing)
+    found = selection.database.execute(
+        f"""SELECT name, place, files.identity, size, c.image_id, {", ".join(f"r.{name}" for name in ROW)}
+        FROM candidates c CROSS JOIN files ON number = c.file LEFT JOIN kept.records r ON r.id = c.id AND r.turn = c.turn
+        ORDER BY c.file, c.turn"""
+    )
+    for *file, status, reason, width, height, sha256, phash, colours in found:
+        photo = photo_of(*file)
+        if status:
+            yield _row(photo, status, reason, width or "", height or "", sha256 or "", phash or "", colours or "")
+        elif not is_sidecar(photo):
+            yield _row(photo, "rejected", DUPLICATE, *nothing)
 
 
-def count(table: pd.DataFrame, source: Source, selection: Selection) -> dict:
+def write_csv(path: Path, columns: list[str], database: sqlite3.Connection, selected: str) -> None:
+    with contextlib.closing(database.execute(f"SELECT {selected}")) as rows:
+        atomic.write_table(path, columns, rows)
+
+
+def count(source: Source, selection: Selection) -> dict:
     """The stage's counts: seen = kept + rejected + skipped, and what lies beside the photos is ignored."""
-    skipped, sidecars = selection.skipped, selection.wanted - len(table)
-    reasons = Counter(table.reason[table.status == "rejected"])
+    execute, skipped = selection.database.execute, selection.skipped
+    rejected = "SELECT reason, COUNT(*) FROM rows WHERE status = 'rejected' GROUP BY reason ORDER BY reason"
+    reasons = dict(execute(rejected).fetchall())
+    kept, rows = execute("SELECT COUNT(*) FILTER (WHERE status = 'ok'), COUNT(*) FROM rows").fetchone()
     counts = {
-        "seen": selection.wanted + skipped - sidecars,
-        "kept": int((table.status == "ok").sum()),
+        "seen": rows + skipped,
+        "kept": kept,
         "rejected": sum(reasons.values()),
         "skipped": skipped,
-        "reasons": dict(sorted(reasons.items())),
-        "ignored": source.ignored + sidecars,
+        "reasons": reasons,
+        "ignored": source.ignored + selection.wanted - rows,
     }
     assert counts["seen"] == counts["kept"] + counts["rejected"] + counts["skipped"], counts
     return counts
-
-
-def _select(source: Source, uri: str, listed: pd.DataFrame | None) -> Selection:
-    """The photos to clean. listed: images.csv, with the files' names where a schema told them; None: all photos are wanted."""
-    if listed is None:
-        return select(source, None)
-    if FILE in listed:
-        return select_files(source, dict(zip(listed["image_id"], listed[FILE], strict=True)), urls_of(uri))
-    return select(source, set(listed["image_id"].str.lower()))
 
 
 def _write_jpeg(path: Path, jpeg: bytes) -> None:
@@ -413,12 +285,11 @@ def _write_jpeg(path: Path, jpeg: bytes) -> None:
         raise
 
 
-def _row(photo: Photo, row: Mapping) -> dict:
-    image_id = photo.image_id
+def _row(photo: Photo, status: str, *facts: str) -> tuple[str, ...]:
     # A file's name is text too; the id of a cleaned photo is what its file is called, and stays.
-    shown_id = image_id if row["status"] == "ok" else redact(image_id)
+    shown_id = photo.image_id if status == "ok" else redact(photo.image_id)
     name = photo.name if _PLAIN.fullmatch(photo.name) else _printable(redact(photo.name))
-    return {"image_id": _printable(shown_id), "source": name} | dict(row)
+    return _printable(shown_id), status, *facts, name
 
 
 def _printable(name: str) -> str:
@@ -438,27 +309,36 @@ def _begin_display(folder: Path, with_display: bool) -> None:
             shutil.rmtree(copies, ignore_errors=True)
 
 
-def _cleaned(folder: Path) -> set[str]:
-    """The ids of the photos whose JPEGs are in the folder."""
-    return {name.removesuffix(".jpg") for name in os.listdir(folder) if name.endswith(".jpg")} if folder.exists() else set()
+def list_jpegs(database: sqlite3.Connection, table: str, folder: Path) -> None:
+    """Put the names of a folder's JPEGs, without .jpg, into a table; and as ids, in lower case."""
+    database.execute(f"DROP TABLE IF EXISTS {table}")
+    database.execute(f"CREATE TABLE {table} (name BLOB, id TEXT)")
+    with os.scandir(folder) as entries:
+        names = (entry.name.removesuffix(".jpg") for entry in entries if entry.name.endswith(".jpg"))
+        rows = ((os.fsencode(name), name.lower().encode("utf-8", "backslashreplace").decode()) for name in names)
+        database.execute("BEGIN")
+        database.executemany(f"INSERT INTO {table} VALUES (?, ?)", rows)
+        database.execute("COMMIT")
 
 
-def _remove_others(folder: Path, kept: set[str]) -> int:
-    """Take away the JPEGs of photos that left the source, are listed no more or are rejected now; returns how many."""
-    others = _cleaned(folder) - kept
-    for name in others:
-        (folder / f"{name}.jpg").unlink()
-    for copies in (folder / name for name in COPIES):
-        for name in _cleaned(copies) - kept:
-            (copies / f"{name}.jpg").unlink()
-    return len(others)
+def _remove_others(folder: Path, database: sqlite3.Connection) -> int:
+    """Take away the JPEGs of photos that left the source, are listed no more or are rejected now; returns how many photos."""
+    removed = []
+    for those in (folder, *(folder / name for name in COPIES)):
+        if those.exists():
+            list_jpegs(database, "jpegs", those)
+            gone = database.execute(f"SELECT name FROM jpegs WHERE {_IS_GONE}")
+            removed.append(sum(1 for (name,) in gone if not (those / f"{os.fsdecode(name)}.jpg").unlink()))
+    return removed[0]
 
 
-def _check_removed(uri: str, there: set[str], removed: set[str], max_removed: float) -> None:
-    """StageError when too large a share of the cleaned photos would go: a folder of the source is missing, or its mount."""
-    if len(removed) > max_removed * len(there):
+def _check_removed(database: sqlite3.Connection, is_gone: str, uri: str, max_removed: float) -> None:
+    """StageError when too large a share of the cleaned photos, of the table `there`, would go: a folder of the source is missing,
+    or its mount."""
+    there, removed = database.execute(f"SELECT COUNT(*), COUNT(*) FILTER (WHERE {is_gone}) FROM there AS jpegs").fetchone()
+    if removed > max_removed * there:
         raise StageError(
-            f"{len(removed)} of {len(there)} cleaned photos would be removed, more than --max-removed {max_removed:g}: "
+            f"{removed} of {there} cleaned photos would be removed, more than --max-removed {max_removed:g}: "
             f"see whether {uri} is whole, or allow it with --max-removed 1"
         )
 

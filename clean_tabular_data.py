@@ -277,7 +277,7 @@ def clean_photos(inputs: Inputs, cleaner: records.ListingCleaner, listings: pd.D
 
 def named_photos(inputs: Inputs, cleaner: records.ListingCleaner, labels: Mapping[str, int]) -> Iterable[photo_names.Named]:
     if inputs.photos:
-        names, pattern = [photo.name for photo in inputs.photos.photos], inputs.schema.photo_pattern
+        names, pattern = [photo.name for photo in inputs.photos.photos()], inputs.schema.photo_pattern
         found = photo_names.by_pattern(names, pattern, labels)
         if names and not any(photo.product_id for photo in found):
             called = f"no photo is called like photo_pattern {pattern} of {inputs.schema_path}"

@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> dict:
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Without looks for rubbish in circles: a dictionary a photo is looked through time and again, and there is none."""
+    """Without looks for rubbish in circles: a dictionary a listing is looked through time and again, and there is none."""
     gc.disable()
     try:
         yield

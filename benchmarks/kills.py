@@ -61,7 +61,7 @@ QUICK = ("tabular", "images", "dataset", "index", PUBLISH)
 IN_A_ROW = 4  # kills at most before a stage may end
 PUBLISH_S = 0.3  # in which several generations are published
 WRITTEN_TWICE = {"image_model.json"}  # before and after the model in 8 bits is measured
-TELL_TIMES = {"manifest.json", "report.json", ".identities.json"}  # files that differ between runs
+TELL_TIMES = {"manifest.json", "report.json", ".records.sqlite", ".records.sqlite-wal"}  # files that differ between runs
 
 
 def forked(work: Callable[[], int | None], kill_after_s: float | None = None) -> int | None:

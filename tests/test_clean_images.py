@@ -1,10 +1,12 @@
 """clean_images.py: every photo of the source ends as a square or as a row with a reason; a rerun does only what is missing."""
 
+import contextlib
 import errno
 import io
 import json
 import os
 import shutil
+import sqlite3
 import struct
 import zipfile
 from pathlib import Path
@@ -14,7 +16,8 @@ import pytest
 from PIL import Image
 
 import clean_images
-from marketplace.cleaning import decoders, photos, pool, sources
+from marketplace.cleaning import decoders, photo_records, photos, pool, sources
+from marketplace.cleaning.photo_records import Records
 from marketplace.files import atomic, reading, stages
 from tests.cleaning.test_decoders import slow_photo
 
@@ -70,11 +73,18 @@ def statuses(data: Path) -> dict[str, str]:
     return {row["source"]: row["reason"] or row["status"] for row in rows(data)}
 
 
-def files_of(data: Path) -> dict[str, bytes]:
-    """Everything a stage leaves, hidden files too, but for those that hold times."""
-    folder, left_out = data / "images", (stages.MANIFEST, clean_images.IDENTITIES)
+def records_of(data: Path) -> list[tuple]:
+    """All that is kept of the photos, but for the times of their JPEGs."""
+    with contextlib.closing(sqlite3.connect(data / "images" / photo_records.FILE)) as database:
+        columns = ", ".join(name for name in photo_records.COLUMNS if name != "jpegs")
+        return database.execute(f"SELECT {columns} FROM records ORDER BY id, turn").fetchall()
+
+
+def files_of(data: Path) -> dict[str, bytes | list]:
+    """Everything a stage leaves, hidden files too, but for what tells times."""
+    folder, left_out = data / "images", (stages.MANIFEST, photo_records.FILE)
     files = (path for path in folder.rglob("*") if path.is_file() and path.name not in left_out)
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files} | {".records": records_of(data)}
 
 
 def outputs(data: Path) -> dict[str, bytes]:
@@ -506,6 +516,21 @@ def test_processes_give_what_one_process_gives(tmp_path, clean):
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
 
 
+def test_photos_are_read_no_further_ahead_than_keeps_the_processes_busy(monkeypatch):
+    asked = []
+
+    def todo():
+        for number in range(1000):
+            asked.append(number)
+            yield pool.Task(sources.Photo(f"{number}.jpg", f"/{number}.jpg", "", 1), "")
+
+    monkeypatch.setattr(pool, "clean_photo", lambda task, *_: pool.Result(task.photo.name, None))
+    with contextlib.closing(pool.clean_all(todo(), None, photos.DEFAULTS, True, workers=2)) as results:
+        first = [next(results)[1].content for _ in range(3)]
+    assert first == ["0.jpg", "1.jpg", "2.jpg"] and len(asked) <= 2 * pool.AHEAD + 4
+    assert list(pool.clean_all(iter([]), None, photos.DEFAULTS, True, workers=2)) == []
+
+
 KILLED_BY = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
@@ -586,9 +611,8 @@ def test_names_that_lead_outside_a_zip_write_nothing_outside(tmp_path, clean):
         "display.csv",
         "manifest.json",
         ".flags.json",
-        ".identities.json",
         ".lock",
-        clean_images.PROGRESS,
+        photo_records.FILE,
     }
     assert statuses(tmp_path / "data")["../../escaped.jpg"] == "bad_name"
     # Nor where every name does, so that ".." is a folder they share.
@@ -804,11 +828,15 @@ def kill_after(function, calls: int, before: bool):
     [
         (clean_images, "_write_jpeg", 1),
         (clean_images, "_write_jpeg", 4),
-        (clean_images, "_line", 3),
+        (Records, "forget_others", 1),
+        (Records, "forget_lost", 1),
+        (Records, "keep", 3),
+        (Records, "forget_untried", 1),
+        (Records, "keep_identities", 1),
+        (photo_records, "identity", 4),  # in the midst of a transaction
         (clean_images, "_remove_others", 1),
-        (atomic, "write_csv", 1),
-        (atomic, "write_bytes", 2),  # the first is of the flags, before the manifest goes
-        (atomic, "write_bytes", 3),
+        (atomic, "write_table", 1),
+        (atomic, "write_table", 2),
         (atomic, "write_json", 1),
         (os, "replace", 3),
     ],
@@ -849,12 +877,10 @@ def test_a_killed_run_is_resumed_not_repeated(tmp_path, clean, monkeypatch):
         patch.setattr(clean_images, "_write_jpeg", kill_after(clean_images._write_jpeg, 13, before=True))
         with pytest.raises(Killed):
             clean("--photos", source)
-    progress = tmp_path / "data" / "images" / clean_images.PROGRESS
-    progress.write_bytes(progress.read_bytes()[:-7])  # the last record torn
     (tmp_path / "data" / "images" / ".photo-5.jpg.tmp").write_bytes(b"half")
     age(tmp_path / "data")
-    assert (summary := clean("--photos", source)[1]) and (summary["cleaned"], summary["reused"]) == (3, 3)
-    assert sum(time == 10**18 for time in written_at(tmp_path / "data").values()) == 3
+    assert (summary := clean("--photos", source)[1]) and (summary["cleaned"], summary["reused"]) == (2, 4)
+    assert sum(time == 10**18 for time in written_at(tmp_path / "data").values()) == 4
     assert not list((tmp_path / "data" / "images").glob(".*.tmp"))
 
 
@@ -871,11 +897,92 @@ def test_a_photo_that_could_not_be_read_is_tried_again(tmp_path, clean, monkeypa
     assert clean("--photos", source)[1]["cleaned"] == 6
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[]\n{}\nnull\n1\n", b'{"image_id": "photo-1"}\n', b'{"image_id": []}\n'])
-def test_a_damaged_progress_file_costs_time_not_the_run(tmp_path, clean, content):
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", bytes(5000), b"SQLite format 3\0" + bytes(5000)])
+def test_damaged_records_cost_time_not_the_run(tmp_path, clean, content):
     source = write_folder(tmp_path / "source", good_photos())
     (tmp_path / "data" / "images").mkdir(parents=True)
-    (tmp_path / "data" / "images" / clean_images.PROGRESS).write_bytes(content)
+    (tmp_path / "data" / "images" / photo_records.FILE).write_bytes(content)
+    assert clean("--photos", source)[1]["cleaned"] == 6
+    assert clean("--photos", source)[1]["unchanged"]
+
+
+def test_records_that_are_damaged_in_their_midst_are_one_sentence(tmp_path, clean):
+    source = write_folder(tmp_path / "source", good_photos(30))
+    clean("--photos", source)
+    path = tmp_path / "data" / "images" / photo_records.FILE
+    with open(path, "r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (path.stat().st_size - 4096))
+    sentence = f"error: {path} is damaged: delete it and run python clean_images.py again"
+    assert clean("--photos", source) == (1, None, sentence)
+    path.unlink()
+    assert clean("--photos", source)[1]["cleaned"] == 30
+
+
+def as_kept_before(data: Path) -> None:
+    """Have the records as versions before SQLite kept them."""
+    folder, digests = data / "images", ("sha256", "bytes", "width", "height")
+    with contextlib.closing(sqlite3.connect(folder / photo_records.FILE)) as database:
+        database.row_factory = sqlite3.Row
+        records = list(map(dict, database.execute("SELECT * FROM records")))
+    lines = []
+    for record in records:
+        names = ("image_id", "turn", "settings", "identity", "content", "jpeg", "jpeg_bytes")
+        old = {name: record[name] for name in names} | {"display": None}
+        if record["display"]:
+            old["display"] = dict(
+                zip(digests, [record["display"], *(record[f"display_{name}"] for name in digests[1:])], strict=True)
+            )
+            old["display"] |= {"card_sha256": record["card"], "card_bytes": record["card_bytes"]}
+        row = {name: record[name] for name in photo_records.ROW if record[name] is not None}
+        lines.append(json.dumps(old | {"row": row}) + "\n")
+    (folder / ".progress.jsonl").write_text("".join(lines))
+    (folder / ".identities.json").write_text(json.dumps({record["image_id"]: record["jpegs"] for record in records}))
+    (folder / photo_records.FILE).unlink()
+
+
+def test_the_write_ahead_log_of_the_records_stays_small(tmp_path, clean, monkeypatch):
+    """It only grows while a row of a query is still to be read: a run of a million photos would write gigabytes."""
+    source = write_folder(tmp_path / "source", good_photos(40))
+    keep, sizes = Records.keep, []
+
+    def keep_and_look(records, *args):
+        keep(records, *args)
+        sizes.append((tmp_path / "data" / "images" / f"{photo_records.FILE}-wal").stat().st_size)
+
+    monkeypatch.setattr(Records, "keep", keep_and_look)
+    monkeypatch.setattr(photo_records, "TOGETHER", 3)
+    attach = photo_records._attach
+
+    def attach_with_short_log(database, folder):
+        attach(database, folder)
+        database.execute("PRAGMA kept.wal_autocheckpoint = 5")
+
+    monkeypatch.setattr(photo_records, "_attach", attach_with_short_log)
+    assert clean("--photos", source)[1]["cleaned"] == 40
+    assert len(sizes) == 40 and max(sizes) < 20 * 4096
+
+
+def test_the_records_of_an_older_version_are_taken_over_once(tmp_path, clean):
+    source = write_folder(tmp_path / "source", good_photos() | {"broken.jpg": b"no photo"})
+    clean("--photos", source)
+    before = files_of(tmp_path / "data")
+    as_kept_before(tmp_path / "data")
+    assert clean("--photos", source)[1]["unchanged"]
+    assert files_of(tmp_path / "data") == before  # the older files are gone
+    as_kept_before(tmp_path / "data")
+    (tmp_path / "data" / "images" / ".identities.json").unlink()
+    age(tmp_path / "data")
+    (source / "photo-7.jpg").write_bytes(photo_bytes(7))
+    summary = clean("--photos", source)[1]
+    assert (summary["cleaned"], summary["reused"]) == (1, 7)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[]\n{}\nnull\n1\n", b'{"image_id": "photo-1"}\n', b'{"image_id": []}\n'])
+def test_damaged_records_of_an_older_version_cost_time_not_the_run(tmp_path, clean, content):
+    source = write_folder(tmp_path / "source", good_photos())
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    (tmp_path / "data" / "images" / ".progress.jsonl").write_bytes(content)
     assert clean("--photos", source)[1]["cleaned"] == 6
 
 
@@ -926,10 +1033,8 @@ def test_full_believes_no_identity_and_reads_every_photo(tmp_path, clean):
     """A record that claims the identity of another photo stands for a file system that hides a change."""
     source = write_folder(tmp_path / "source", good_photos())
     clean("--photos", source)
-    progress = tmp_path / "data" / "images" / clean_images.PROGRESS
-    records = list(map(json.loads, progress.read_text().splitlines()))
-    records[2]["content"] = "of other bytes"
-    progress.write_text("".join(json.dumps(record, sort_keys=True) + "\n" for record in records))
+    with contextlib.closing(sqlite3.connect(tmp_path / "data" / "images" / photo_records.FILE)) as database, database:
+        database.execute("UPDATE records SET content = 'of other bytes' WHERE id = 'photo-2'")
     assert clean("--photos", source)[1]["unchanged"]
     code, summary, _ = clean("--photos", source, "--full")
     assert (code, summary["cleaned"], summary["reused"]) == (0, 1, 5)

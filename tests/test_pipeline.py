@@ -19,16 +19,15 @@ import torchvision
 from starlette.testclient import TestClient
 
 import api
-import clean_images
 from demo import sample
-from marketplace.cleaning import photos
+from marketplace.cleaning import photo_records, photos
 from marketplace.files import disk, generations, reading, stages
 from marketplace.retrieval.recommender import Recommender
 from tests import small_disk
 from tests.conftest import STAGES, TRAIN_FLAGS, run_stages
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMES_ONLY = {"manifest.json", "report.json", clean_images.IDENTITIES}  # that may tell when something happened
+TIMES_ONLY = {"manifest.json", "report.json", photo_records.FILE}  # that may tell when something happened
 KILLS = 2
 
 

@@ -96,16 +96,16 @@ def test_photos_that_vanish_from_s3_or_are_archived_are_rejected_alone_and_tried
     key = f"raw data/images/{archived}"
     body = uploaded.get_object(Bucket="market", Key=key)["Body"].read()
     uploaded.put_object(Bucket="market", Key=key, Body=body, StorageClass="GLACIER")
-    list_objects = s3_files.list_objects
+    iterate_objects = s3_files.iterate_objects
 
     def list_then_delete(uri):
-        listed = list_objects(uri)
+        listed = list(iterate_objects(uri))
         uploaded.delete_object(Bucket="market", Key=f"raw data/images/{gone}")
         return listed
 
     command = ["--data", str(with_table), "--photos", "s3://market/raw data/images", "--workers", "1"]
     with monkeypatch.context() as patch:
-        patch.setattr(s3_files, "list_objects", list_then_delete)
+        patch.setattr(s3_files, "iterate_objects", list_then_delete)
         assert clean_images.main(command) == 0
     summary = last_line(capsys.readouterr().out)
     assert summary["reasons"]["read_error"] == 2

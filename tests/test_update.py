@@ -17,7 +17,7 @@ import clean_images
 import clean_tabular_data
 import extract_embeddings
 import update
-from marketplace.cleaning import records, redaction, schema, tables
+from marketplace.cleaning import photo_records, records, redaction, schema, tables
 from marketplace.files import cli, locks, reading, stages
 from tests.conftest import STAGES, run_stages
 from tests.files.asked import sentence_of
@@ -320,8 +320,7 @@ def test_no_digest_is_kept_of_a_record_that_had_something_taken_out(tmp_path, to
 
 def test_a_jpeg_whose_size_and_times_are_the_same_is_only_read_with_full(shop, monkeypatch, capsys):
     assert clean_images.main(["--data", str(shop), "--workers", "1", "--full"]) == 0
-    files = clean_images.read_identities(shop / "images")
-    monkeypatch.setattr(clean_images, "_identity", lambda _, record: files[record["image_id"]])
+    monkeypatch.setattr(photo_records, "identity", lambda _, record: record["jpegs"])
     path = min((shop / "images").glob("*.jpg"))
     whole = path.read_bytes()
     path.write_bytes(whole[:-9] + bytes(9))

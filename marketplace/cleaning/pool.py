@@ -1,6 +1,7 @@
 """Cleaning many photos over several processes, in order."""
 
 import hashlib
+import itertools
 import zipfile
 import zlib
 from collections import deque
@@ -63,23 +64,27 @@ def clean_photo(
 
 
 def clean_all(
-    todo: list[Task], zip_path: str | None, settings: photos.CleanSettings, with_display: bool, workers: int
+    todo: Iterator[Task], zip_path: str | None, settings: photos.CleanSettings, with_display: bool, workers: int
 ) -> Iterator[tuple[Photo, Result]]:
-    """clean_photo() of every task, in order, decoded by `workers` processes; StageError when they cannot start."""
-    if not todo:
+    """clean_photo() of every task, in order, decoded by `workers` processes; StageError when they cannot start.
+
+    todo: read no further ahead than keeps them busy.
+    """
+    first = list(itertools.islice(todo, workers))
+    if not first:
         return
-    workers = min(workers, len(todo))
-    from_s3 = not zip_path and s3.is_s3(todo[0].photo.place)
+    workers, waiting = len(first), itertools.chain(first, todo)
+    from_s3 = not zip_path and s3.is_s3(first[0].photo.place)
     threads = ThreadPoolExecutor(workers * (S3_READERS if from_s3 else READERS))
-    waiting, under_way = deque(todo), deque()
+    under_way, task = deque(), next(waiting)
     limits = decoders.Limits(decoders.BATCH_CPU_S, settings.max_pixels)
     try:
         with decoders.Decoders(workers, limits) as pool:
-            while waiting or under_way:
-                while waiting and len(under_way) < AHEAD * workers:
-                    task = waiting.popleft()
+            while task or under_way:
+                while task and len(under_way) < AHEAD * workers:
                     result = threads.submit(clean_photo, task, zip_path, settings, with_display, pool)
                     under_way.append((task.photo, result))
+                    task = next(waiting, None)
                 photo, result = under_way.popleft()
                 yield photo, result.result()
     except decoders.CannotStart as error:

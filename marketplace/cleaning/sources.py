@@ -1,6 +1,5 @@
 """Where raw photos come from: a folder, a zip or S3; what is there, under which ids, and its bytes."""
 
-import contextlib
 import errno
 import functools
 import hashlib
@@ -8,16 +7,16 @@ import itertools
 import json
 import os
 import re
+import sqlite3
 import stat
 import zipfile
-from collections import defaultdict
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from marketplace.cleaning import listings
-from marketplace.files import s3
+from marketplace.files import disk, s3
 from marketplace.files.stages import StageError
 
 IMAGE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")  # a file's stem; the export's are UUIDs
@@ -36,6 +35,7 @@ PICTURES = (
 )
 MAX_ZIP_BYTES = 20_000_000_000  # of a zip's members unpacked, by default: a dozen times the real export
 MAX_PHOTO_BYTES = 100_000_000  # of one file: no camera's JPEG comes near
+CACHE_KB = 32_000  # of memory, for a source's database: what does not fit lies on the disk
 
 
 @dataclass(frozen=True)
@@ -70,22 +70,103 @@ class Photo:
         return self.id or listings.canonical_id(self.stem)
 
 
-@dataclass(frozen=True)
 class Source:
-    """zip_path: the local zip whose members the photos are; None where each photo is a file or an S3 object."""
+    """The files of a source that may be photos, in the order of their names, and how many others are ignored.
 
-    photos: list[Photo]
-    ignored: int
-    zip_path: str | None = None
+    They lie in a temporary database of SQLite's, on the disk: millions of them take no memory. Its table `files`: number (the
+    place in the order), name, place, identity and size, as Photo has them; names and paths in UTF-8, which sorts as Python does.
+    zip_path: the local zip whose members the photos are; None where each photo is a file or an S3 object.
+    """
+
+    def __init__(self, found: Iterable[Photo | None], zip_path: str | None = None):
+        """found: in any order; None for what is no file."""
+        self.zip_path, self.ignored, self._common = zip_path, 0, None
+        self.database = sqlite3.connect("", isolation_level=None)
+        for pragma in ("journal_mode = OFF", f"cache_size = -{CACHE_KB}"):
+            self.database.execute(f"PRAGMA {pragma}")
+        with disk.writing(disk.sqlite_temporary()):
+            self._fill("found", map(_row, self._kept(found)))
+            ordered = self.database.execute("SELECT name, place, identity, size FROM found ORDER BY name, rowid")
+            self._fill("files", ((self._name_below(name), *rest) for name, *rest in ordered))
+            self.database.execute("DROP TABLE found")
+        (self.n_photos,) = self.database.execute("SELECT COUNT(*) FROM files").fetchone()
+
+    def __enter__(self) -> "Source":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.database.close()
+
+    def _fill(self, table: str, rows: Iterable[tuple]) -> None:
+        self.database.execute(f"CREATE TABLE {table} (number INTEGER PRIMARY KEY, name BLOB, place, identity TEXT, size INTEGER)")
+        self.database.execute("BEGIN")
+        self.database.executemany(f"INSERT INTO {table} (name, place, identity, size) VALUES (?, ?, ?, ?)", rows)
+        self.database.execute("COMMIT")
+
+    def _kept(self, found: Iterable[Photo | None]) -> Iterator[Photo]:
+        """Those that may be photos; meanwhile, which folders they share."""
+        for photo in found:
+            if photo is None or not _may_be_photo(photo):
+                self.ignored += 1
+                continue
+            if self._common != ():
+                folders = () if _SIMPLE.fullmatch(photo.name) else photo.path.parts[:-1]
+                self._common = os.path.commonprefix([folders if self._common is None else self._common, folders])
+            yield photo
+
+    def _name_below(self, name: bytes) -> bytes:
+        """A name below the folder that all share, so that a folder and a zip of it are listed alike."""
+        text = _text(name)
+        if _SIMPLE.fullmatch(text):
+            return name
+        shared = len(list(itertools.takewhile(lambda part: part != "..", self._common)))
+        return _blob("/".join(PurePosixPath(text).parts[shared:]))
+
+    def photos(self) -> Iterator[Photo]:
+        for _, photo in self.numbered():
+            yield photo
+
+    def numbered(self) -> Iterator[tuple[int, Photo]]:
+        for number, *row in self.database.execute("SELECT number, name, place, identity, size FROM files ORDER BY number"):
+            yield number, photo_of(*row)
 
     def digest(self) -> str:
         """Changes when a photo comes, goes or changes."""
-        listing = [[photo.name, photo.identity] for photo in self.photos]
-        return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+        listing = self.database.execute("SELECT name, identity FROM files ORDER BY number")
+        return _digest([_text(name), identity] for name, identity in listing)
 
     def names_digest(self) -> str:
         """Changes when a photo comes or goes."""
-        return hashlib.sha256(json.dumps([photo.name for photo in self.photos]).encode()).hexdigest()
+        return _digest(_text(name) for (name,) in self.database.execute("SELECT name FROM files ORDER BY number"))
+
+
+def _digest(values: Iterable) -> str:
+    """The sha256 of the JSON list of the values, some thousands in memory at a time."""
+    values, digest, separator = iter(values), hashlib.sha256(b"["), b""
+    while block := list(itertools.islice(values, 10_000)):
+        digest.update(separator + json.dumps(block)[1:-1].encode())
+        separator = b", "
+    digest.update(b"]")
+    return digest.hexdigest()
+
+
+def _blob(text: str) -> bytes:
+    """A name that may be no UTF-8, as Python has it, for SQLite."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _text(blob: bytes) -> str:
+    return blob.decode("utf-8", "surrogatepass")
+
+
+def _row(photo: Photo) -> tuple:
+    place = photo.place if isinstance(photo.place, int) else _blob(photo.place)
+    return _blob(photo.name), place, photo.identity, photo.size
+
+
+def photo_of(name: bytes, place: bytes | int, identity: str, size: int, image_id: str = "") -> Photo:
+    """A row of a source's files."""
+    return Photo(_text(name), place if isinstance(place, int) else _text(place), identity, size, image_id)
 
 
 def uri_of(given: str | None, data_dir: Path) -> str:
@@ -112,53 +193,66 @@ def list_source(uri: str, cache_dir: Path, max_zip_bytes: int) -> Source:
     uri: a folder, a .zip or an s3:// URI. Raises StageError when it is none of these, holds no photo or cannot be read whole.
     """
     _open_zip.cache_clear()
-    zip_path, others = None, 0
+    zip_path = None
     if s3.is_s3(uri) and not uri.lower().endswith(".zip"):
-        prefix = uri if uri.endswith("/") else uri + "/"
-        found = [Photo(o.uri.removeprefix(prefix), o.uri, f"{o.etag}-{o.size}", o.size) for o in s3.list_objects(prefix)]
-        found = [photo for photo in found if not photo.name.endswith("/") and photo.name]  # folder markers
+        found = _s3_photos(uri if uri.endswith("/") else uri + "/")
     elif not s3.is_s3(uri) and Path(uri).is_dir():
-        found, others = _folder_photos(Path(uri))
+        found = _folder_photos(str(Path(uri)))
     else:
         zip_path = s3.local_file(uri, cache_dir)
         found = _zip_photos(zip_path, max_zip_bytes)
-    kept = sorted(filter(_may_be_photo, found), key=lambda photo: photo.name)
-    if not kept:
+    source = Source(found, zip_path and str(zip_path))
+    if not source.n_photos:
         raise StageError(f"{uri} holds no photos: give their folder, .zip or s3:// URI with --photos")
-    return Source(_below_common_folder(kept), others + len(found) - len(kept), zip_path and str(zip_path))
+    return source
 
 
-def _folder_photos(folder: Path) -> tuple[list[Photo], int]:
-    """The files below a folder, through links too, and how many entries are neither a file nor a folder that is listed.
+def _s3_photos(prefix: str) -> Iterator[Photo]:
+    for found in s3.iterate_objects(prefix):
+        name = found.uri.removeprefix(prefix)
+        if name and not name.endswith("/"):  # folder markers
+            yield Photo(name, found.uri, f"{found.etag}-{found.size}", found.size)
 
+
+def _folder_photos(folder: str, below: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[Photo | None]:
+    """The files below a folder, through links too; None for each entry that is neither a file nor a folder to be listed.
+
+    below: the folder's name as its files have it; above: the folders above it, among which a link would lead in circles.
     Raises StageError where a folder cannot be read: its photos would pass for removed.
     """
-    found, others = [], 0
-    entered = {folder: {_inode(folder)}}  # folder -> it and those above it, among which a link would lead in circles
-    for path, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        above = entered.pop(Path(path))
-        for name in list(folders):
-            inode = _inode(Path(path, name))
-            if inode in above:
-                folders.remove(name)
-                others += 1
-            else:
-                entered[Path(path, name)] = above | {inode}
-        below = "" if (relative := Path(path).relative_to(folder).as_posix()) == "." else f"{relative}/"
-        for name in names:
-            photo = _file_photo(os.path.join(path, name), below + name)
-            found += [photo] if photo else []
-            others += photo is None
-    return found, others
+    inode = _inode(folder)
+    if inode in above:
+        yield None
+        return
+    for entry in _entries(folder):
+        if _is_folder(entry):
+            yield from _folder_photos(entry.path, f"{below}{entry.name}/", (*above, inode))
+        else:
+            yield _file_photo(entry.path, below + entry.name)
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except OSError as error:
+        _refuse(error)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _refuse(error: OSError) -> None:
     raise StageError(f"{error.filename} cannot be read ({error.strerror}): give the permission, or mount it, and run it again")
 
 
-def _inode(path: Path) -> tuple[int, int]:
+def _inode(path: str) -> tuple[int, int]:
     try:
-        status = path.stat()
+        status = os.stat(path)
     except OSError as error:
         _refuse(error)
     return status.st_dev, status.st_ino
@@ -179,19 +273,17 @@ def _file_photo(path: str, name: str) -> Photo | None:
     return Photo(name, path, identity, status.st_size)
 
 
-def _zip_photos(path: Path, max_zip_bytes: int) -> list[Photo]:
+def _zip_photos(path: Path, max_zip_bytes: int) -> Iterator[Photo]:
     members = _open_zip(str(path)).infolist()
     total = sum(member.file_size for member in members)
     if total > max_zip_bytes:
         raise StageError(
             f"{path} unpacks to {total:,} bytes, more than --max-zip-bytes {max_zip_bytes}: raise it if you trust the zip"
         )
-    names = [member.filename.replace("\\", "/") for member in members]  # as some programs on Windows write them
-    return [
-        Photo(name, number, f"{member.CRC:08x}-{member.file_size}", member.file_size)
-        for number, (name, member) in enumerate(zip(names, members, strict=True))
-        if not name.endswith("/")
-    ]
+    for number, member in enumerate(members):
+        name = member.filename.replace("\\", "/")  # as some programs on Windows write them
+        if not name.endswith("/"):
+            yield Photo(name, number, f"{member.CRC:08x}-{member.file_size}", member.file_size)
 
 
 @functools.lru_cache(maxsize=1)
@@ -210,16 +302,6 @@ def _may_be_photo(photo: Photo) -> bool:
     return photo.suffix.lower() not in NOT_PHOTOS
 
 
-def _below_common_folder(found: list[Photo]) -> list[Photo]:
-    """The photos under their names below the folder they share, so that a folder and a zip of it are listed alike."""
-    if all(_SIMPLE.fullmatch(photo.name) for photo in found):
-        return found
-    common = os.path.commonprefix([photo.path.parts[:-1] for photo in found])
-    shared = len(list(itertools.takewhile(lambda part: part != "..", common)))
-    names = ("/".join(photo.path.parts[shared:]) for photo in found)
-    return [photo if name == photo.name else replace(photo, name=name) for photo, name in zip(found, names, strict=True)]
-
-
 def image_id_of(name: str) -> str:
     """The id that a photo's name stands for: its stem; a UUID in lower case, as the table's ids are."""
     return listings.canonical_id(PurePosixPath(name).stem)
@@ -232,62 +314,114 @@ def is_image_id(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which photos of a source are to be read.
+    """Which photos of a source are to be read: in tables of its database.
 
-    candidates: id in lower case (some file systems take a.jpg and A.jpg for one file) -> the files that have it, in the order in
-    which they are tried; unread: rejected files and why; skipped: how many files have an id that is not wanted.
+    `candidates`: file (its number in `files`), id (in lower case: some file systems take a.jpg and A.jpg for one file), image_id
+    (as a table gives it; "" where the name is the id) and turn: files of one id are tried by their turns, from 0. `unread`: file,
+    id, image_id and reason of those that are rejected by name and size. `listed`: image_id, id and file, as the table has them,
+    of the photos that are wanted; empty where all are. skipped: how many files have an id that is not wanted.
     """
 
-    candidates: dict[str, list[Photo]]
-    unread: list[tuple[Photo, str]]
+    database: sqlite3.Connection
     skipped: int
 
     @property
     def wanted(self) -> int:
         """Files of the ids that are wanted; one that several ids have counts for each."""
-        return sum(map(len, self.candidates.values())) + len(self.unread)
+        return self.count("SELECT (SELECT COUNT(*) FROM candidates) + (SELECT COUNT(*) FROM unread)")
+
+    @property
+    def turns(self) -> int:
+        """How many files the id with the most of them has."""
+        return self.count("SELECT IFNULL(MAX(turn) + 1, 0) FROM candidates")
+
+    def count(self, query: str) -> int:
+        (count,) = self.database.execute(query).fetchone()
+        return count
+
+    def unread(self) -> Iterator[tuple[Photo, str]]:
+        columns = "reason, name, place, identity, size, image_id"
+        query = f"SELECT {columns} FROM unread JOIN files ON number = file ORDER BY file, unread.rowid"
+        for reason, *row in self.database.execute(query):
+            yield photo_of(*row), reason
 
 
-def select(source: Source, wanted: Collection[str] | None) -> Selection:
-    """Sort a source's photos out by their names and sizes. wanted: the ids to take, in lower case; None: all."""
-    candidates, unread, skipped = defaultdict(list), [], 0
-    for photo in source.photos:
-        stem = photo.stem
-        if wanted is not None and stem.lower() not in wanted:
-            skipped += 1
-        elif not IMAGE_ID.fullmatch(stem) or ".." in photo.name and ".." in photo.path.parts:
-            unread.append((photo, "bad_name"))
-        elif photo.size > MAX_PHOTO_BYTES:
-            unread.append((photo, "too_large"))
-        else:
-            candidates[stem.lower()].append(photo)
-    for photos in candidates.values():
-        photos.sort(key=_preference)  # stable: the first by name comes first among its kind
-    return Selection(dict(candidates), unread, skipped)
+def select(source: Source, wanted: Iterable[str] | None) -> Selection:
+    """Sort a source's photos out by their names and sizes. wanted: the ids to take; None: all."""
+    _begin_selection(source, ((image_id, None, None) for image_id in wanted or ()))
+    picked = (
+        # A name that is no UTF-8 is no id either: how it is spelt matters to nobody.
+        (number, photo.stem.lower().encode("utf-8", "backslashreplace").decode(), "", _preference(photo), _fault(photo))
+        for number, photo in source.numbered()
+    )
+    source.database.executemany("INSERT INTO picked VALUES (?, ?, ?, ?, ?)", picked)
+    skipped = 0
+    if wanted is not None:
+        skipped = source.database.execute("DELETE FROM picked WHERE id NOT IN (SELECT id FROM listed)").rowcount
+    return _end_selection(source, skipped)
 
 
-def select_files(source: Source, files: Mapping[str, str], urls: Mapping[str, str]) -> Selection:
+def select_files(source: Source, files: Iterable[tuple[str, str]], address_of: Callable[[Photo], str]) -> Selection:
     """Sort a source's photos out by the names that a table gives them.
 
-    files: id -> the file's name, a path or an address, of which the source may have the end, or begin further up. urls: stem of a
-    name in the source -> the address it was fetched from, where that is known.
+    files: ids, and of each the file's name, a path or an address, of which the source may have the end, or begin further up.
+    address_of: the address that a photo was fetched from, "" where that is not known.
     """
-    by_name = defaultdict(list)
-    for image_id, file in files.items():
-        by_name[PurePosixPath(_path_of(file)).name].append((image_id, file))
-    candidates, unread, skipped = defaultdict(list), [], 0
-    for photo in source.photos:
-        name = urls.get(photo.stem, photo.name)
-        named = by_name.get(PurePosixPath(_path_of(name)).name, [])
-        image_ids = _same_file(name, named)
-        skipped += not image_ids
-        for image_id in image_ids:
-            mine = replace(photo, id=image_id)
-            if photo.size > MAX_PHOTO_BYTES:
-                unread.append((mine, "too_large"))
-            else:
-                candidates[image_id.lower()].append(mine)
-    return Selection(dict(candidates), unread, skipped)
+    _begin_selection(source, ((image_id, file, PurePosixPath(_path_of(file)).name) for image_id, file in files))
+    skipped = 0
+
+    def picked() -> Iterator[tuple]:
+        nonlocal skipped
+        for number, photo in source.numbered():
+            name = address_of(photo) or photo.name
+            last = PurePosixPath(_path_of(name)).name.encode("utf-8", "replace").decode()
+            named = source.database.execute("SELECT image_id, file FROM listed WHERE last = ? ORDER BY rowid", (last,))
+            image_ids = _same_file(name, named.fetchall())
+            skipped += not image_ids
+            for image_id in image_ids:
+                yield number, image_id.lower(), image_id, _preference(photo), "too_large" if is_too_large(photo) else None
+
+    source.database.executemany("INSERT INTO picked VALUES (?, ?, ?, ?, ?)", picked())
+    return _end_selection(source, skipped)
+
+
+def _begin_selection(source: Source, listed: Iterable[tuple[str, str | None, str | None]]) -> None:
+    """listed: id, name of the file, and its last part."""
+    execute = source.database.execute
+    execute("BEGIN")
+    execute("CREATE TABLE listed (image_id TEXT, id TEXT, file TEXT, last TEXT)")
+    execute("CREATE TABLE picked (file INTEGER, id TEXT, image_id TEXT, preference INTEGER, reason TEXT)")
+    rows = ((image_id, image_id.lower(), file, last) for image_id, file, last in listed)
+    source.database.executemany("INSERT INTO listed VALUES (?, ?, ?, ?)", rows)
+    execute("CREATE INDEX listed_ids ON listed (id)")
+    execute("CREATE INDEX listed_files ON listed (last) WHERE last IS NOT NULL")
+
+
+def _end_selection(source: Source, skipped: int) -> Selection:
+    execute = source.database.execute
+    # Of one id and one kind the first by name comes first.
+    turns = "ROW_NUMBER() OVER (PARTITION BY id ORDER BY preference, file) - 1"
+    columns = "turn INTEGER, file INTEGER, id TEXT, image_id TEXT, PRIMARY KEY (turn, file, id)"
+    execute(f"CREATE TABLE candidates ({columns}) WITHOUT ROWID")
+    execute(
+        f"INSERT INTO candidates SELECT {turns} AS turn, file, id, image_id FROM picked WHERE reason IS NULL ORDER BY turn, file"
+    )
+    execute("CREATE INDEX candidate_ids ON candidates (id, turn)")
+    execute("CREATE TABLE unread AS SELECT file, id, image_id, reason FROM picked WHERE reason IS NOT NULL")
+    execute("DROP TABLE picked")
+    execute("COMMIT")
+    return Selection(source.database, skipped)
+
+
+def _fault(photo: Photo) -> str | None:
+    """Why a photo is rejected by its name or size; None where it is not."""
+    if not IMAGE_ID.fullmatch(photo.stem) or ".." in photo.name and ".." in photo.path.parts:
+        return "bad_name"
+    return "too_large" if is_too_large(photo) else None
+
+
+def is_too_large(photo: Photo) -> bool:
+    return photo.size > MAX_PHOTO_BYTES
 
 
 def _path_of(file: str) -> str:
@@ -314,16 +448,18 @@ def _agree(some: tuple[str, ...], others: tuple[str, ...]) -> bool:
     return some[:length] == others[:length]
 
 
-def urls_of(uri: str) -> dict[str, str]:
-    """Stem of a photo's name -> the address it was fetched from, in a folder that img2dataset wrote; else nothing.
+def address_of(photo: Photo, folder: Path) -> str:
+    """The address that a photo was fetched from, in a folder that img2dataset wrote; else "".
 
     Source: img2dataset's README, "File format": NUMBER.json beside NUMBER.jpg in folders of ten thousand, its "url".
     """
-    found, folder = {}, Path(uri)
-    for path in sorted(folder.glob("[0-9]*/[0-9]*.json")) if not s3.is_s3(uri) and folder.is_dir() else []:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            found[path.stem] = str(json.loads(path.read_bytes())["url"])
-    return found
+    path = Path(photo.place) if isinstance(photo.place, str) and photo.stem.isdigit() else None
+    if path is None or path.parent.parent != folder or not path.parent.name.isdigit():
+        return ""
+    try:
+        return str(json.loads(path.with_suffix(".json").read_bytes())["url"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _preference(photo: Photo) -> int:

@@ -58,6 +58,14 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
             write(temporary, quoting=csv.QUOTE_NONNUMERIC)
 
 
+def write_table(path: Path, columns: list[str], rows: Iterable[Iterable[str]]) -> None:
+    """Write what write_csv() writes, of texts without line breaks that come row by row."""
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
 def write_array(path: Path, array: np.ndarray) -> None:
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.save(file, array, allow_pickle=False)
@@ -76,5 +84,9 @@ def write_rows(path: Path, rows: int, dtype: np.dtype, chunks: Iterable[np.ndarr
 
 
 def remove_leftovers(folder: Path) -> None:
-    for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    leftovers = []
+    # One by one: glob() takes memory for a million photos.
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        leftovers = [entry for entry in entries if entry.name.startswith(".") and entry.name.endswith(TEMPORARY_SUFFIX)]
+    for leftover in leftovers:
+        shutil.rmtree(leftover) if leftover.is_dir() else os.unlink(leftover)

@@ -47,8 +47,13 @@ def _named(error: Exception) -> str | None:
 
 def _full(path: Path) -> Path:
     """The first place without room of those where what writes `path` may write."""
-    places = (Path(path), Path(tempfile.gettempdir()), Path("/dev/shm"))
+    places = (Path(path), Path(tempfile.gettempdir()), sqlite_temporary(), Path("/dev/shm"))
     return next((place for place in places if _free_bytes(place) < SCARCE_BYTES), path)
+
+
+def sqlite_temporary() -> Path:
+    """Where SQLite keeps its temporary files. Source: sqlite.org/tempfiles.html, "Temporary File Storage Locations"."""
+    return Path(os.environ.get("SQLITE_TMPDIR") or os.environ.get("TMPDIR") or "/var/tmp")
 
 
 def _free_bytes(path: Path) -> float:

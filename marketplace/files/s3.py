@@ -126,14 +126,16 @@ def _s3_errors(uri: str, access: _Access = _READ) -> Iterator[None]:
 
 def list_objects(uri: str) -> list[S3Object]:
     """Every object whose key starts with the key of `uri`, in the order of the keys, over all pages."""
+    return list(iterate_objects(uri))
+
+
+def iterate_objects(uri: str) -> Iterator[S3Object]:
+    """list_objects() one by one: no more than a page is in memory."""
     bucket, prefix = _split_s3(uri)
     with _s3_errors(uri):
-        pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        return [
-            S3Object(f"s3://{bucket}/{entry['Key']}", entry["Size"], entry["ETag"].strip('"'), entry["LastModified"])
-            for page in pages
-            for entry in page.get("Contents", [])
-        ]
+        for page in _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for entry in page.get("Contents", []):
+                yield S3Object(f"s3://{bucket}/{entry['Key']}", entry["Size"], entry["ETag"].strip('"'), entry["LastModified"])
 
 
 def read_object(uri: str) -> bytes:

@@ -1,5 +1,7 @@
 """Which files of a source are read, and in which order those of one id are tried."""
 
+import hashlib
+import json
 from collections import Counter
 from pathlib import PurePosixPath
 
@@ -30,37 +32,70 @@ def test_the_parts_of_a_name_are_a_path_s(name):
     assert (photo.stem, photo.suffix) == (path.stem, path.suffix)
 
 
+def source_of(*photos: Photo) -> Source:
+    """The photos, and one beside them that keeps their names as they are: else they lose the folder that they share."""
+    return Source([*photos, photo("0.jpg")])
+
+
+def candidates_of(source: Source, selection: sources.Selection) -> dict[str, list[Photo]]:
+    """The files of each id in the order of their turns; that of source_of() left out."""
+    found, photos = {}, dict(source.numbered())
+    for image_id, number in source.database.execute("SELECT id, file FROM candidates WHERE id != '0' ORDER BY id, turn"):
+        found.setdefault(image_id, []).append(photos[number])
+    assert selection.turns == max([1, *map(len, found.values())])
+    return found
+
+
 @given(st.lists(NAMES, unique=True), st.none() | st.sets(st.sampled_from(["x", "y", "x y"])))
 def test_every_file_is_tried_rejected_or_skipped_and_the_kinds_of_one_id_are_tried_in_order(names, wanted):
-    selection = sources.select(Source(list(map(photo, sorted(names))), 0), wanted)
-    tried = [candidate.name for files in selection.candidates.values() for candidate in files]
-    rejected = [candidate.name for candidate, _ in selection.unread]
+    source = source_of(*map(photo, names))
+    assert [photo.name for photo in source.photos()] == sorted(["0.jpg", *names])
+    selection = sources.select(source, wanted and {*wanted, "0"} if wanted is None or wanted else {"0"})
+    candidates = candidates_of(source, selection)
+    tried = [candidate.name for files in candidates.values() for candidate in files]
+    rejected = [candidate.name for candidate, _ in selection.unread()]
     assert len(tried) + len(rejected) + selection.skipped == len(names)
+    assert selection.wanted == len(tried) + len(rejected) + 1
     assert Counter(tried + rejected) <= Counter(names)
-    for name, files in selection.candidates.items():
+    for name, files in candidates.items():
         assert {PurePosixPath(file.name).stem.lower() for file in files} == {name} and (wanted is None or name in wanted)
         kinds = [
             next(rank for rank, kind in enumerate(ORDER) if PurePosixPath(file.name).suffix.lower() in kind) for file in files
         ]
         assert kinds == sorted(kinds)
         assert [sources.is_sidecar(file) for file in files] == [kind == len(ORDER) - 1 for kind in kinds]
-    assert all(reason == "bad_name" and ("../" in file.name or "x y" in file.name) for file, reason in selection.unread)
+    assert all(reason == "bad_name" and ("../" in file.name or "x y" in file.name) for file, reason in selection.unread())
 
 
 def test_a_file_too_large_to_be_a_photo_takes_no_id():
     large = photo("x.jpg", sources.MAX_PHOTO_BYTES + 1)
-    selection = sources.select(Source([large, photo("x.png")], 0), None)
-    assert selection.unread == [(large, "too_large")]
-    assert [file.name for file in selection.candidates["x"]] == ["x.png"]
+    source = source_of(large, photo("x.png"))
+    selection = sources.select(source, None)
+    assert list(selection.unread()) == [(large, "too_large")]
+    assert candidates_of(source, selection) == {"x": [photo("x.png")]}
+
+
+FILE_NAMES = st.text(st.characters(blacklist_characters="/\0"), max_size=8)  # undecodable bytes are lone surrogates
+
+
+@given(st.lists(st.tuples(FILE_NAMES, st.text("0123456789-"), st.integers(0, 2**62)), max_size=9))
+def test_a_source_lists_in_pythons_order_and_its_digests_are_of_all_of_it(files):
+    photos = [Photo(f"é{name}.jpg", f"/{name}", identity, size) for name, identity, size in files]
+    source, ordered = Source([None, *photos, None]), sorted(photos, key=lambda each: each.name)
+    assert list(source.photos()) == ordered and (source.n_photos, source.ignored) == (len(photos), 2)
+    listing = json.dumps([[each.name, each.identity] for each in ordered])
+    assert source.digest() == hashlib.sha256(listing.encode()).hexdigest()
+    assert source.names_digest() == hashlib.sha256(json.dumps([each.name for each in ordered]).encode()).hexdigest()
 
 
 # Names that a table gives
 
 
 def select_names(names, files, urls=None):
-    photos = [sources.Photo(name, name, "", 1) for name in names]
-    found = sources.select_files(sources.Source(photos, 0), files, urls or {})
-    return {image_id: [photo.name for photo in those] for image_id, those in found.candidates.items()}, found.skipped
+    source = source_of(*map(photo, names))
+    found = sources.select_files(source, [*files.items(), ("0", "0.jpg")], lambda photo: (urls or {}).get(photo.stem, ""))
+    candidates = candidates_of(source, found)
+    return {image_id: [photo.name for photo in those] for image_id, those in candidates.items()}, found.skipped
 
 
 @pytest.mark.parametrize(
@@ -88,6 +123,6 @@ def test_a_fetched_photo_is_found_by_its_whole_address_only():
 
 
 def test_a_named_photo_that_is_too_large_is_rejected_unread():
-    photo = sources.Photo("a.jpg", "a.jpg", "", sources.MAX_PHOTO_BYTES + 1)
-    found = sources.select_files(sources.Source([photo], 0), {"1": "a.jpg"}, {})
-    assert [(one.image_id, reason) for one, reason in found.unread] == [("1", "too_large")] and found.wanted == 1
+    source = Source([photo("a.jpg", sources.MAX_PHOTO_BYTES + 1)])
+    found = sources.select_files(source, [("1", "a.jpg")], lambda _: "")
+    assert [(one.image_id, reason) for one, reason in found.unread()] == [("1", "too_large")] and found.wanted == 1
