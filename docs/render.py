@@ -195,6 +195,22 @@ SPEED = (
     ("clean_images", "core-seconds with a copy to look at over without, 400-pixel JPEGs", "{small_with_display_vs_without:.1f}x"),
     ("clean_images", "the same, 12-megapixel JPEGs", "{large_with_display_vs_without:.1f}x"),
     (
+        "memory",
+        "memory that clean_images.py takes for {photos:,} photos, a photo: a first run; after 1% changed; nothing to do",
+        "{first_bytes_per_photo:.0f} B; {update_bytes_per_photo:.0f} B; {nothing_to_do_bytes_per_photo:.0f} B",
+    ),
+    (
+        "memory",
+        "for each further photo, likewise",
+        "{first_bytes_per_further_photo:.0f} B; {update_bytes_per_further_photo:.0f} B; "
+        "{nothing_to_do_bytes_per_further_photo:.0f} B",
+    ),
+    (
+        "memory",
+        "time of the processor a photo, but for its cleaning, likewise",
+        "{first_us_per_photo:.0f} µs; {update_us_per_photo:.0f} µs; {nothing_to_do_us_per_photo:.0f} µs",
+    ),
+    (
         "extract_embeddings",
         "photos embedded with ResNet-50 in 8 bits at 224 px, decoding included, over torch in fp32, one photo at a time",
         "{vs_baseline:.1f}x",
