@@ -39,7 +39,7 @@ from marketplace.cleaning.sources import (
     select_files,
     uri_of,
 )
-from marketplace.files import atomic, cli, reading, s3, stages
+from marketplace.files import atomic, cli, cluster, reading, s3, stages
 from marketplace.files.progress import progress
 from marketplace.files.stages import StageError
 
@@ -57,13 +57,14 @@ _IS_GONE = """NOT EXISTS (
 @dataclass(frozen=True)
 class Cleaning:
     """One run's cleaning. folder: where the JPEGs go; with_display: whether to make copies to look at; full: whether to read
-    every file."""
+    every file; nodes: of a cluster, which clean instead of this machine's processes."""
 
     folder: Path
     settings: photos.CleanSettings
     with_display: bool
     workers: int
     full: bool
+    nodes: cluster.Cores | None
 
     @property
     def settings_digest(self) -> str:
@@ -83,7 +84,7 @@ class Cleaning:
         for turn in range(selection.turns):
             n_todo = records.count_todo(turn, self.full)
             todo = records.todo(turn, self.full)
-            cleaned_photos = clean_all(todo, zip_path, self.settings, self.with_display, self.workers)
+            cleaned_photos = clean_all(todo, zip_path, self.settings, self.with_display, self.workers, self.nodes)
             with contextlib.closing(cleaned_photos) as results:
                 for photo, result in progress(results, "clean photos", "photo", n_todo):
                     self._write(photo.image_id, result)
@@ -134,6 +135,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--full", action="store_true", help="read every photo again, also those whose size and times say that nothing changed"
     )
     parser.add_argument("--workers", default=cli.cores(), type=int, help="processes (default: one a core)")
+    cli.add_ray(parser)
     args = parser.parse_args(argv)
     try:
         args.settings = photos.CleanSettings(args.size, args.fit, args.max_pixels)
@@ -151,7 +153,7 @@ def run(args: argparse.Namespace) -> dict:
     uri, with_display = uri_of(args.photos, args.data), not args.no_display
     reads = () if args.all_photos else stages.STAGES["images"].reads
     arguments = args.settings.as_dict() | {"display": with_display}
-    flags = cli.flags_of(args, "settings", "workers", "full", "max_removed")
+    flags = cli.flags_of(args, "settings", "workers", "ray", "full", "max_removed")
     with (
         list_source(uri, args.data / "raw" / "s3", args.max_zip_bytes) as source,
         stages.open_stage(args.data, "images", arguments, {"--photos": source.digest()}, reads=reads, flags=flags) as stage,
@@ -168,10 +170,11 @@ def run(args: argparse.Namespace) -> dict:
         if not args.all_photos:
             source.database.execute("DELETE FROM there WHERE id NOT IN (SELECT id FROM listed)")
         _check_removed(source.database, "id NOT IN (SELECT id FROM candidates)", uri, args.max_removed)
-        stage.begin()
-        _begin_display(stage.folder, with_display)
-        cleaning = Cleaning(stage.folder, args.settings, with_display, args.workers, args.full)
-        cleaned = cleaning.clean(selection, records, source.zip_path)
+        with cluster.connect(args.ray) as nodes:  # first: what was cleaned before stays finished where there is no cluster
+            stage.begin()
+            _begin_display(stage.folder, with_display)
+            cleaning = Cleaning(stage.folder, args.settings, with_display, args.workers, args.full, nodes)
+            cleaned = cleaning.clean(selection, records, source.zip_path)
         tabulate(selection)
         sorted_rows = f"{', '.join(COLUMNS)} FROM rows ORDER BY image_id, source, rowid"
         write_csv(stage.folder / "photos.csv", COLUMNS, source.database, sorted_rows)

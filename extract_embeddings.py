@@ -22,11 +22,12 @@ import numpy as np
 import orjson
 
 from marketplace.cleaning import listings, photos, shared_pixels
-from marketplace.files import atomic, cli, reading, stages
+from marketplace.files import atomic, cli, cluster, reading, stages
 from marketplace.files.progress import progress
 from marketplace.files.stages import StageError
 from marketplace.models import photo_model as model
 from marketplace.models import text_encoder, text_model
+from marketplace.models.photo_nodes import CALL_PHOTOS, PhotoModelOnNodes
 
 SHARD = 2_000  # photos or texts: what a killed run loses at most
 # Photos a forward pass: on a CPU the fastest, by benchmarks/extract_embeddings.py; a GPU is kept busy for as long as it takes to
@@ -51,13 +52,14 @@ def parse_args(argv=None) -> argparse.Namespace:
         "(default: one a core)",
     )
     parser.add_argument("--no-json", action="store_true", help=f"leave {JSON} out")
+    cli.add_ray(parser)
     cli.add_runtime(parser, model.RUNTIMES)
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> dict:
     arguments = {name: getattr(args, name) for name in ("runtime", "device", "batch_size", "no_json")}
-    with stages.open_stage(args.data, "embeddings", arguments, flags=cli.flags_of(args, "workers")) as stage:
+    with stages.open_stage(args.data, "embeddings", arguments, flags=cli.flags_of(args, "workers", "ray")) as stage:
         if stage.is_done():
             return stage.summary()
         tell_new_categories(args.data)
@@ -76,19 +78,36 @@ def tell_new_categories(data_dir: Path) -> None:
         print(f"categories that the model does not know before another python train.py: {', '.join(new)}", file=sys.stderr)
 
 
-def open_photo_model(data_dir: Path, args: argparse.Namespace) -> model.PhotoModel:
-    """The trained model, the cores shared among the workers; StageError when the photos were cleaned otherwise than its own."""
-    threads = max(1, cli.cores() // args.workers)
-    photo_model = model.PhotoModel(data_dir / "model", args.runtime, args.device, threads=threads)
-    cleaned_with = stages.read_manifest(data_dir / "images")["arguments"]
-    if photos.CleanSettings.from_dict(cleaned_with) != photo_model.settings:
-        raise StageError(
-            f"the photos in {data_dir / 'images'} were cleaned with other settings than the model's: run python train.py again"
-        )
-    return photo_model
+@contextlib.contextmanager
+def open_photo_model(data_dir: Path, args: argparse.Namespace) -> Iterator[model.PhotoModel | PhotoModelOnNodes]:
+    """The trained model, the cores shared among the workers, or on the nodes of a cluster.
+
+    Raises StageError when the photos were cleaned otherwise than its own, and what cluster.connect() does.
+    """
+    with contextlib.ExitStack() as stack:
+        if cores := stack.enter_context(cluster.connect(args.ray)):
+            gpus = stack.enter_context(cores.gpus()) if uses_gpus(cores, args) else None
+            photo_model = PhotoModelOnNodes(data_dir / "model", args.runtime, cores, gpus)
+        else:
+            threads = max(1, cli.cores() // args.workers)
+            photo_model = model.PhotoModel(data_dir / "model", args.runtime, args.device, threads=threads)
+        cleaned_with = stages.read_manifest(data_dir / "images")["arguments"]
+        if photos.CleanSettings.from_dict(cleaned_with) != photo_model.settings:
+            raise StageError(
+                f"the photos in {data_dir / 'images'} were cleaned with other settings than the model's: "
+                "run python train.py again"
+            )
+        yield photo_model
 
 
-def photo_shards(folder: Path, data_dir: Path, photo_model: model.PhotoModel) -> "Shards":
+def uses_gpus(cores: cluster.Cores, args: argparse.Namespace) -> bool:
+    """Whether a cluster runs the model on its GPUs: as on one machine, where there are any."""
+    if args.device not in (None, "cpu") and not cores.n_gpus:
+        raise StageError(f"the cluster has no GPU for --device {args.device}: leave it out")
+    return cores.n_gpus > 0 and args.runtime != "onnx" and args.device != "cpu"
+
+
+def photo_shards(folder: Path, data_dir: Path, photo_model: model.PhotoModel | PhotoModelOnNodes) -> "Shards":
     """Rows of "vector" (D,) and "probabilities" (C,), kept while model, runtime and precision stay the same."""
     made_by = stages.digests(data_dir / "model", model.DESCRIPTION, model.WEIGHTS, model.ONNX, model.INT8)
     made_by |= {"runtime": photo_model.runtime, "precision": photo_model.precision, "schema": stages.STAGES["embeddings"].schema}
@@ -101,17 +120,17 @@ def embed_photos(stage: stages.Stage, data_dir: Path, image_ids: list[str], args
     """Write vectors.npy (N, D) of unit rows, probabilities.npy (N, C), and the dictionary; returns what to tell of them."""
     # Before the model is there: what the table takes while it is read is then free for the model.
     keys = photos.pixel_digests(data_dir / "images", image_ids).astype(KEY)
-    photo_model = open_photo_model(data_dir, args)
-    batch_size = args.batch_size or (CUDA_BATCH if photo_model.precision == "bf16" else CPU_BATCH)
-    stage.begin()
-    shards = photo_shards(stage.folder, data_dir, photo_model)
+    with open_photo_model(data_dir, args) as photo_model:
+        batch_size = args.batch_size or (CUDA_BATCH if photo_model.precision == "bf16" else CPU_BATCH)
+        stage.begin()
+        shards = photo_shards(stage.folder, data_dir, photo_model)
 
-    def compute(positions: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-        chosen = [image_ids[position] for position in positions]
-        for outputs in run_photos(photo_model, data_dir / "images", chosen, args.workers, batch_size):
-            yield dict(zip(("vector", "probabilities"), outputs, strict=True))
+        def compute(positions: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+            chosen = [image_ids[position] for position in positions]
+            for outputs in run_photos(photo_model, data_dir / "images", chosen, args.workers, batch_size):
+                yield dict(zip(("vector", "probabilities"), outputs, strict=True))
 
-    embedded = shards.fill(keys, compute, "photo")
+        embedded = shards.fill(keys, compute, "photo")
     shards.write("vector", keys, stage.folder / "vectors.npy")
     shards.write("probabilities", keys, stage.folder / "probabilities.npy")
     atomic.write_json(stage.folder / "image_ids.json", image_ids, indent=None)
@@ -180,13 +199,17 @@ def keys_of(texts: list[str]) -> np.ndarray:
 
 
 def run_photos(
-    photo_model: model.PhotoModel, images_dir: Path, image_ids: list[str], workers: int, batch_size: int
+    photo_model: model.PhotoModel | PhotoModelOnNodes, images_dir: Path, image_ids: list[str], workers: int, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(n, D) float32 unit rows and (n, C) category probabilities of each of batches_of() the photos in turn.
+    """(n, D) float32 unit rows and (n, C) category probabilities of the photos in turn, n of them at a time, none of two shards.
 
     On a CPU each of the `workers` threads decodes batches of its own and runs them: no thread waits for another. For a GPU
     `workers` processes decode.
     """
+    if isinstance(photo_model, PhotoModelOnNodes):
+        parts = batches_of(image_ids, max(1, CALL_PHOTOS // batch_size) * batch_size)  # the same batches as without a cluster
+        yield from photo_model.run_photos(images_dir, parts, batch_size)
+        return
     if photo_model.precision == "bf16":
         batches, side = batches_of(image_ids, batch_size), photo_model.settings.size
         yield from shared_pixels.map_batches(photo_model.run, images_dir, batches, side, workers)

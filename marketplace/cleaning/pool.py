@@ -1,22 +1,23 @@
-"""Cleaning many photos over several processes, in order."""
+"""Cleaning many photos over several processes, of this machine or of a cluster, in order."""
 
+import functools
 import hashlib
 import itertools
 import zipfile
 import zlib
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from marketplace.cleaning import decoders, photos
 from marketplace.cleaning.sources import Photo, read
-from marketplace.files import s3
+from marketplace.files import cluster, s3
 from marketplace.files.stages import StageError
 
 READERS = 2  # files read at once for each process: one while the other is decoded
 S3_READERS = 8  # likewise, of objects, for which the network takes most of the time
 AHEAD = 24  # photos a process: enough to keep the others busy beside one that takes long, few enough that memory stays flat
+CHUNK = 8  # photos a call on a node of a cluster: some tenths of a second
 
 READ_ERROR = "read_error"  # the file, not the photo in it, could not be read
 TRIED_AGAIN = {READ_ERROR, decoders.TOO_SLOW, decoders.CRASHED}  # by the next run: reasons that may be the machine's
@@ -42,16 +43,32 @@ class Result:
     card: bytes = b""
 
 
-def clean_photo(
-    task: Task, zip_path: str | None, settings: photos.CleanSettings, with_display: bool, pool: decoders.Decoders
-) -> Result:
+Read = tuple[bytes, str]  # a photo's bytes and their digest
+
+
+def read_photo(task: Task, zip_path: str | None) -> Read | Result:
+    """What is to be cleaned, or the result where nothing is."""
     try:
         data = read(task.photo, zip_path)
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError):  # RuntimeError: an encrypted or unknown zip member
         return Result("", {"status": "rejected", "reason": READ_ERROR})
     content = hashlib.sha256(data).hexdigest()
-    if content == task.content:
-        return Result(content, None)
+    return Result(content, None) if content == task.content else (data, content)
+
+
+def clean_photo(
+    given: Task | Read | Result,
+    zip_path: str | None,
+    settings: photos.CleanSettings,
+    with_display: bool,
+    pool: decoders.Decoders,
+) -> Result:
+    """given: the photo, or what read_photo() made of it."""
+    if isinstance(given, Task):
+        given = read_photo(given, zip_path)
+    if isinstance(given, Result):
+        return given
+    data, content = given
     try:
         with pool.one() as decoder:
             cleaned = decoder.clean(data, settings, with_display)
@@ -64,30 +81,76 @@ def clean_photo(
 
 
 def clean_all(
-    todo: Iterator[Task], zip_path: str | None, settings: photos.CleanSettings, with_display: bool, workers: int
+    todo: Iterator[Task],
+    zip_path: str | None,
+    settings: photos.CleanSettings,
+    with_display: bool,
+    workers: int,
+    nodes: cluster.Cores | None = None,
 ) -> Iterator[tuple[Photo, Result]]:
-    """clean_photo() of every task, in order, decoded by `workers` processes; StageError when they cannot start.
+    """clean_photo() of every task, in order, decoded by `workers` processes here, or by the nodes of a cluster; StageError when
+    a process cannot start.
 
     todo: read no further ahead than keeps them busy.
     """
     first = list(itertools.islice(todo, workers))
     if not first:
         return
-    workers, waiting = len(first), itertools.chain(first, todo)
+    workers, todo = len(first), itertools.chain(first, todo)
     from_s3 = not zip_path and s3.is_s3(first[0].photo.place)
+    if nodes:
+        yield from _clean_on_nodes(todo, zip_path, from_s3, settings, with_display, nodes)
+        return
     threads = ThreadPoolExecutor(workers * (S3_READERS if from_s3 else READERS))
-    under_way, task = deque(), next(waiting)
-    limits = decoders.Limits(decoders.BATCH_CPU_S, settings.max_pixels)
     try:
-        with decoders.Decoders(workers, limits) as pool:
-            while task or under_way:
-                while task and len(under_way) < AHEAD * workers:
-                    result = threads.submit(clean_photo, task, zip_path, settings, with_display, pool)
-                    under_way.append((task.photo, result))
-                    task = next(waiting, None)
-                photo, result = under_way.popleft()
-                yield photo, result.result()
+        with decoders.Decoders(workers, _limits(settings)) as pool:
+
+            def submit(task: Task) -> Future[Result]:
+                return threads.submit(clean_photo, task, zip_path, settings, with_display, pool)
+
+            for task, result in cluster.in_order(submit, todo, AHEAD * workers):
+                yield task.photo, result
     except decoders.CannotStart as error:
         raise StageError(f"{error}: mend what the lines above say, or give fewer --workers") from None
     finally:
         threads.shutdown(cancel_futures=True)
+
+
+def _limits(settings: photos.CleanSettings) -> decoders.Limits:
+    return decoders.Limits(decoders.BATCH_CPU_S, settings.max_pixels)
+
+
+def _clean_on_nodes(
+    todo: Iterator[Task],
+    zip_path: str | None,
+    from_s3: bool,
+    settings: photos.CleanSettings,
+    with_display: bool,
+    nodes: cluster.Cores,
+) -> Iterator[tuple[Photo, Result]]:
+    """The nodes read what is on S3; they do not see this machine's files, so those bytes go along."""
+
+    def submit(chunk: list[Task]) -> Future[list[Result]]:
+        return nodes.submit(
+            clean_chunk, chunk if from_s3 else [read_photo(task, zip_path) for task in chunk], settings, with_display
+        )
+
+    chunks = iter(lambda: list(itertools.islice(todo, CHUNK)), [])
+    for chunk, results in cluster.in_order(submit, chunks, AHEAD // CHUNK * nodes.count):
+        yield from zip((task.photo for task in chunk), results, strict=True)
+
+
+def clean_chunk(chunk: list[Task] | list[Read | Result], settings: photos.CleanSettings, with_display: bool) -> list[Result]:
+    """clean_photo() of each, on a node of a cluster."""
+    pool = _own_decoder(_limits(settings))
+    with ThreadPoolExecutor(S3_READERS if isinstance(chunk[0], Task) else READERS) as threads:
+        try:
+            return list(threads.map(lambda given: clean_photo(given, None, settings, with_display, pool), chunk))
+        except decoders.CannotStart as error:
+            raise StageError(str(error)) from None
+
+
+@functools.lru_cache(maxsize=1)
+def _own_decoder(limits: decoders.Limits) -> decoders.Decoders:
+    """Of this process, which cleans one chunk after the other; it ends with it."""
+    return decoders.Decoders(1, limits)

@@ -1,9 +1,10 @@
-"""What the command lines have in common: checked numbers, the device, the runtime, the exit code."""
+"""What the command lines have in common: checked numbers, the device, the runtime, the cluster, the exit code."""
 
 import argparse
 import errno
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from marketplace.files import disk
 from marketplace.files.stages import StageError
 
 Arguments = TypeVar("Arguments")  # what a script's parse_args() gives
+RAY_ADDRESS = re.compile(r"(ray://)?([^\s:/\[\]]+|\[[0-9A-Fa-f:]+\]):[0-9]{1,5}")
 REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS}  # the machine's, not bugs
 
 
@@ -91,6 +93,23 @@ def device(text: str) -> str:
     if not torch.cuda.is_available():
         raise argparse.ArgumentTypeError("this machine has no CUDA device: use cpu")
     return text
+
+
+def ray_address(text: str) -> str:
+    """Where a Ray cluster is, for argparse."""
+    if text not in ("auto", "local") and not RAY_ADDRESS.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto, nor local, nor HOST:PORT, nor ray://HOST:PORT")
+    return text
+
+
+def add_ray(parser: argparse.ArgumentParser) -> None:
+    """--ray, for the scripts whose photos several machines can share."""
+    parser.add_argument(
+        "--ray",
+        type=ray_address,
+        metavar="ADDRESS",
+        help="do it on the nodes of a Ray cluster instead: auto, HOST:PORT of its head, ray://HOST:PORT, or local to try it",
+    )
 
 
 def add_runtime(parser: argparse.ArgumentParser, runtimes: tuple[str, ...]) -> None:
