@@ -2,6 +2,7 @@
 # make serve  the same, and the service keeps running
 # make test   from a bare checkout to a green suite
 # make update the stages that new listings need, with the flags that they had: from cron, beside a serving API
+# make test-cluster  --ray on two machines, which are namespaces of this one, as root on Linux; elsewhere on two nodes of one
 # make check-deploy  the operator's files with DVC, promtool, nginx, systemd and buildah, as root on Debian
 # make docs   the tables of README.md and docs/, and docs/cli.md, from code and benchmarks/results/
 # make setup  only the virtual environment that all of them use
@@ -19,7 +20,7 @@ REQUIREMENTS := requirements.txt requirements-dev.txt constraints.txt
 DIGEST := $(shell cat $(REQUIREMENTS) | cksum | cut -d ' ' -f 1)
 READY := .venv/.ready-$(DIGEST)
 
-.PHONY: setup test check-deploy demo serve update docs pipeline curl
+.PHONY: setup test test-cluster check-deploy demo serve update docs pipeline curl
 setup: $(READY)
 
 $(READY): $(REQUIREMENTS)
@@ -31,6 +32,10 @@ $(READY): $(REQUIREMENTS)
 # Each file's tests stay together, as they share what they set up. More processes than four take more memory than time.
 test: setup
 	OMP_WAIT_POLICY=passive $(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile
+
+test-cluster: setup
+	$(PY) -m pip install --quiet -r requirements-ray.txt -c constraints.txt
+	$(PY) -m pytest tests_cluster
 
 check-deploy: setup
 	PYTHON=$(PY) deploy/check.sh

@@ -64,11 +64,11 @@ def connect(address: str | None) -> Iterator["Cores | None"]:
         yield cores
         print("Ray:", ", ".join(f"{count} calls on {name}" for name, count in sorted(cores.calls.items())), file=sys.stderr)
     except ray.exceptions.RayTaskError as error:
-        sentence = str(error.cause).strip().splitlines()[-1]
         if isinstance(error.cause, StageError):
-            raise StageError(sentence) from None
+            raise StageError(str(error.cause)) from None
         if "ModuleNotFoundError" in str(error):
-            raise StageError(f"a node of the cluster lacks a package ({sentence}): run {INSTALL} on every node") from None
+            missing = str(error).strip().splitlines()[-1]
+            raise StageError(f"a node of the cluster lacks a package ({missing}): run {INSTALL} on every node") from None
         raise  # a bug, with its traceback from the node
     except (ray.exceptions.RayError, ConnectionError) as error:
         reason = type(error).__name__
@@ -102,15 +102,13 @@ def _init(ray: ModuleType, address: str) -> None:
     try:
         ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
-        if "mismatch" in str(error):
-            what = " ".join(str(error).split())
-            raise StageError(f"the Ray cluster at {address} runs another Ray or Python than this machine ({what})") from None
-        if "Could not find any running Ray" in str(error):
+        reason = " ".join(str(error).split())
+        if "Could not find any running Ray" in reason:
             raise StageError(nobody) from None
-        raise StageError(
-            f"the Ray cluster at {address} does not take this machine: give it the token of the cluster (RAY_AUTH_TOKEN_PATH), "
-            "and run ray start --address on it, or take --ray ray://HOST:10001"
-        ) from None
+        mend = "give it the token of the cluster (RAY_AUTH_TOKEN_PATH), and run ray start on it or take ray://HOST:10001"
+        if "mismatch" in reason:
+            mend = f"run {INSTALL} on all, with one Python"
+        raise StageError(f"the Ray cluster at {address} does not take this machine ({reason}): {mend}") from None
     finally:
         signal.signal(signal.SIGTERM, at_sigterm)  # Ray's own would end this process with another code
 

@@ -1,8 +1,12 @@
 """--ray as far as it goes without Ray; what it does with a cluster is in tests_cluster/."""
 
 import argparse
+import os
+import signal
+import socket
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
@@ -60,6 +64,107 @@ def test_without_ray_the_flag_is_one_sentence_and_what_was_made_stays_finished(s
     wanted = "python -m pip install -r requirements.txt -r requirements-ray.txt -c constraints.txt"
     assert capsys.readouterr().err.splitlines()[-1] == f"error: --ray needs Ray, which is not installed: run {wanted}"
     assert (demo_dir / name / "manifest.json").exists()
+
+
+class Ray(SimpleNamespace):
+    """In Ray's place: a cluster that cannot be entered, or whose calls fail."""
+
+    class exceptions:
+        class RayError(Exception):
+            pass
+
+        class RayTaskError(RayError):
+            cause: Exception | None = None
+
+    def __init__(self, at_init: Exception | None = None):
+        super().__init__(__name__="ray", ended=0)
+        self.at_init = at_init
+
+    def init(self, address, **options):
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
+        self.options = options
+        if self.at_init:
+            raise self.at_init
+
+    def remote(self, **options):
+        return lambda function: function
+
+    def cluster_resources(self):
+        return {"CPU": 2.0, "GPU": 1.0}
+
+    def shutdown(self):
+        self.ended += 1
+
+
+def sentence_of(ray: Ray, monkeypatch, address: str = "auto", error: Exception | None = None) -> str:
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with pytest.raises(StageError) as caught, cluster.connect(address):
+        raise error
+    assert ray.ended == 1 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    return str(caught.value)
+
+
+def test_what_is_wrong_with_a_cluster_is_one_sentence(monkeypatch):
+    mismatch = RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n    Python: 3.12.1\n")
+    assert sentence_of(Ray(mismatch), monkeypatch) == (
+        "the Ray cluster at auto does not take this machine (Version mismatch: The cluster was started with: Ray: 2.59.0 "
+        f"Python: 3.12.1): run {cluster.INSTALL} on all, with one Python"
+    )
+    assert sentence_of(Ray(ConnectionError("Could not find any running Ray instance.")), monkeypatch) == (
+        "no Ray cluster answers at auto: start one with ray start --head, or give its address"
+    )
+    assert sentence_of(Ray(Ray.exceptions.RayError("no token")), monkeypatch) == (
+        "the Ray cluster at auto does not take this machine (no token): give it the token of the cluster (RAY_AUTH_TOKEN_PATH), "
+        "and run ray start on it or take ray://HOST:10001"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"ray://127.0.0.1:{free.getsockname()[1]}"
+    assert sentence_of(Ray(), monkeypatch, address) == (
+        f"no Ray cluster answers at {address}: start one with ray start --head, or give its address"
+    )
+
+
+def test_what_fails_on_a_node_is_one_sentence_and_a_bug_keeps_its_traceback(monkeypatch):
+    class Lost(Ray.exceptions.RayError):
+        pass
+
+    assert sentence_of(Ray(), monkeypatch, error=Lost("raylet died\nfor a reason")) == (
+        "the Ray cluster failed (Lost): see ray status, and run it again; what is done is kept"
+    )
+    failed = Ray.exceptions.RayTaskError("traceback")
+    failed.cause = StageError("on the node b (10.0.0.2): no AWS credentials")
+    assert sentence_of(Ray(), monkeypatch, error=failed) == "on the node b (10.0.0.2): no AWS credentials"
+    failed = Ray.exceptions.RayTaskError("The remote function failed to import.\nModuleNotFoundError: No module named 'orjson'\n")
+    assert sentence_of(Ray(), monkeypatch, error=failed) == (
+        "a node of the cluster lacks a package (ModuleNotFoundError: No module named 'orjson'): run pip install "
+        "-r requirements.txt -r requirements-ray.txt -c constraints.txt on every node"
+    )
+    bug = Ray.exceptions.RayTaskError("IndexError on node b")
+    bug.cause = IndexError()
+    monkeypatch.setitem(sys.modules, "ray", Ray())
+    with pytest.raises(Ray.exceptions.RayTaskError), cluster.connect("auto"):
+        raise bug
+
+
+def test_endpoint_and_region_are_passed_on_and_credentials_are_not(monkeypatch):
+    for name in (
+        "AWS_ENDPOINT_URL",
+        "AWS_REGION",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "AWS_PROFILE",
+    ):
+        monkeypatch.setenv(name, name.lower())
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    ray = Ray()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with cluster.connect("auto") as cores:
+        assert (cores.count, cores.n_gpus) == (2, 1)
+    passed_on = {"AWS_ENDPOINT_URL": "aws_endpoint_url", "AWS_REGION": "aws_region"}
+    assert ray.options["runtime_env"]["env_vars"] == passed_on and ray.options["log_to_driver"] is False
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
 
 
 def test_results_come_in_order_while_so_many_are_under_way():
