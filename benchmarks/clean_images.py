@@ -135,7 +135,7 @@ def photos_per_second(paths: list[Path], workers: int) -> float:
     What it takes the processes to start and to end is the same however many photos there are: together about half a second.
     """
     todo = [pool.Task(Photo(path.name, str(path), "", path.stat().st_size), "") for path in paths]
-    results = pool.clean_all(iter(todo), None, photos.DEFAULTS, True, workers)
+    results = pool.clean_all(todo, None, photos.DEFAULTS, True, workers)
     for _ in range(workers * pool.AHEAD):
         next(results)
     start = time.perf_counter()

@@ -528,7 +528,7 @@ def test_photos_are_read_no_further_ahead_than_keeps_the_processes_busy(monkeypa
     with contextlib.closing(pool.clean_all(todo(), None, photos.DEFAULTS, True, workers=2)) as results:
         first = [next(results)[1].content for _ in range(3)]
     assert first == ["0.jpg", "1.jpg", "2.jpg"] and len(asked) <= 2 * pool.AHEAD + 4
-    assert list(pool.clean_all(iter([]), None, photos.DEFAULTS, True, workers=2)) == []
+    assert list(pool.clean_all([], None, photos.DEFAULTS, True, workers=2)) == []
 
 
 KILLED_BY = """

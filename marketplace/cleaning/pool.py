@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -81,7 +81,7 @@ def clean_photo(
 
 
 def clean_all(
-    todo: Iterator[Task],
+    todo: Iterable[Task],
     zip_path: str | None,
     settings: photos.CleanSettings,
     with_display: bool,
@@ -93,6 +93,7 @@ def clean_all(
 
     todo: read no further ahead than keeps them busy.
     """
+    todo = iter(todo)
     first = list(itertools.islice(todo, workers))
     if not first:
         return
