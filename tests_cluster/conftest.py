@@ -63,24 +63,19 @@ class Cluster:
         """more: flags of ray start; worker_setup, worker_env: of the second machine, as Host's."""
         token = f"echo {TOKEN} >/dev/shm/token"
         temporary = {Path("/tmp"), Path(tempfile.gettempdir())}
-        self.first = Host("first", HEAD, ["mkdir -p /tmp/ray", "mount -t tmpfs none /tmp/ray", token], environment())
-        try:
+        with contextlib.ExitStack() as stack:  # ends what has begun where the rest cannot begin
+            self.first = Host("first", HEAD, ["mkdir -p /tmp/ray", "mount -t tmpfs none /tmp/ray", token], environment())
+            stack.callback(self.first.kill)
             setup = [*hide(ROOT, *temporary), token, *worker_setup]
             self.second = Host("second", WORKER, setup, environment(**worker_env))
-            try:
-                join(self.first, self.second)
-                start(self.first, "--head", f"--port={PORT}", "--include-dashboard=false", *more)
-                start(self.second, f"--address={HEAD}:{PORT}", *more)
-            except BaseException:
-                self.second.kill()
-                raise
-        except BaseException:
-            self.first.kill()
-            raise
+            stack.callback(self.second.kill)
+            join(self.first, self.second)
+            start(self.first, "--head", f"--port={PORT}", "--include-dashboard=false", *more)
+            start(self.second, f"--address={HEAD}:{PORT}", *more)
+            self._ending = stack.pop_all()
 
     def end(self) -> None:
-        self.second.kill()
-        self.first.kill()
+        self._ending.close()
 
     def begin(self, script: str, data: Path, *flags: str, **env: str) -> subprocess.Popen:
         return self.first.begin(sys.executable, ROOT / script, "--data", data, *flags, env=env)
