@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests_cluster.conftest import CALLS, HEAD, PORT, Cluster, digests, error_of, running, wait_until
+from tests_cluster.conftest import CALLS, HEAD, LIMIT_S, PORT, Cluster, digests, error_of, running, wait_until
 from tests_cluster.hosts import children
 
 S3_PORT = 9000
@@ -71,16 +71,17 @@ def test_a_machine_that_dies_on_the_way_changes_nothing(uncleaned, cleaned_dir):
     with running() as cluster, cluster.begin("clean_images.py", uncleaned, "--ray", "auto") as process:
         wait_until(lambda: cluster.second.is_running(DECODER))
         cluster.second.kill()
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, err
+    assert json.loads(out)["stage"] == "images" and "first (10.77.0.1)" in err
     assert digests(uncleaned / "images") == digests(cleaned_dir / "images")
 
 
 def test_a_cluster_that_is_gone_is_one_sentence(uncleaned):
     with running() as cluster, cluster.begin("clean_images.py", uncleaned, "--ray", f"ray://{HEAD}:10001") as process:
         wait_until(lambda: cluster.second.is_running(DECODER))
-        cluster.first.must("bash", "-c", "kill -KILL $(pgrep --full gcs_server)")
-        _, err = process.communicate(timeout=300)
+        cluster.first.must("bash", "-c", "kill -KILL $(pgrep gcs_server)")
+        _, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 1
     assert re.fullmatch(
         r"error: the Ray cluster failed \(\w+\): see ray status, and run it again; what is done is kept", error_of(err)

@@ -59,9 +59,10 @@ def connect(address: str | None) -> Iterator["Cores | None"]:
         return
     ray = _import()
     try:
-        _init(ray, address)
-        cores = Cores(ray)
-        yield cores
+        with contextlib.redirect_stdout(sys.stderr):  # where Ray tells of lost nodes; stdout is for the summary
+            _init(ray, address)
+            cores = Cores(ray)
+            yield cores
         print("Ray:", ", ".join(f"{count} calls on {name}" for name, count in sorted(cores.calls.items())), file=sys.stderr)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, StageError):
