@@ -29,9 +29,13 @@ def read_array(path: Path) -> np.ndarray:
 
 
 def release(array: np.ndarray) -> None:
-    """Let go of the pages that were read of an array from read_array(): the system may keep them, this process does not."""
-    if isinstance(array.base, mmap.mmap):
-        array.base.madvise(mmap.MADV_DONTNEED)
+    """Let go of the pages that were read of an array from read_array(), or of a view of one: the system may keep them, this
+    process does not."""
+    owner = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, mmap.mmap):
+        owner.madvise(mmap.MADV_DONTNEED)
 
 
 def read_csv(path: Path, **options) -> pd.DataFrame:

@@ -34,6 +34,7 @@ MAX_DRIFT = 0.2  # vectors added and removed since the lists were trained, as a 
 RECALL_QUERIES = 200  # of the catalogue's own vectors
 RECALL_K = 10
 ROUNDING = 1e-5  # of a cosine of unit vectors, at most
+ADDED_ROWS = 65_536  # to an index at a time, as FAISS adds them itself: of a mapped file no more is in memory
 BLOCK_ROWS = 16_384  # of the vectors held in memory at a time where they are compared with all queries
 
 
@@ -96,10 +97,22 @@ def build(
     if _bits(ivf) == 8:  # one range for all dimensions is decoded faster than one for each, and the vectors' are alike
         ivf.sq.qtype = faiss.ScalarQuantizer.QT_8bit_uniform
     sample = np.linspace(0, len(vectors) - 1, min(len(vectors), TRAINING_ROWS * ivf.nlist)).astype(int)
-    index.train(vectors[sample])
-    index.add_with_ids(vectors, keys)
+    index.train(_taken(vectors, sample))
+    for start in range(0, len(vectors), ADDED_ROWS):
+        index.add_with_ids(vectors[start : start + ADDED_ROWS], keys[start : start + ADDED_ROWS])
+        reading.release(vectors)
     _tune(VectorIndex(index, vectors, keys), recall)
     return index
+
+
+def _taken(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Some rows of a mapped file, ascending, of which no more than a block is in memory meanwhile."""
+    taken = np.empty((len(rows), vectors.shape[1]), vectors.dtype)
+    for start in range(0, len(rows), BLOCK_ROWS):
+        block = rows[start : start + BLOCK_ROWS]
+        taken[start : start + BLOCK_ROWS] = vectors[block]
+        reading.release(vectors)
+    return taken
 
 
 def _factory(rows: int, dimension: int, kind: str, max_memory_bytes: int | None) -> str:
@@ -191,6 +204,7 @@ def _exact_neighbours(searched: "VectorIndex", queries: int) -> tuple[np.ndarray
     for start in range(0, len(vectors), BLOCK_ROWS):
         cosines = asked @ vectors[start : start + BLOCK_ROWS].T
         best = np.partition(np.hstack([best, cosines]), -k)[:, -k:]
+        reading.release(vectors)
     return rows, best.min(axis=1)
 
 
