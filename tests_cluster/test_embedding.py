@@ -49,11 +49,12 @@ sys.meta_path.insert(0, Finder())
 """
 CALLS_OF_GPUS = """
 import subprocess
+import sys
 from marketplace.files import cluster
 
 with cluster.connect("auto") as cores, cores.gpus() as gpus:
     for future in [gpus.submit(subprocess.getoutput, "sleep 0.2; hostname") for _ in range(60)]:
-        print(future.result(), flush=True)
+        print(future.result(), file=sys.__stdout__, flush=True)
 """
 
 

@@ -103,7 +103,7 @@ def _init(ray: ModuleType, address: str) -> None:
     try:
         ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).partition(". ")[0]  # the rest is about Ray's documentation
         if "Could not find any running Ray" in reason:
             raise StageError(nobody) from None
         mend = "give it the token of the cluster (RAY_AUTH_TOKEN_PATH), and run ray start on it or take ray://HOST:10001"
