@@ -1,6 +1,7 @@
 # make demo   from a bare checkout to ranked answers over HTTP, on a synthetic marketplace
 # make serve  the same, and the service keeps running
 # make test   from a bare checkout to a green suite
+# make test-cluster  what needs a Milvus server beside the suite: as root on Linux, in network namespaces
 # make update the stages that new listings need, with the flags that they had: from cron, beside a serving API
 # make test-cluster  --ray on two machines, which are namespaces of this one, as root on Linux; elsewhere on two nodes of one
 # make check-deploy  the operator's files with DVC, promtool, nginx, systemd and buildah, as root on Debian
@@ -35,6 +36,10 @@ test: setup
 
 test-cluster: setup
 	$(PY) -m pip install --quiet -r requirements-ray.txt -c constraints.txt
+	$(PY) -m pytest tests_cluster
+
+test-cluster: setup
+	$(PY) -m pip install --quiet -r requirements-test-cluster.txt -c constraints.txt
 	$(PY) -m pytest tests_cluster
 
 check-deploy: setup

@@ -327,7 +327,7 @@ def measure(folder: Path, queries: int) -> dict:
     files = vector_search.FILES["photos"]
     index = vector_search.VectorIndex.open(folder, files)
     index_bytes = (folder / files.index).stat().st_size
-    return vector_search.measure(index, queries) | {"bytes_per_vector": round(index_bytes / index.rows, 1)}
+    return vector_search.measure(index, index.vectors, queries) | {"bytes_per_vector": round(index_bytes / index.rows, 1)}
 
 
 def digest_files(folder: Path, digested: dict[Path, str]) -> dict[str, str]:

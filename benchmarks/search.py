@@ -32,6 +32,7 @@ import baseline
 import results
 
 from marketplace.retrieval import vectors as vector_search
+from marketplace.retrieval.filters import Passing
 
 SIZES, QUICK_SIZES = (10_000, 100_000, 1_000_000), (2_500, 25_000)
 DIMENSION, CENTRES, SIGMA = 256, 20_000, 0.6
@@ -141,7 +142,7 @@ def update(folder: Path, vectors_path: Path) -> dict:
         index = vector_search.VectorIndex(
             vector_search.read(Path(name) / FILES.index, mapped=True), np.delete(everything, gone, axis=0), keys_after
         )
-        return {"update_s": seconds, "updated_recall": vector_search.measure(index)["recall_at_10"]}
+        return {"update_s": seconds, "updated_recall": vector_search.measure(index, index.vectors)["recall_at_10"]}
 
 
 def serve(folder: Path, barrier) -> dict:
@@ -288,12 +289,12 @@ def filtered(rows: int, folder: Path) -> list[dict]:
     prices = np.load(folder / "price.npy", mmap_mode="r")
     results = []
     for kept in [int(share * rows) for share in KEPT_SHARES] + [FEW_ROWS]:
-        times, found = timed(lambda query: index.nearest(query, K, prices < kept)[0], queries)  # noqa: B023
+        times, found = timed(lambda query: index.nearest(query, K, Passing(prices < kept))[0], queries)  # noqa: B023
         assert all(len(hits) == min(K, kept) and (prices[hits] < kept).all() for hits in found)
         results.append({"kept": kept, "recall": recall(found, exact(index.vectors, queries, prices < kept))} | times)
     listings = np.arange(rows) // 2
-    for allowed in (None, prices < 2 * K):
-        groups = [index.nearest_groups(query, K, listings, allowed) for query in queries[:50]]
+    for passing in (None, Passing(prices < 2 * K)):
+        groups = [index.nearest_groups(query, K, listings, passing) for query in queries[:50]]
         assert all(len(set(found.tolist())) == K for found in groups)
     return results
 

@@ -16,6 +16,7 @@ from marketplace.models.text_encoder import TextEncoder
 from marketplace.retrieval import catalogue, forward, typed, typed_search, words
 from marketplace.retrieval import vectors as vector_search
 from marketplace.retrieval.entries import Entries
+from marketplace.retrieval.filters import deepest
 from marketplace.retrieval.keys import RowsByKey
 
 RANKER, REPORT = "ranker.json", "report.json"
@@ -228,7 +229,7 @@ def write_category_vectors(folder: Path, encoder: TextEncoder, published: Path |
     names = np.array([found[path] for path in paths], np.float32).reshape(len(paths), encoder.dimension)
     atomic.write_array(folder / typed_search.CATEGORY_NAMES, names)
     vectors = reading.read_array(folder / vector_search.FILES["meanings"].vectors)
-    path_of = typed_search.deepest(reading.read_array(folder / "category.npy"))
+    path_of = deepest(reading.read_array(folder / "category.npy"))
     sums = np.zeros_like(names)
     for start in range(0, len(vectors), vector_search.BLOCK_ROWS):
         codes = path_of[start : start + vector_search.BLOCK_ROWS]

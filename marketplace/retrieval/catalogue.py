@@ -21,7 +21,17 @@ from marketplace.cleaning.prices import POUNDS
 from marketplace.files import atomic, reading
 from marketplace.files.stages import StageError
 from marketplace.retrieval import words
-from marketplace.retrieval.filters import Filters, Places, category_path, comparable_price, place_name, telling_names
+from marketplace.retrieval.filters import (
+    Conditions,
+    Filters,
+    Passing,
+    Places,
+    category_path,
+    comparable_price,
+    deepest,
+    place_name,
+    telling_names,
+)
 from marketplace.retrieval.keys import RowsByKey
 
 DATABASE, FILTERS, CONTENT = "catalogue.sqlite", "filters.json", "content.npy"
@@ -32,6 +42,7 @@ LISTING_COLUMNS = ("price", *CODED, "seller")  # sellers by numbers alone, which
 COLUMNS = (*LISTING_COLUMNS, "product_of_photo", "duplicates")  # each a .npy of the same name
 ROWS_AT_A_TIME = 16_384  # of listings in memory
 LEAST_ALIKE, SUGGESTIONS = 75, 3  # per cent of the letters that a name suggested for an unknown one shares with it
+TOLD_HIDDEN = 500  # hidden listings that an engine elsewhere is told of at most; of more it finds some, which are left out here
 MANY_HIDDEN = 0.1  # of the listings: from here on searches are told which are not, by which they take longer
 MOST_PRICE_STEPS = 7  # where ranges begin that prices are counted in,
 USUAL_PRICES = 0.02, 0.98  # between these of their quantiles
@@ -331,6 +342,40 @@ class Catalogue:
         if not masks and len(self.hidden_rows) <= MANY_HIDDEN * self.n_products:
             return None
         return np.logical_and.reduce([*masks, self._is_shown])
+
+    def passing(self, allowed: np.ndarray | None, filters: Filters | None) -> Passing | None:
+        """What may be found of the listings, for the vector indexes; None: all. allowed: (P,) bool; filters: what it comes from,
+        where it does, and narrows."""
+        if allowed is None:
+            return None
+        return Passing(allowed) if filters is None else Passing(allowed, lambda: self._conditions(filters))
+
+    def _conditions(self, filters: Filters) -> Conditions:
+        """What the numbers() of every listing meet that allowed() lets pass."""
+        categories = places = None
+        if filters.category is not None:
+            wanted = self._categories.get(category_path(filters.category), [])
+            categories = np.unique(deepest(self._paths)[np.isin(self._paths, wanted).any(axis=1)])
+        if filters.location is not None:
+            places = np.array(self._places.found(filters.location), np.int64)
+        prices = [None if one is None else comparable_price(one) for one in (filters.min_price, filters.max_price)]
+        hidden = self.hidden_rows if len(self.hidden_rows) <= TOLD_HIDDEN else self.hidden_rows[:0]
+        return Conditions(categories, places, *prices, self.keys[hidden])
+
+    @functools.cached_property
+    def _paths(self) -> np.ndarray:
+        """(paths, depth) codes of the levels of each path that a listing has."""
+        return np.unique(self.columns["category"], axis=0)
+
+    def numbers(self) -> dict[str, np.ndarray]:
+        """(P,) each, for an engine that filters by itself: listing, the listing's key; price, -1 for none; category, the code of
+        its whole path, -1 for none; place, the number of its place."""
+        return {
+            "listing": self.keys,
+            "price": np.nan_to_num(self.columns["price"], nan=-1.0),
+            "category": deepest(self.columns["category"]),
+            "place": self._all_places.of_row,
+        }
 
     def check(self, filters: Filters) -> None:
         """Raises UnknownName for a category or place that no listing has."""

@@ -3,8 +3,8 @@
 import copy
 import functools
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -26,6 +26,39 @@ class Filters:
     min_price: float | None = None
     max_price: float | None = None
     location: str | None = None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Filters as conditions on a listing's numbers (Catalogue.numbers()), for an engine that keeps those too; None: anything.
+
+    categories: codes of whole paths; places: numbers of Places; prices: both ends included, and a listing without a price is
+    within none; hidden: keys of listings that do not pass, where they are few.
+    """
+
+    categories: np.ndarray | None = None
+    places: np.ndarray | None = None
+    min_price: float | None = None
+    max_price: float | None = None
+    hidden: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+
+@dataclass(frozen=True)
+class Passing:
+    """What may be found. rows: (N,) bool, which rows of an index; conditions: gives what all of those rows meet, and others may:
+    an engine that narrows its search by them leaves out the others afterwards."""
+
+    rows: np.ndarray
+    conditions: Callable[[], Conditions] = Conditions
+
+    def of(self, listing_of_row: np.ndarray) -> "Passing":
+        """The same of an index whose rows belong to listings, such as photos, from the same of the listings."""
+        return Passing(self.rows[listing_of_row], self.conditions)
+
+
+def deepest(levels: np.ndarray) -> np.ndarray:
+    """(P,) the code of each listing's whole path; -1 where it has none. levels: (P, depth) codes, -1 where there is no level."""
+    return levels[np.arange(len(levels)), np.maximum((levels >= 0).sum(axis=1) - 1, 0)]
 
 
 def category_path(category: str) -> str:
@@ -89,7 +122,7 @@ class Places:
     def __init__(self, towns: np.ndarray, counties: np.ndarray, town_names: Sequence[str], county_names: Sequence[str]):
         """towns, counties: (N,) codes of the names, negative for a row that is no more."""
         pairs, place_of_row = np.unique(towns.astype(np.int64) << 32 | counties, return_inverse=True)
-        self._place_of_row = place_of_row.astype(np.int32)
+        self.of_row = place_of_row.astype(np.int32)  # (N,) the number of each row's place
         self._places_named: dict[str, list[int]] = {}
         for place, pair in enumerate(pairs.tolist()):
             if pair >= 0:
@@ -98,20 +131,21 @@ class Places:
 
     def among(self, rows: np.ndarray) -> "Places":
         """The same, in which the places of some rows alone have names."""
-        view, named = copy.copy(self), set(np.unique(self._place_of_row[rows]).tolist())
+        view, named = copy.copy(self), set(np.unique(self.of_row[rows]).tolist())
         places_named = self._places_named.items()
         view._places_named = {name: kept for name, places in places_named if (kept := [one for one in places if one in named])}
         return view
 
     def within(self, location: str) -> np.ndarray:
         """(N,) bool of the rows in a place: those whose place is called so; where none is, those whose place begins so."""
-        return np.isin(self._place_of_row, self._found(location))
+        return np.isin(self.of_row, self.found(location))
 
     def __contains__(self, location: str) -> bool:
         """Whether any row is in a place."""
-        return bool(self._found(location))
+        return bool(self.found(location))
 
-    def _found(self, location: str) -> list[int]:
+    def found(self, location: str) -> list[int]:
+        """The numbers of the places that within() means."""
         name = place_name(location)
         found = self._places_named.get(name, [])
         if name and not found:

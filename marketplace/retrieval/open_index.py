@@ -16,13 +16,12 @@ from marketplace.cleaning import listings
 from marketplace.files import reading
 from marketplace.models import photo_model, text_model
 from marketplace.models.text_encoder import TextEncoder
-from marketplace.retrieval import answers, several
+from marketplace.retrieval import answers, milvus, several
 from marketplace.retrieval.answers import Hit
 from marketplace.retrieval.catalogue import PLACES, Catalogue, Filters
 from marketplace.retrieval.categories import CategoryTree
 from marketplace.retrieval.ranking import KINDS, Ranker
 from marketplace.retrieval.typed_search import Candidates, Typed, TypedSearch, is_sentence
-from marketplace.retrieval.vectors import FILES, VectorIndex
 from marketplace.retrieval.words import Counts, Sort, Wanted
 
 WINDOW = 100  # results are ranked this many at a time, then ten times as many: a later page never changes an earlier one
@@ -103,15 +102,16 @@ class OpenIndex:
     It answers queries whose vectors are there already, such as those of its own listings, and a person's words.
     """
 
-    def __init__(self, folder: Path):
-        """Raises StageError when files are missing or do not belong together."""
+    def __init__(self, folder: Path, server: milvus.Server | None = None):
+        """server: of the vectors, in place of the one that the generation tells of, where it does. Raises StageError when files
+        are missing or do not belong together, and vectors.Unavailable."""
         self.generation = self.version = folder.name
         self.catalogue = Catalogue(folder)
-        self.photo_index = VectorIndex.open(folder, FILES["photos"])
-        self.text_index = VectorIndex.open(folder, FILES["listings"])
+        self.photo_index = milvus.open_vectors(folder, "photos", server)
+        self.text_index = milvus.open_vectors(folder, "listings", server)
         self.text_encoder = TextEncoder.load(folder)  # None where the models were trained without one
-        self.typed_search = TypedSearch(folder, self.catalogue, self.text_encoder)
-        self.dimension = self.photo_index.index.d
+        self.typed_search = TypedSearch(folder, self.catalogue, self.text_encoder, server)
+        self.dimension = self.photo_index.dimension
         self.ranker = Ranker.load(folder / "ranker.json")
         self.classes = photo_model.Description.load(folder).classes
         paths = reading.read_json(folder / text_model.DESCRIPTION)["paths"]
@@ -160,12 +160,12 @@ class OpenIndex:
 
     def query_of(self, listing_row: int) -> Query:
         """A query for listings like one of the catalogue's own."""
-        vector = np.asarray(self.text_index.vectors[listing_row])
+        vector = self.text_index.vectors_of(np.array([listing_row]))[0]
         rows = self.catalogue.photos_of(listing_row)
         levels = self.tree.own_levels(listing_row)
         price = float(self.catalogue.columns["price"][listing_row])
         return Query(
-            photos=self.photo_index.vectors[rows] if len(rows) else None,
+            photos=self.photo_index.vectors_of(rows) if len(rows) else None,
             text=vector if vector.any() else None,
             category=levels if levels.any() else None,
             price=price if price > 0 else None,
@@ -418,16 +418,17 @@ class OpenIndex:
             return np.empty(0, np.int64)
         depth = depth * min(max(query.viewed, 1), DEEPER) + len(query.excluded_rows)
         found: list[np.ndarray] = []
+        passing = self.catalogue.passing(allowed, filters)
         if query.photos is not None and self.catalogue.n_photos:
             listing_of_photo = self.catalogue.listing_of_photo
-            allowed_photos = None if allowed is None else allowed[listing_of_photo]
+            passing_photos = None if passing is None else passing.of(listing_of_photo)
             for vector, lists in zip(query.photos, query.photo_lists or [None] * len(query.photos), strict=True):
                 photos = functools.partial(
-                    self.photo_index.nearest_groups, vector, group_of_row=listing_of_photo, allowed=allowed_photos, lists=lists
+                    self.photo_index.nearest_groups, vector, group_of_row=listing_of_photo, passing=passing_photos, lists=lists
                 )
                 found.append(self.catalogue.first_shown(photos, depth))
         if query.text is not None:
-            texts = lambda k: self.text_index.nearest(query.text, k, allowed, query.text_lists)[0]  # noqa: E731
+            texts = lambda k: self.text_index.nearest(query.text, k, passing, query.text_lists)[0]  # noqa: E731
             found.append(self.catalogue.first_shown(texts, depth))
         if query.typed is not None:
             found.append(self.typed_search.find(query.typed, depth, filters, allowed))

@@ -12,7 +12,8 @@ from sklearn.isotonic import IsotonicRegression
 from marketplace import metrics
 from marketplace.cleaning import listings
 from marketplace.files.progress import progress
-from marketplace.retrieval import questions, typed_search
+from marketplace.retrieval import questions
+from marketplace.retrieval.filters import deepest
 from marketplace.retrieval.ranking import BY_HAND, CURVES, KINDS, MIXES, UNCALIBRATED, Ranker, mix_of
 from marketplace.retrieval.typed_search import is_sentence
 
@@ -88,7 +89,7 @@ def _questions(index: "OpenIndex", models: "TableModels", row: int, probabilitie
     whole = [index.query_by(models, None, text)]
     asked = []
     for photo in index.catalogue.photos_of(row)[:1]:
-        vector, by_photo = index.photo_index.vectors[photo], probabilities[photo]
+        vector, by_photo = index.photo_index.vectors_of(np.array([photo]))[0], probabilities[photo]
         shorter = dict.fromkeys([" ".join(title.split()[:FIRST_WORDS]), title])
         asked = [index.query_by(models, vector, words, by_photo) for words in (None, *shorter)]
         whole.append(index.query_by(models, vector, text, by_photo))
@@ -120,7 +121,7 @@ def judge_typed(index: "OpenIndex", splits: np.ndarray, seed: int = 0) -> list[J
     typed = [(one.words, one.meant, asked[one.row]) for one in questions.ask(listing_words, range(len(asked)), seed, ASKED_KINDS)]
     for row, listing in zip(asked, sample, strict=False):
         typed += [(sentence, (), row) for sentence in _sentences(listing["description"])[:1]]
-    paths = typed_search.deepest(index.catalogue.columns["category"])
+    paths = deepest(index.catalogue.columns["category"])
     judged = []
     for words, meant, row in progress(typed, "ask by words for the ranker", "question"):
         if (query := index.typed(words).typed) is None:

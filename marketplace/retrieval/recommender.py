@@ -8,7 +8,7 @@ from marketplace.cleaning import listings
 from marketplace.files import reading, stages
 from marketplace.files.stages import StageError
 from marketplace.models import photo_model, price_model, text_model
-from marketplace.retrieval import answers
+from marketplace.retrieval import answers, milvus
 from marketplace.retrieval.moderation import Moderation
 from marketplace.retrieval.open_index import OpenIndex, Query
 
@@ -31,10 +31,16 @@ def check_files(generation_dir: Path) -> dict:
 class Recommender(OpenIndex):
     """A published generation and its photo, table and price models; safe to use from many threads."""
 
-    def __init__(self, generation_dir: Path, runtime: str = "auto", device: str | None = None):
-        """Raises StageError when files are missing or do not belong together."""
+    def __init__(
+        self,
+        generation_dir: Path,
+        runtime: str = "auto",
+        device: str | None = None,
+        server: milvus.Server | None = None,
+    ):
+        """runtime, device: as PhotoModel takes them; server: as OpenIndex does. Raises as that."""
         self.report = check_files(generation_dir)
-        super().__init__(generation_dir)
+        super().__init__(generation_dir, server)
         self.table_models = text_model.TableModels.load(generation_dir, self.text_encoder)
         self.price_model = price_model.PriceModel.load(generation_dir, self.table_models)
         self.moderation = Moderation(generation_dir)
@@ -140,9 +146,9 @@ class Recommender(OpenIndex):
         if (unseen := self.catalogue.price_range(listing_row)) is not None:
             return self.price_model.range_of(*unseen)
         photos = self.catalogue.photos_of(listing_row)
-        vector = self.photo_index.vectors[photos].mean(axis=0) if len(photos) and self.takes_photos else None
+        vector = self.photo_index.vectors_of(photos).mean(axis=0) if len(photos) and self.takes_photos else None
         meanings = self.typed_search.meanings
-        meaning = None if meanings is None else np.asarray(meanings.vectors[listing_row])
+        meaning = None if meanings is None else meanings.vectors_of(np.array([listing_row]))[0]
         text = listings.text(fields["name"], fields["description"])
         return self.price_model.price_range(text, fields["category"], fields["county"], vector, meaning)
 

@@ -110,8 +110,8 @@ def _likeness(index: "OpenIndex", hits: list[Hit]) -> np.ndarray:
     photo_rows = [hit.photo_row for hit in hits]
     photos = np.zeros((len(hits), index.dimension), np.float32)
     having = [place for place, row in enumerate(photo_rows) if row is not None]
-    photos[having] = index.photo_index.vectors[[photo_rows[place] for place in having]]
-    vectors = {"photo": photos, "text": np.asarray(index.text_index.vectors[[hit.row for hit in hits]])}
+    photos[having] = index.photo_index.vectors_of(np.array([photo_rows[place] for place in having], np.int64))
+    vectors = {"photo": photos, "text": index.text_index.vectors_of(np.array([hit.row for hit in hits], np.int64))}
     total, compared = np.zeros((len(hits), len(hits))), np.zeros((len(hits), len(hits)))
     for kind, own in vectors.items():
         both = np.outer(own.any(axis=1), own.any(axis=1))

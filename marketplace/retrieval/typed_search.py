@@ -8,13 +8,13 @@ import numpy as np
 
 from marketplace.files import reading
 from marketplace.models.text_encoder import TextEncoder
-from marketplace.retrieval import analysis, forward
+from marketplace.retrieval import analysis, forward, milvus
 from marketplace.retrieval.catalogue import Catalogue
-from marketplace.retrieval.filters import Filters, said_by_category
+from marketplace.retrieval.filters import Filters, deepest, said_by_category
 from marketplace.retrieval.forward import ForwardIndex
 from marketplace.retrieval.matching import Matches, explain, match
 from marketplace.retrieval.typed import Reader, Synonyms, TypedQuery
-from marketplace.retrieval.vectors import FILES, VectorIndex, unit_rows
+from marketplace.retrieval.vectors import Vectors, unit_rows
 from marketplace.retrieval.words import Alternative, Wanted
 
 SYNONYMS = "synonyms.csv"  # of the generation
@@ -75,8 +75,8 @@ class Result:
 class TypedSearch:
     """One generation's words and meanings; safe to use from many threads."""
 
-    def __init__(self, folder: Path, catalogue: Catalogue, encoder: TextEncoder | None):
-        """Raises StageError when files are missing or do not belong together."""
+    def __init__(self, folder: Path, catalogue: Catalogue, encoder: TextEncoder | None, server: milvus.Server | None = None):
+        """Raises StageError when files are missing or do not belong together. server: as OpenIndex takes it."""
         self._catalogue, self._encoder = catalogue, encoder
         self._forward = ForwardIndex(folder)
         synonyms = Synonyms.read(folder / SYNONYMS)
@@ -88,7 +88,7 @@ class TypedSearch:
         self._category_stems = [frozenset(forward.codes_of([analysis.stem(word) for word in words]).tolist()) for words in said]
         self.names = self.meanings = None
         if encoder is not None:
-            self.names, self.meanings = (VectorIndex.open(folder, FILES[kind]) for kind in ("names", "meanings"))
+            self.names, self.meanings = (milvus.open_vectors(folder, kind, server) for kind in ("names", "meanings"))
             self._category_vectors = reading.read_array(folder / CATEGORY_VECTORS)
 
     def over(self, catalogue: Catalogue) -> "TypedSearch":
@@ -125,8 +125,9 @@ class TypedSearch:
         meant = [word.alternatives for word in typed.query.required]
         found = [self._catalogue.match_words([word.exact for word in content], meant, depth, filters, allowed)]
         if typed.vector is not None:
+            passing = self._catalogue.passing(allowed, filters)
             for index in (self.names, self.meanings):
-                nearest = lambda k, index=index: index.nearest(typed.vector, k, allowed)[0]  # noqa: E731
+                nearest = lambda k, index=index: index.nearest(typed.vector, k, passing)[0]  # noqa: E731
                 found.append(self._catalogue.first_shown(nearest, depth))
         return np.unique(np.concatenate(found))
 
@@ -175,7 +176,7 @@ class TypedSearch:
         return np.mean(shares, axis=0)
 
     @property
-    def vector_indexes(self) -> list[VectorIndex]:
+    def vector_indexes(self) -> list[Vectors]:
         return [index for index in (self.names, self.meanings) if index is not None]
 
     def share(self, typed: Typed, rows: np.ndarray) -> np.ndarray:
@@ -245,11 +246,6 @@ class TypedSearch:
                 near |= cosines >= FAR_COSINE
         others = self._catalogue.keys[candidates.rows[near & ~by_words]]
         return Result(words, replace(wanted, others=others), total + len(others))
-
-
-def deepest(levels: np.ndarray) -> np.ndarray:
-    """(P,) the code of each listing's whole path; -1 where it has none. levels: (P, depth) codes, -1 where there is no level."""
-    return levels[np.arange(len(levels)), np.maximum((levels >= 0).sum(axis=1) - 1, 0)]
 
 
 def is_sentence(typed: Typed, candidates: Candidates) -> bool:

@@ -1,6 +1,7 @@
 """Vector search: build, update and open an index; the nearest rows, filtered, grouped by listing."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 
 from marketplace.files import reading
 from marketplace.files.stages import StageError
+from marketplace.retrieval.filters import Passing
 from marketplace.retrieval.keys import RowsByKey
 
 KINDS = ("auto", "flat", "ivf")
@@ -53,6 +55,70 @@ FILES = {  # the last two where there is a text encoder
     "names": Files("names.faiss", "name_vectors.npy", "listing_keys.npy"),
     "meanings": Files("meanings.faiss", "meaning_vectors.npy", "listing_keys.npy"),
 }
+
+
+class Unavailable(StageError):
+    """Vectors that are on another machine cannot be had now."""
+
+
+class Vectors(ABC):
+    """The vectors of one index, by row, and the search among them; safe to use from many threads.
+
+    rows: N, how many there are; dimension: D. VectorIndex has them in files of the generation, and is the default.
+    """
+
+    rows: int
+    dimension: int
+    is_remote = False  # whether they are on another machine; then every call may raise Unavailable
+
+    @abstractmethod
+    def nearest(
+        self, query: np.ndarray, k: int, passing: Passing | None = None, lists: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) int64, the k rows nearest to one query, best first, and (n,) float32, their cosines in [-1, 1].
+
+        query: (D,) float32, any non-zero length; normalised here. k: 1 or more. passing: which rows may be found (default: all).
+        lists: its row of probed(), where that was asked for. Raises ValueError when the query is not finite, zero, or not (D,),
+        or the rows of passing are not (N,).
+        """
+
+    @abstractmethod
+    def cosines(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """(n,) float32, inner products of a (D,) float32 query and the vectors of rows (n,) int64."""
+
+    @abstractmethod
+    def vectors_of(self, rows: np.ndarray) -> np.ndarray:
+        """(n, D) float32, the vectors of rows (n,) int64, in their order."""
+
+    @abstractmethod
+    def describe(self) -> dict:
+        """kind, and the setting that its searches take."""
+
+    def check(self) -> None:
+        """Raises Unavailable where no search would be answered now."""
+        return
+
+    def probed(self, queries: np.ndarray) -> np.ndarray:
+        """(Q, lists) what nearest() takes as `lists` for each of (Q, D) unit vectors: found together, many cost less."""
+        return np.zeros((len(queries), 1), np.int64)
+
+    def nearest_groups(
+        self,
+        query: np.ndarray,
+        k: int,
+        group_of_row: np.ndarray,
+        passing: Passing | None = None,
+        lists: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The k different groups whose best rows are nearest to the query, best first; fewer only when fewer exist."""
+
+        depth = 2 * k
+        while True:
+            rows, _ = self.nearest(query, depth, passing, lists)
+            groups, first = np.unique(group_of_row[rows], return_index=True)
+            if len(groups) >= k or len(rows) < depth:  # enough, or nothing more is to be found
+                return groups[np.argsort(first)][:k]
+            depth *= 4
 
 
 def update(published_path: Path, path: Path, gone: np.ndarray, vectors: np.ndarray, keys: np.ndarray) -> None:
@@ -166,15 +232,15 @@ def describe(index: faiss.Index) -> dict:
     return {"kind": f"IVF{ivf.nlist},SQ{_bits(ivf)}", "nprobe": ivf.nprobe}
 
 
-def measure(searched: "VectorIndex", queries: int = RECALL_QUERIES) -> dict:
-    """What a report says of an index: describe(), rows, recall@10, and milliseconds of one search at a time.
+def measure(searched: Vectors, vectors: np.ndarray, queries: int = RECALL_QUERIES) -> dict:
+    """What a report says of an index of (N, D) vectors: describe(), rows, recall@10, and milliseconds of one search at a time.
 
     The recall is None where no row has another to be found.
     """
     times_ms: list[float] = []
-    asked, tenth = _exact_neighbours(searched, queries)
-    recall = _recall(searched, asked, tenth, times_ms)
-    return describe(searched.index) | {
+    asked, tenth = exact_neighbours(vectors, queries)
+    recall = recall_of(searched, vectors, asked, tenth, times_ms)
+    return searched.describe() | {
         "rows": searched.rows,
         "recall_at_10": round(recall, 4) if len(asked) else None,
         "recall_queries": len(asked),
@@ -186,15 +252,14 @@ def measure(searched: "VectorIndex", queries: int = RECALL_QUERIES) -> dict:
 def _tune(searched: "VectorIndex", recall: float) -> None:
     """Set nprobe to the least of those tried that reaches the recall, and a little more."""
     ivf, wanted = searched.index, 1 - MISSES * (1 - recall)
-    exact = _exact_neighbours(searched, RECALL_QUERIES)
+    exact = exact_neighbours(searched.vectors, RECALL_QUERIES)
     ivf.nprobe = max(1, round(PROBED_SHARE * ivf.nlist))
-    while ivf.nprobe < ivf.nlist and _recall(searched, *exact) < wanted:
+    while ivf.nprobe < ivf.nlist and recall_of(searched, searched.vectors, *exact) < wanted:
         ivf.nprobe = min(ivf.nlist, int(1.4 * ivf.nprobe) + 1)
 
 
-def _exact_neighbours(searched: "VectorIndex", queries: int) -> tuple[np.ndarray, np.ndarray]:
-    """Up to `queries` rows, and each one's cosine to its RECALL_K-th nearest other row (or the last, if fewer)."""
-    vectors = searched.vectors
+def exact_neighbours(vectors: np.ndarray, queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """Up to `queries` rows of (N, D), and each one's cosine to its RECALL_K-th nearest other row (or the last, if fewer)."""
     rows = np.unique(np.linspace(0, len(vectors) - 1, min(queries, len(vectors))).astype(int))
     asked = vectors[rows]
     filled = asked.any(axis=1) & (len(vectors) > 1)  # a text without a known word is no direction; one row has no neighbour
@@ -208,21 +273,24 @@ def _exact_neighbours(searched: "VectorIndex", queries: int) -> tuple[np.ndarray
     return rows, best.min(axis=1)
 
 
-def _recall(searched: "VectorIndex", rows: np.ndarray, tenth: np.ndarray, times_ms: list[float] | None = None) -> float:
-    """Of _exact_neighbours(); appends the milliseconds of each search to times_ms."""
-    others = min(RECALL_K, searched.rows - 1)
+def recall_of(
+    searched: Vectors, vectors: np.ndarray, rows: np.ndarray, tenth: np.ndarray, times_ms: list[float] | None = None
+) -> float:
+    """The share of exact_neighbours() that an index of (N, D) vectors finds; appends the milliseconds of each search to
+    times_ms."""
+    others = min(RECALL_K, len(vectors) - 1)
     near = []
     for row, least in zip(rows, tenth, strict=True):
         started_s = time.perf_counter()
-        hits, cosines = searched.nearest(searched.vectors[row], others + 1)
+        hits, cosines = searched.nearest(vectors[row], others + 1)
         if times_ms is not None:
             times_ms.append(1000 * (time.perf_counter() - started_s))
         near.append(np.count_nonzero(cosines[hits != row] >= least - 1e-5))
     return float(np.minimum(near, others).mean() / others) if near else 1.0
 
 
-class VectorIndex:
-    """An index with the vectors it was built from; safe to search from many threads, each search on its own thread alone."""
+class VectorIndex(Vectors):
+    """A FAISS index with the vectors it was built from; each search runs on its own thread alone."""
 
     def __init__(self, index: faiss.Index, vectors: np.ndarray, keys: np.ndarray | None = None):
         """vectors: (N, D) float32, memory-mapped or not; keys: (N,) int64, by which the index knows them (default: their rows).
@@ -231,7 +299,7 @@ class VectorIndex:
         """
         self.index = index
         self.vectors = np.ascontiguousarray(vectors, np.float32)
-        self.rows, self._pointer = len(self.vectors), faiss.swig_ptr(self.vectors)
+        self.rows, self.dimension, self._pointer = len(self.vectors), index.d, faiss.swig_ptr(self.vectors)
         self._rows_by_key = RowsByKey(np.arange(self.rows) if keys is None else np.asarray(keys))
         own_keys, list_numbers = _keys_and_lists(index)
         rows = self._rows_by_key.rows(own_keys)
@@ -269,21 +337,16 @@ class VectorIndex:
         return lists[:, : ivf.nprobe]
 
     def nearest(
-        self, query: np.ndarray, k: int, allowed: np.ndarray | None = None, lists: np.ndarray | None = None
+        self, query: np.ndarray, k: int, passing: Passing | None = None, lists: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k rows nearest to one query, best first, and their cosines in [-1, 1]; fewer only when there are fewer.
+        """As Vectors.nearest(); fewer only when there are fewer, and exact where at most SCORED_ROWS may be found.
 
-        query: (D,) float32, any non-zero length; normalised here. allowed: (N,) bool, the rows that may be found; exact
-        where they are at most SCORED_ROWS. lists: its row of probed(), where that was asked for.
-        Raises ValueError when the query is not finite, zero, or not (D,), or allowed is not (N,).
         Source: FAISS wiki, "MetricType and distances" (inner product of unit vectors).
         """
         query = unit(query, self.index.d)
         wanted = min(k, self.rows)
-        if allowed is not None:
-            if allowed.shape != (self.rows,):
-                raise ValueError(f"allowed has shape {allowed.shape}, the index holds {self.rows} rows")
-            rows = self._allowed_near(query, wanted, allowed)
+        if passing is not None:
+            rows = self._allowed_near(query, wanted, checked(passing, self.rows))
         elif len(rows := self._coded_near(query, wanted, lists)) < wanted:  # the lists probed hold too few rows
             rows = self._allowed_near(query, wanted, np.ones(self.rows, bool))
         cosines = self.cosines(query, rows)
@@ -313,8 +376,14 @@ class VectorIndex:
             found = ivf.search_preassigned(query[None], depth, lists[None], nearness)[1][0]
         return self._rows_by_key.rows(found[found >= 0])
 
+    def vectors_of(self, rows: np.ndarray) -> np.ndarray:
+        return self.vectors[rows]
+
+    def describe(self) -> dict:
+        return describe(self.index)
+
     def cosines(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """(n,) inner products of a (D,) query and rows, read in place: a copy of them would take longer than the arithmetic."""
+        """As Vectors.cosines(); read in place: a copy of the rows would take longer than the arithmetic."""
         cosines = np.empty(len(rows), np.float32)
         with _one_thread():
             faiss.fvec_inner_products_by_idx(
@@ -352,24 +421,6 @@ class VectorIndex:
         is_probed[lists] = True
         return np.flatnonzero(is_probed.take(self._list_of_row) & allowed)
 
-    def nearest_groups(
-        self,
-        query: np.ndarray,
-        k: int,
-        group_of_row: np.ndarray,
-        allowed: np.ndarray | None = None,
-        lists: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """The k different groups whose best rows are nearest to the query, best first; fewer only when fewer exist."""
-
-        depth = 2 * k
-        while True:
-            rows, _ = self.nearest(query, depth, allowed, lists)
-            groups, first = np.unique(group_of_row[rows], return_index=True)
-            if len(groups) >= k or len(rows) < depth:  # enough, or nothing more is to be found
-                return groups[np.argsort(first)][:k]
-            depth *= 4
-
 
 def _centres(ivf: faiss.IndexIVF) -> np.ndarray:
     """(lists, D) float32, read in place."""
@@ -383,6 +434,13 @@ def _keys_and_lists(index: faiss.Index) -> tuple[np.ndarray, np.ndarray]:
     sizes = [ivf.invlists.list_size(number) for number in range(ivf.nlist)]
     lists = [faiss.rev_swig_ptr(ivf.invlists.get_ids(number), size) for number, size in enumerate(sizes) if size]
     return np.concatenate(lists or [np.empty(0, np.int64)]), np.repeat(np.arange(ivf.nlist), sizes)
+
+
+def checked(passing: Passing, rows: int) -> np.ndarray:
+    """Which rows may be found; ValueError where they are not `rows`."""
+    if passing.rows.shape != (rows,):
+        raise ValueError(f"what may be found has shape {passing.rows.shape}, the index holds {rows} rows")
+    return passing.rows
 
 
 @contextmanager

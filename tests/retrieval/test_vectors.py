@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from marketplace.files import atomic
 from marketplace.files.stages import StageError
 from marketplace.retrieval import vectors as vector_search
+from marketplace.retrieval.filters import Passing
 
 
 def unit_rows(rows: int, dimension: int = 16, seed: int = 0) -> np.ndarray:
@@ -29,7 +30,7 @@ def clustered_rows(clusters: int, rows_each: int, spread: float, seed: int) -> n
 
 
 def recall_of(searched: vector_search.VectorIndex) -> float:
-    return vector_search.measure(searched)["recall_at_10"]
+    return vector_search.measure(searched, searched.vectors)["recall_at_10"]
 
 
 FILES = vector_search.FILES["photos"]
@@ -61,7 +62,7 @@ def test_the_nearest_rows_and_cosines_are_those_of_a_matrix_product():
 def test_filtered_search_finds_every_match_that_exact_search_finds(seed, share, k, kind):
     allowed = np.random.default_rng(seed).random(len(VECTORS)) < share
     query = unit_rows(1, seed=seed)[0]
-    rows, cosines = {"flat": INDEX, "ivf": IVF}[kind].nearest(query, k, allowed)
+    rows, cosines = {"flat": INDEX, "ivf": IVF}[kind].nearest(query, k, Passing(allowed))
     matching = np.flatnonzero(allowed)
     assert rows.tolist() == matching[exact_top_k(VECTORS[matching], query, k)].tolist()
     np.testing.assert_allclose(cosines, VECTORS[rows] @ query, atol=1e-6)
@@ -76,7 +77,7 @@ def test_a_filter_that_leaves_more_rows_than_are_scored_still_fills_k_and_keeps_
         allowed &= VECTORS @ query < 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vector_search, "SCORED_ROWS", 20)
-        rows, cosines = IVF.nearest(query, k, allowed)
+        rows, cosines = IVF.nearest(query, k, Passing(allowed))
     assert len(set(rows.tolist())) == min(k, np.count_nonzero(allowed)) and allowed[rows].all()
     np.testing.assert_allclose(cosines, VECTORS[rows] @ query, atol=1e-6)
     assert (np.diff(cosines) <= 0).all()
@@ -91,7 +92,7 @@ def test_a_filter_of_many_rows_keeps_the_recall(share, monkeypatch):
     recalls = []
     for query in CLUSTERED[generator.integers(len(CLUSTERED), size=50)]:
         expected = matching[exact_top_k(CLUSTERED[matching], query, 10)]
-        recalls.append(len(set(CLUSTERED_IVF.nearest(query, 10, allowed)[0].tolist()) & set(expected.tolist())) / 10)
+        recalls.append(len(set(CLUSTERED_IVF.nearest(query, 10, Passing(allowed))[0].tolist()) & set(expected.tolist())) / 10)
     assert np.mean(recalls) >= 0.95
 
 
@@ -210,8 +211,8 @@ def test_an_ivf_search_probes_on_until_it_has_k_groups(filtered, monkeypatch):
     monkeypatch.setattr(vector_search, "SCORED_ROWS", 0)
     ivf = vector_search.VectorIndex(vector_search.build(CLUSTERED, "ivf", recall=0.5), CLUSTERED)
     ivf.index.nprobe = 1
-    allowed = np.arange(len(CLUSTERED)) % 3 == 0 if filtered else None
-    assert len(ivf.nearest_groups(CLUSTERED[0], 900, np.arange(len(CLUSTERED)), allowed)) == 900
+    passing = Passing(np.arange(len(CLUSTERED)) % 3 == 0) if filtered else None
+    assert len(ivf.nearest_groups(CLUSTERED[0], 900, np.arange(len(CLUSTERED)), passing)) == 900
 
 
 # Updates: vectors that went, came and changed
@@ -258,13 +259,13 @@ def test_an_updated_index_finds_what_exact_search_finds_among_the_rows_there_now
     with tempfile.TemporaryDirectory() as folder:
         index = updated(Path(folder), VECTORS[:400], keys_before, np.union1d(gone, changed), vectors, keys, kind)
         query = unit_rows(1, seed=seed)[0]
-        allowed = generator.random(len(keys)) < 0.5 if filtered else None
-        left = np.flatnonzero(allowed) if filtered else np.arange(len(keys))
-        found = index.nearest(query, 10, allowed)[0]
+        passing = Passing(generator.random(len(keys)) < 0.5) if filtered else None
+        left = np.flatnonzero(passing.rows) if filtered else np.arange(len(keys))
+        found = index.nearest(query, 10, passing)[0]
         if filtered or kind == "flat":
             assert found.tolist() == left[exact_top_k(vectors[left], query, 10)].tolist()
         assert len(found) == 10 and set(found.tolist()) <= set(left.tolist())
-        assert sorted(index.nearest(query, 1000, allowed)[0].tolist()) == left.tolist()
+        assert sorted(index.nearest(query, 1000, passing)[0].tolist()) == left.tolist()
 
 
 def test_an_updated_index_recalls_as_much_as_one_built_anew(tmp_path):
@@ -325,7 +326,7 @@ def test_a_mapped_index_answers_as_the_one_in_memory(kind, tmp_path):
     built = vector_search.build(CLUSTERED, kind)
     mapped = written(tmp_path, CLUSTERED, np.arange(len(CLUSTERED)), kind)
     plain = vector_search.VectorIndex(built, CLUSTERED)
-    allowed = np.arange(len(CLUSTERED)) % 2 == 0
+    allowed = Passing(np.arange(len(CLUSTERED)) % 2 == 0)
     for query in unit_rows(10, seed=9):
         for passing in (None, allowed):
             np.testing.assert_array_equal(mapped.nearest(query, 20, passing), plain.nearest(query, 20, passing))
@@ -359,21 +360,21 @@ def test_a_search_leaves_the_threads_of_its_caller_as_they_were():
 
 def test_searches_from_many_threads_answer_as_one_after_another_does():
     queries = unit_rows(200, seed=11)
-    allowed = np.arange(len(CLUSTERED)) % 2 == 0
+    allowed = Passing(np.arange(len(CLUSTERED)) % 2 == 0)
     expected = [CLUSTERED_IVF.nearest(query, 10, allowed)[0].tolist() for query in queries]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda query: CLUSTERED_IVF.nearest(query, 10, allowed)[0].tolist(), queries)) == expected
 
 
 def test_a_filter_of_the_wrong_length_is_refused():
-    with pytest.raises(ValueError, match=r"^allowed has shape \(499,\), the index holds 500 rows$"):
-        INDEX.nearest(VECTORS[0], 5, np.ones(499, bool))
+    with pytest.raises(ValueError, match=r"^what may be found has shape \(499,\), the index holds 500 rows$"):
+        INDEX.nearest(VECTORS[0], 5, Passing(np.ones(499, bool)))
 
 
 def test_a_report_tells_kind_recall_and_times():
     index = vector_search.build(VECTORS, "ivf", recall=1.0)
     searched = vector_search.VectorIndex(index, VECTORS)
-    report = vector_search.measure(searched, queries=50)
+    report = vector_search.measure(searched, VECTORS, queries=50)
     assert 0 < report.pop("p50_ms") <= report.pop("p99_ms")
     assert report == {"kind": "IVF12,SQ8", "nprobe": index.nprobe, "rows": 500, "recall_at_10": 1.0, "recall_queries": 50}
 
@@ -383,13 +384,14 @@ def test_rows_of_zeros_are_no_queries_when_recall_is_measured():
     vectors[::2] = 0
     assert recall_of(vector_search.VectorIndex(vector_search.build(vectors, "flat"), vectors)) == 1.0
     nothing = np.zeros((3, 4), np.float32)
-    report = vector_search.measure(vector_search.VectorIndex(vector_search.build(nothing), nothing))
+    report = vector_search.measure(vector_search.VectorIndex(vector_search.build(nothing), nothing), nothing)
     assert (report["recall_at_10"], report["recall_queries"]) == (None, 0)
 
 
 def test_one_row_alone_has_no_recall_and_a_few_are_queries_each():
     alone, few = (
-        vector_search.measure(vector_search.VectorIndex(vector_search.build(rows), rows)) for rows in (VECTORS[:1], VECTORS[:7])
+        vector_search.measure(vector_search.VectorIndex(vector_search.build(rows), rows), rows)
+        for rows in (VECTORS[:1], VECTORS[:7])
     )
     assert (alone["recall_at_10"], alone["recall_queries"]) == (None, 0)
     assert (few["recall_at_10"], few["recall_queries"]) == (1.0, 7)
