@@ -1,9 +1,9 @@
 # make demo   from a bare checkout to ranked answers over HTTP, on a synthetic marketplace
 # make serve  the same, and the service keeps running
 # make test   from a bare checkout to a green suite
-# make test-cluster  what needs a Milvus server beside the suite: as root on Linux, in network namespaces
 # make update the stages that new listings need, with the flags that they had: from cron, beside a serving API
-# make test-cluster  --ray on two machines, which are namespaces of this one, as root on Linux; elsewhere on two nodes of one
+# make test-cluster  --ray on two machines, which are namespaces of this one, as root on Linux; elsewhere on two nodes of one;
+#                    and --vectors on a Milvus server in a namespace, as root on Linux
 # make check-deploy  the operator's files with DVC, promtool, nginx, systemd and buildah, as root on Debian
 # make docs   the tables of README.md and docs/, and docs/cli.md, from code and benchmarks/results/
 # make setup  only the virtual environment that all of them use
@@ -33,10 +33,6 @@ $(READY): $(REQUIREMENTS)
 # Each file's tests stay together, as they share what they set up. More processes than four take more memory than time.
 test: setup
 	OMP_WAIT_POLICY=passive $(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile
-
-test-cluster: setup
-	$(PY) -m pip install --quiet -r requirements-ray.txt -c constraints.txt
-	$(PY) -m pytest tests_cluster
 
 test-cluster: setup
 	$(PY) -m pip install --quiet -r requirements-test-cluster.txt -c constraints.txt

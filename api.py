@@ -30,6 +30,7 @@ from marketplace.files import cli, generations, s3
 from marketplace.files.mirror import Mirror
 from marketplace.files.stages import StageError
 from marketplace.models import photo_model
+from marketplace.retrieval import milvus
 from marketplace.service import description, middleware, photo_files, reload, routes, workers
 from marketplace.service.dependencies import PhotoQueue
 from marketplace.service.meters import Meters
@@ -54,7 +55,9 @@ def create_app(settings: Settings) -> FastAPI:
         exception_handlers=routes.EXCEPTION_HANDLERS,
         responses=routes.BUSY | (routes.NO_KEY if settings.private else {}),
     )
-    open_generation = functools.partial(reload.open_generation, runtime=settings.runtime, device=settings.device)
+    open_generation = functools.partial(
+        reload.open_generation, runtime=settings.runtime, device=settings.device, server=settings.vectors
+    )
     app.state.settings = settings
     app.state.meters = Meters()
     app.state.generations = reload.Generations(
@@ -132,6 +135,7 @@ def parse_args(argv=None) -> Settings:
         bucket=bucket,
         photo_cache_bytes=args.photo_cache_bytes,
         photo_redirects=args.photo_redirects,
+        vectors=None if args.vectors is None else milvus.Server.parse(args.vectors),
         shop_name=args.shop_name,
         headline=args.headline,
     )
@@ -168,6 +172,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--photo-redirects", action="store_true", help="send clients to the bucket for photos, by addresses signed for 5 minutes"
+    )
+    parser.add_argument(
+        "--vectors",
+        type=milvus.uri,
+        metavar="URI",
+        help="milvus://host:port of an index whose vectors are in Milvus (default: as it was built with)",
     )
     parser.add_argument(
         "--shop-name", default=SHOP_NAME, help="name on the page and in the API's description (default: %(default)s)"

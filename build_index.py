@@ -8,6 +8,7 @@ Run     python build_index.py
         python build_index.py --embeddings image_embeddings.json   vectors of your own, {"<image id>": [floats], ...}
         python build_index.py --publish s3://my-bucket/index       for python api.py --data s3://my-bucket/index
         python build_index.py --serve GENERATION                   go back to the generation before
+        python build_index.py --vectors milvus://host:19530        vectors in Milvus, for more than one machine holds
 """
 
 import argparse
@@ -29,7 +30,7 @@ from marketplace.files import atomic, cli, generations, hidden, reading, s3, sta
 from marketplace.files.stages import StageError
 from marketplace.models import sample_sizes
 from marketplace.models.text_encoder import TextEncoder
-from marketplace.retrieval import builds, catalogue, moderation, publishing, typed
+from marketplace.retrieval import builds, catalogue, milvus, moderation, publishing, typed
 from marketplace.retrieval import vectors as vector_search
 from marketplace.retrieval.builds import BuildSettings, Published
 from marketplace.retrieval.entries import Entries
@@ -69,11 +70,19 @@ def parse_args(argv=None) -> argparse.Namespace:
         metavar="GENERATION",
         help="only serve this generation in place of the present one, until the next that is built",
     )
+    parser.add_argument(
+        "--vectors",
+        type=milvus.uri,
+        metavar="URI",
+        help=f"milvus://host:port to keep the vectors in, its token in {milvus.TOKEN_VARIABLE} (default: files of the index)",
+    )
     args = parser.parse_args(argv)
+    if args.vectors is not None and (args.kind == "ivf" or args.max_memory is not None):
+        parser.error("argument --vectors: goes with neither --kind ivf nor --max-memory, which are of an index in files")
     if args.publish is not None and not s3.is_s3(args.publish):
         parser.error(f"argument --publish: {args.publish} is not of the form s3://bucket/prefix")
-    if args.serve is not None and (args.purge or args.full or args.embeddings):
-        parser.error("argument --serve: builds nothing, and goes with none of --purge, --full and --embeddings")
+    if args.serve is not None and (args.purge or args.full or args.embeddings or args.vectors):
+        parser.error("argument --serve: builds nothing, and goes with none of --purge, --full, --embeddings and --vectors")
     if not 0 < args.recall <= 1:
         parser.error(f"argument --recall: must be above 0 and at most 1, not {args.recall}")
     return args
@@ -89,26 +98,34 @@ def run(args: argparse.Namespace) -> dict:
 
 def build(args: argparse.Namespace) -> dict:
     arguments = {name: getattr(args, name) for name in ("kind", "recall", "max_memory", "full", "purge")}
+    if args.vectors is not None:
+        arguments["vectors"] = args.vectors
     own = digest_own(args.embeddings) | digest_synonyms(args.data)
     with stages.open_stage(args.data, "index", arguments, own, flags=cli.flags_of(args, "full", "purge")) as stage:
-        if stage.is_done():
+        if stage.is_done() and (args.vectors is None or milvus.are_there(generations.current_generation(stage.folder))):
             return stage.summary() | {"generation": tell_served(stage, args.purge)}
+        servers = milvus.servers(stage.folder)
+        if args.vectors is not None:
+            milvus.check_name(milvus.Server.parse(args.vectors), stage.folder)
         entries = Entries.read(args.data, args.embeddings)
         stage.begin()
         settings = settings_of(args, stage.inputs, entries)
         current = Published.current(stage.folder)
-        source = current if not args.full and current.was_built_with(settings) and current.is_whole() else None
+        is_kept = args.vectors is None and not args.full
+        source = current if is_kept and current.was_built_with(settings) and current.is_whole() else None
         key = key_of(settings, stage.inputs)
         name = name_of(key, source, args.purge)
         forget_gone(stage.folder, current)
         if (ready := made_already(stage.folder, source, key, name, args.purge)) is not None:
             generations.publish(stage.folder, ready.folder.name)
+            milvus.follow(stage.folder, servers)
             return finish(stage, ready.report)
         name = generations.free_name(stage.folder, name)
         with generations.new_generation(stage.folder, name) as folder:
             report = {"generation": name, "key": key, "schema": stages.STAGES["index"].schema}
-            report |= write(stage, folder, entries, settings, current, source, args.purge)
+            report |= write(stage, folder, name, entries, settings, current, source, args.purge)
             atomic.write_json(folder / builds.REPORT, report)
+        milvus.follow(stage.folder, servers)
         return finish(stage, report)
 
 
@@ -137,7 +154,9 @@ def serve(data_dir: Path, name: str) -> dict:
             raise StageError(f"{stage.folder} holds no whole generation {name}: give one of {others or 'none, as none is there'}")
         manifest = stage.whole_manifest()
         stage.unfinish()
+        servers = milvus.servers(stage.folder)
         generations.publish(stage.folder, name)
+        milvus.follow(stage.folder, servers)
         if manifest is not None:
             manifest["outputs"]["current.json"] = stages.digest(stage.folder / "current.json")
             atomic.write_json(stage.folder / stages.MANIFEST, manifest)
@@ -153,13 +172,14 @@ def forget_gone(index_dir: Path, current: Published) -> None:
 def write(
     stage: stages.Stage,
     folder: Path,
+    name: str,
     entries: Entries,
     settings: BuildSettings,
     current: Published,
     source: Published | None,
     purge: bool,
 ) -> dict:
-    """Fill a generation's folder; returns what its report tells. source: the current generation, where it may be updated."""
+    """Fill the folder of generation `name`; returns what its report tells. source: the current one, where it may be updated."""
     started_s = time.perf_counter()
     currency = checked_currency(stage.data_dir)
     photos = (entries.image_ids, entries.owners)
@@ -169,6 +189,9 @@ def write(
     copy_models(stage.data_dir, folder, settings.models)
     moderation.write(stage.data_dir, folder, entries)
     history = write_engines(folder, entries, settings, source)
+    if settings.server is not None:
+        milvus.drop_strangers(settings.server, stage.folder)  # what a build that failed has left takes room
+        builds.write_remote(folder, name, entries, settings)
     is_update = history["updated"] is not None
     builds.write_synonyms(folder, stage.data_dir / OWN_SYNONYMS)
     if (encoder := TextEncoder.load(folder, cli.cores())) is not None:
@@ -179,7 +202,9 @@ def write(
     ranker = write_ranker(stage.data_dir, folder, entries, settings, current, is_update)
     ranker_seconds = round(time.perf_counter() - ranker_started_s, 2)
     report = describe(entries, settings) | history | {"purged": purge or not is_update, "ranker": ranker}
-    report["index"] = measure(folder, UPDATE_QUERIES if is_update else vector_search.RECALL_QUERIES)
+    report["index"] = measure(folder, entries.vectors, UPDATE_QUERIES if is_update else vector_search.RECALL_QUERIES)
+    if settings.server is not None:
+        builds.leave_out_vectors(folder)
     report["warnings"] = [] if ranker["chosen"] != "by_hand" else sample_sizes.of_ranking(judged(entries), LEAST_JUDGED)
     sample_sizes.tell(report["warnings"])
     report["files"] = digest_files(folder, digested_files(stage, source))
@@ -248,6 +273,7 @@ def settings_of(args: argparse.Namespace, inputs: dict[str, str], entries: Entri
         models={path: digest for path, digest in inputs.items() if path.startswith("model/")},
         own_embeddings=bool(args.embeddings),
         dimension=int(entries.vectors.shape[1]),
+        server=None if args.vectors is None else milvus.Server.parse(args.vectors),
     )
 
 
@@ -322,12 +348,12 @@ def describe(entries: Entries, settings: BuildSettings) -> dict:
     }
 
 
-def measure(folder: Path, queries: int) -> dict:
-    """The photo index's kind, recall and times, and bytes a vector on the disk."""
-    files = vector_search.FILES["photos"]
-    index = vector_search.VectorIndex.open(folder, files)
-    index_bytes = (folder / files.index).stat().st_size
-    return vector_search.measure(index, index.vectors, queries) | {"bytes_per_vector": round(index_bytes / index.rows, 1)}
+def measure(folder: Path, vectors: np.ndarray, queries: int) -> dict:
+    """The kind, recall and times of the index of the photos' vectors and, where it is a file, bytes a vector on the disk."""
+    measured = vector_search.measure(milvus.open_vectors(folder, "photos"), vectors, queries)
+    reading.release(vectors)
+    path = folder / vector_search.FILES["photos"].index
+    return measured | ({"bytes_per_vector": round(path.stat().st_size / len(vectors), 1)} if path.is_file() else {})
 
 
 def digest_files(folder: Path, digested: dict[Path, str]) -> dict[str, str]:

@@ -30,6 +30,7 @@ from marketplace.cleaning.listings import canonical_id
 from marketplace.files import atomic, cli, disk, generations, hidden, locks, reading, stages
 from marketplace.files.progress import progress
 from marketplace.files.stages import StageError
+from marketplace.retrieval import milvus
 from marketplace.retrieval.catalogue import Catalogue, UnknownName
 from marketplace.retrieval.filters import Filters
 from marketplace.retrieval.open_index import OpenIndex
@@ -47,7 +48,7 @@ SCHEMA = 1  # raised when the files change their meaning
 @dataclass(frozen=True)
 class Asked:
     """What is asked of every listing; generation: the folder of the index; left_out: ids that are no answer; same_seller: whether
-    listings of its own seller are."""
+    listings of its own seller are; server: of the vectors, in place of the one that the index tells of."""
 
     generation: Path
     k: int
@@ -55,6 +56,7 @@ class Asked:
     min_score: float
     left_out: tuple[str, ...]
     same_seller: bool
+    server: milvus.Server | None
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -73,6 +75,12 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     parser.add_argument("--format", default="jsonl", choices=FORMATS, help="parquet needs pyarrow (default: %(default)s)")
     parser.add_argument("--workers", type=cli.positive, help="processes (default: one a core)")
+    parser.add_argument(
+        "--vectors",
+        type=milvus.uri,
+        metavar="URI",
+        help="milvus://host:port of an index whose vectors are in Milvus (default: as it was built with)",
+    )
     args = parser.parse_args(argv)
     if args.k > MAX_K:
         parser.error(f"argument --k: {args.k} is above {MAX_K}")
@@ -115,7 +123,8 @@ def run(args: argparse.Namespace) -> dict:
             "no listing says who sells it: name the column in --schema and run the stages, or leave out --same-seller"
         )
     left_out = tuple(sorted({*hidden_ids, *left_out}))
-    asked = Asked(generation, args.k, filters, args.min_score, left_out, args.same_seller == "yes")
+    server = None if args.vectors is None else milvus.Server.parse(args.vectors)
+    asked = Asked(generation, args.k, filters, args.min_score, left_out, args.same_seller == "yes", server)
     with locked(folder):
         output = folder / f"similar.{args.format}"
         key = key_of(asked, ids)
@@ -167,7 +176,8 @@ def asked_ids(catalogue: Catalogue, hidden_ids: frozenset[str], path: Path | Non
 
 def key_of(asked: Asked, ids: Sequence[str]) -> str:
     """A digest of all that the answers depend on, but for their format."""
-    wanted = asdict(asked) | {"generation": asked.generation.name, "schema": SCHEMA, "ids": list(ids)}
+    answered_by = {name: value for name, value in asdict(asked).items() if name != "server"}
+    wanted = answered_by | {"generation": asked.generation.name, "schema": SCHEMA, "ids": list(ids)}
     return hashlib.sha256(json.dumps(wanted).encode()).hexdigest()
 
 
@@ -233,7 +243,7 @@ def open_index(asked: Asked) -> None:
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     threadpoolctl.threadpool_limits(1)  # the processes have the cores; threads that wait for each other cost more than they give
-    _own.update(index=OpenIndex(asked.generation).hiding(asked.left_out), asked=asked)
+    _own.update(index=OpenIndex(asked.generation, asked.server).hiding(asked.left_out), asked=asked)
 
 
 def write_part(path: Path, ids: Sequence[str]) -> None:

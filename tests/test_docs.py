@@ -18,7 +18,6 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 TEXTS = {path: path.read_text(encoding="utf-8") for path in PAGES}
 README_BYTES = 12_000
 LINE = 130
-EXPLAINED = ("requirements.txt", "requirements-dev.txt", "requirements-ray.txt")  # docs/dependencies.md gives reasons
 MEASURED = {"figures", "command", "date", "commit", "processor"}  # what benchmarks/results.py keeps
 
 spec = importlib.util.spec_from_file_location("render", ROOT / "docs" / "render.py")
@@ -101,7 +100,7 @@ def test_every_endpoint_has_a_row_and_none_that_does_not_exist():
     assert set(re.findall(r"^\| `(?:GET|POST) (/[^`]*)`", page, re.MULTILINE)) == paths
 
 
-@pytest.mark.parametrize("name", EXPLAINED)
+@pytest.mark.parametrize("name", sorted(path.name for path in ROOT.glob("requirements*.txt")))
 def test_every_requirement_has_its_reason(name):
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     packages = {re.match(r"[\w-]+", line)[0] for line in lines if line and not line.startswith(("#", "-"))}
@@ -110,7 +109,7 @@ def test_every_requirement_has_its_reason(name):
 
 
 def test_no_package_has_a_reason_that_is_not_required():
-    lines = [line for name in EXPLAINED for line in (ROOT / name).read_text().splitlines()]
+    lines = [line for path in ROOT.glob("requirements*.txt") for line in path.read_text(encoding="utf-8").splitlines()]
     required = {match[0] for line in lines if (match := re.match(r"[\w-]+", line))}
     rows = re.findall(r"^\| (`.*?) \| .+ \|$", TEXTS[ROOT / "docs" / "dependencies.md"], re.MULTILINE)
     assert {package for row in rows for package in re.findall(r"`([\w-]+)`", row)} <= required

@@ -155,12 +155,12 @@ def test_what_is_served_again_is_not_published_as_purged(data_dir, s3, capsys):
     assert capsys.readouterr().err.splitlines()[-1] == f"error: {sentence}" and bucket.read(URI)[0].generation is None
 
 
-@pytest.mark.parametrize("flags", [["--purge"], ["--full"], ["--embeddings", "x.json"]])
+@pytest.mark.parametrize("flags", [["--purge"], ["--full"], ["--embeddings", "x.json"], ["--vectors", "milvus://a"]])
 def test_going_back_builds_nothing(flags, capsys):
     with pytest.raises(SystemExit) as stopped:
         build_index.main(["--serve", "one", *flags])
     assert stopped.value.code == 2
-    expected = "error: argument --serve: builds nothing, and goes with none of --purge, --full and --embeddings\n"
+    expected = "error: argument --serve: builds nothing, and goes with none of --purge, --full, --embeddings and --vectors\n"
     assert capsys.readouterr().err.endswith(expected)
 
 

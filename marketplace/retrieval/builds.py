@@ -13,7 +13,7 @@ from marketplace.cleaning.listings import category_levels
 from marketplace.files import atomic, generations, reading, stages
 from marketplace.files.stages import StageError
 from marketplace.models.text_encoder import TextEncoder
-from marketplace.retrieval import catalogue, forward, typed, typed_search, words
+from marketplace.retrieval import catalogue, forward, milvus, typed, typed_search, words
 from marketplace.retrieval import vectors as vector_search
 from marketplace.retrieval.entries import Entries
 from marketplace.retrieval.filters import deepest
@@ -28,7 +28,8 @@ class BuildSettings:
     """What decides how a generation is built: only one with equal settings is updated.
 
     kind, recall, max_memory_bytes: of the photo index, as vectors.build() takes them; models: the digest of each file of
-    data/model/ that serving needs; own_embeddings: whether the photos' vectors are not the model's; dimension: of those.
+    data/model/ that serving needs; own_embeddings: whether the photos' vectors are not the model's; dimension: of those;
+    server: where the vectors go, None for files of the generation. What is there is written whole, so nothing is updated.
     """
 
     kind: str
@@ -37,10 +38,12 @@ class BuildSettings:
     models: dict[str, str]
     own_embeddings: bool
     dimension: int
+    server: milvus.Server | None = None
 
     @property
     def arguments(self) -> dict:
-        return {"kind": self.kind, "recall": self.recall, "max_memory": self.max_memory_bytes}
+        elsewhere = {} if self.server is None else {"vectors": self.server.uri}
+        return {"kind": self.kind, "recall": self.recall, "max_memory": self.max_memory_bytes, **elsewhere}
 
     def recorded(self) -> dict:
         """As a report records them."""
@@ -72,13 +75,17 @@ class Published:
             return cls(index_dir, {})
 
     def is_whole(self, *names: str) -> bool:
-        """Whether files, or all of them, are those it was published with."""
+        """Whether files, or all of them and the vectors that are elsewhere, are those it was published with.
+
+        Raises vectors.Unavailable where that cannot be told of the vectors.
+        """
         recorded = self.report.get("files", {})
         wanted = {name: recorded[name] for name in names or recorded}
         try:
-            return bool(wanted) and stages.digests(self.folder, *wanted) == wanted
+            same = bool(wanted) and stages.digests(self.folder, *wanted) == wanted
         except StageError:
             return False
+        return same and (bool(names) or milvus.are_there(self.folder))
 
     def was_built_with(self, settings: BuildSettings) -> bool:
         return self.report.get("settings") == settings.recorded()
@@ -178,8 +185,8 @@ def write_vectors(data_dir: Path, folder: Path, entries: Entries, settings: Buil
 
 
 def write_engines(folder: Path, entries: Entries, settings: BuildSettings) -> None:
-    """Write the indexes and the words of a full build."""
-    for kind, vectors in entries.indexed().items():
+    """Write the indexes and the words of a full build; vectors that go to a server, with write_remote()."""
+    for kind, vectors in entries.indexed().items() if settings.server is None else ():
         own_limits = (settings.kind, settings.recall, settings.max_memory_bytes)
         limits = own_limits if kind == "photos" else ("auto", settings.recall, None)
         files = vector_search.FILES[kind]
@@ -189,6 +196,27 @@ def write_engines(folder: Path, entries: Entries, settings: BuildSettings) -> No
     keys = reading.read_array(folder / vector_search.FILES["listings"].keys)
     words.write(folder, *listing_blocks(folder, keys))
     forward.write(folder, catalogue.read_listings(folder))
+
+
+def write_remote(folder: Path, generation: str, entries: Entries, settings: BuildSettings) -> None:
+    """Write the vectors to the server, once the words are there, and where they are."""
+    listings, places = catalogue.Catalogue(folder), {}
+    for kind, vectors in entries.indexed().items():
+        keys = reading.read_array(folder / vector_search.FILES[kind].keys)
+        numbers = listings.numbers()
+        if kind == "photos":
+            numbers = {name: values[listings.listing_of_photo] for name, values in numbers.items()}
+        index_kind = "auto" if settings.kind == "auto" or kind != "photos" else settings.kind
+        collection = settings.server.collection(generation, kind)
+        places[kind] = milvus.write(settings.server, collection, vectors, keys, numbers, index_kind, settings.recall)
+        reading.release(vectors)
+    milvus.write_places(folder, settings.server, places)
+
+
+def leave_out_vectors(folder: Path) -> None:
+    """Take the files of the vectors away that a server has."""
+    for files in vector_search.FILES.values():
+        (folder / files.vectors).unlink(missing_ok=True)
 
 
 def update_engines(published: Path, folder: Path, entries: Entries, changes: dict[str, Changes]) -> None:

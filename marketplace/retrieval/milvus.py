@@ -113,7 +113,7 @@ class Server:
         """The names of all collections of the data folder."""
         pattern = re.compile(rf"{self.name}_[0-9a-f]{{12}}(_\d+)?_({'|'.join(FILES)})")
         with self.asked():
-            return [name for name in self.client().list_collections(timeout=ASK_S) if pattern.fullmatch(name)]
+            return sorted(filter(pattern.fullmatch, self.client().list_collections(timeout=ASK_S)))
 
 
 def uri(text: str) -> str:

@@ -21,7 +21,9 @@ from marketplace.files import generations as generation_files
 from marketplace.files import hidden
 from marketplace.files.mirror import Mirror
 from marketplace.files.stages import StageError
+from marketplace.retrieval.milvus import Server
 from marketplace.retrieval.recommender import Recommender
+from marketplace.retrieval.vectors import Unavailable
 from marketplace.service.meters import Meters
 
 POLL_S = 1  # between two looks at current.json, and two at hidden.json
@@ -34,9 +36,9 @@ REFUSALS = (OSError, LookupError, TypeError, ValueError, MemoryError, RuntimeErr
 log = logging.getLogger("marketplace")
 
 
-def open_generation(folder: Path, runtime: str, device: str | None) -> Recommender:
+def open_generation(folder: Path, runtime: str, device: str | None, server: Server | None = None) -> Recommender:
     """A generation that has answered once to each kind of query, so that no client waits for what is loaded late."""
-    recommender = Recommender(folder, runtime, device)
+    recommender = Recommender(folder, runtime, device, server)
     photo = io.BytesIO()
     Image.effect_noise((64, 64), 50).save(photo, "JPEG")
     recommender.embed(photo.getvalue())
@@ -97,8 +99,10 @@ class Generations:
                     return False
                 fresh = self._open(folder)
                 self._meters.generation.set(folder.stat().st_mtime)
-            except StageError:
+            except StageError as error:
                 self._meters.reloads.labels("refused").inc()
+                if isinstance(error, Unavailable):
+                    self._seen = None  # tried again with the next poll
                 raise
             except REFUSALS as error:
                 self._meters.reloads.labels("refused").inc()

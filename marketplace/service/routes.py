@@ -1,6 +1,7 @@
 """The routes of the API, its page, and its description."""
 
 import html
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from marketplace.cleaning.photos import CARD, DISPLAY, SQUARE
 from marketplace.files.hidden import UnknownIds
 from marketplace.files.stages import StageError
 from marketplace.retrieval import moderation, several
+from marketplace.retrieval import vectors as vector_search
 from marketplace.retrieval.catalogue import UnknownName
 from marketplace.retrieval.filters import MAX_NAME
 from marketplace.retrieval.open_index import WINDOW
@@ -63,6 +65,7 @@ from marketplace.service.sentences import sentence
 from marketplace.service.settings import HEADLINE, SHOP_NAME
 
 WEB_DIR = Path(__file__).parents[2] / "web"
+log = logging.getLogger("marketplace")
 PHOTO_CACHE_S = 60  # that a photo may be shown after its listing was hidden, by who had it before
 MAX_IDS = 100  # of all lists of one question together: each is a listing to read
 MAX_HIDDEN_IDS = 1000  # at once
@@ -159,7 +162,9 @@ async def check_health(recommender: CurrentGeneration):
 
 @watched.get("/readyz", response_model=schemas.Ready, responses=ANSWERED)
 async def check_readiness(recommender: CurrentGeneration):
-    """Whether the models are loaded and warm: 503 until then."""
+    """Whether the models are loaded and warm, and vectors that are on another machine can be searched: 503 until then."""
+    if recommender.photo_index.is_remote:
+        await anyio.to_thread.run_sync(recommender.photo_index.check)
     return {"generation": recommender.generation}
 
 
@@ -545,6 +550,12 @@ async def answer_refusal(request: Request, error: StarletteHTTPException) -> Res
     return await http_exception_handler(request, error)
 
 
+async def answer_outage(request: Request, error: vector_search.Unavailable) -> Response:
+    """503, with the sentence in the log, which names the machine."""
+    log.error("%s", error)
+    return JSONResponse({"detail": "the vectors cannot be searched now: try again"}, 503, RETRY_AFTER)
+
+
 async def answer_bug(request: Request, error: Exception) -> Response:
     """500; the exception is raised again behind it, for the log."""
     return JSONResponse({"detail": "the service failed: try again, or tell who runs it"}, 500)
@@ -553,5 +564,6 @@ async def answer_bug(request: Request, error: Exception) -> Response:
 EXCEPTION_HANDLERS = {
     RequestValidationError: answer_bad_value,
     StarletteHTTPException: answer_refusal,
+    vector_search.Unavailable: answer_outage,
     Exception: answer_bug,
 }

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from marketplace.retrieval.milvus import Server
+
 MAX_UPLOAD_BYTES = 20 * 2**20  # a 50-megapixel JPEG from a phone is about 15 MB
 MAX_BODIES_BYTES = 256 * 2**20  # of all requests that are not answered yet, of all workers: a dozen of the largest uploads
 BODY_TIMEOUT_S = 60.0  # for the largest upload over a slow phone's 3 megabits a second
@@ -21,7 +23,8 @@ class Settings:
     cores; max_bodies_bytes: of all requests together; body_timeout_s: until one is whole; api_key: for /admin/, and for every
     call when `private`; private_metrics: whether /metrics is then among them; cors_origins: whose pages may call it. bucket: the
     s3:// URI of what is served, of which data_dir then holds a copy; photo_cache_bytes: of its photos at most; photo_redirects:
-    whether clients are sent to the bucket for photos instead. shop_name, headline: of the page.
+    whether clients are sent to the bucket for photos instead. vectors: the server of the vectors, in place of the one that the
+    index tells of. shop_name, headline: of the page.
     """
 
     data_dir: Path
@@ -41,6 +44,7 @@ class Settings:
     bucket: str | None = None
     photo_cache_bytes: int = PHOTO_CACHE_BYTES
     photo_redirects: bool = False
+    vectors: Server | None = None
     shop_name: str = SHOP_NAME
     headline: str = HEADLINE
 

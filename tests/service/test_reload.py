@@ -17,6 +17,7 @@ import api
 from marketplace.files import atomic, stages
 from marketplace.files import generations as generation_files
 from marketplace.files.stages import StageError
+from marketplace.retrieval.vectors import Unavailable
 from marketplace.service import reload
 from marketplace.service.meters import Meters
 from marketplace.service.settings import Settings
@@ -71,6 +72,16 @@ def test_an_inconsistent_generation_is_refused_in_one_sentence_and_the_old_one_g
     assert generations.current.generation == "one"
     assert 'marketplace_reloads_total{result="refused"} 1.0' in generations._meters.text().decode()
     publish(tmp_path, "two")
+    generations._open.broken.clear()
+    generations.poll()
+    assert generations.current.generation == "two"
+
+
+def test_a_generation_whose_vectors_cannot_be_reached_is_tried_again(generations, tmp_path):
+    generations._open.broken["two"] = Unavailable("Milvus at milvus://a fails (timeout): see that it runs")
+    publish(tmp_path, "two")
+    generations.poll()
+    assert generations.current.generation == "one"
     generations._open.broken.clear()
     generations.poll()
     assert generations.current.generation == "two"
