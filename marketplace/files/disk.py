@@ -19,11 +19,13 @@ SCARCE_BYTES = 2**20  # a disk with less room than this is full, whatever was to
 
 def is_full(error: BaseException | None) -> bool:
     """Whether an exception, or one that led to it, says that a disk is full."""
-    if error is None:
-        return False
-    if isinstance(error, OSError) and error.errno in FULL or SAYS_FULL.search(str(error)):
-        return True
-    return is_full(error.__cause__ or (None if error.__suppress_context__ else error.__context__))
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # pymilvus raises an error from itself
+        if isinstance(error, OSError) and error.errno in FULL or SAYS_FULL.search(str(error)):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False
 
 
 @contextlib.contextmanager

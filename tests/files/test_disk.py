@@ -72,6 +72,16 @@ def test_other_errors_are_not(work):
     assert caught.value is error
 
 
+def test_errors_that_lead_back_to_themselves_are_each_looked_at_once():
+    first, second, full = ValueError("first"), ValueError("second"), OSError(errno.ENOSPC, "full")
+    first.__cause__ = first  # as `raise error from error` does
+    assert not disk.is_full(first)
+    first.__cause__, second.__cause__ = second, first
+    assert not disk.is_full(first)
+    first.__cause__, second.__cause__, full.__cause__ = second, full, first
+    assert disk.is_full(first)
+
+
 def test_the_file_that_was_written_is_named(tmp_path):
     def save():
         with atomic.atomic_path(tmp_path / "a.npy") as temporary:
