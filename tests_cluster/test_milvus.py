@@ -29,11 +29,10 @@ from marketplace.retrieval import milvus
 from marketplace.retrieval.filters import Filters
 from marketplace.retrieval.milvus import MilvusIndex, Server
 from marketplace.retrieval.open_index import OpenIndex
+from marketplace.retrieval.vectors import Unavailable
 from marketplace.service.settings import Settings
-from tests import conftest
 from tests.retrieval.vector_contract import Shop, VectorContract
 
-demo_dir = conftest.demo_dir  # a fixture
 OURS, THEIRS = "10.213.77.1", "10.213.77.2"
 
 
@@ -227,6 +226,13 @@ def test_where_no_server_answers_nothing_is_built(built, capsys):
     error = capsys.readouterr().err.splitlines()[-1]
     assert re.fullmatch(rf"error: Milvus at {nowhere} fails \(.*\): see that it runs, or give another --vectors", error)
     assert (data_dir / "index" / "current.json").read_bytes() == served
+
+
+def test_an_index_that_milvus_cannot_build_is_told_in_a_sentence(server, monkeypatch):
+    monkeypatch.setattr(type(server.client()), "describe_index", lambda *_, **__: {"state": "Failed"})
+    message = f"Milvus at {server.uri} could not index failing: see its log, and run this again"
+    with pytest.raises(Unavailable, match=f"^{re.escape(message)}$"):
+        milvus.write(server, "failing", np.eye(3, dtype=np.float32), np.arange(3), {})
 
 
 def test_an_outage_is_told_in_a_sentence_and_ends_by_itself(built, cut, caplog):

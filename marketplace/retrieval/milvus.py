@@ -46,7 +46,6 @@ URI = re.compile(
     r"milvus(?P<tls>\+tls)?://(?P<host>[\w.-]+|\[[\da-fA-F:]+\])(:(?P<port>\d{1,5}))?(/(?P<name>[A-Za-z]\w{0,63}))?/?"
 )
 PORT, NAME = 19530, "marketplace"
-KINDS = ("flat", "hnsw")
 LINKS, BREADTH = 16, 200  # of HNSW: neighbours of a vector in its graph, M, and what they are chosen from, efConstruction
 BREADTHS = (64, 128, 256, 512, 1024, 2048, 4096)  # of its search, ef: the first that finds enough is taken
 LARGEST_BREADTH = 32_768  # that Milvus takes
@@ -186,8 +185,10 @@ def write(
         settings = {} if is_flat else {"M": LINKS, "efConstruction": BREADTH}
         index.add_index("vector", index_type="FLAT" if is_flat else "HNSW", metric_type="IP", params=settings)
         client.create_index(collection, index, timeout=LOAD_S, sync=False)
-        while client.describe_index(collection, "vector", timeout=ASK_S)["state"] != "Finished":
-            time.sleep(POLL_S)  # minutes, or hours; one that fails answers with another error
+        while (state := client.describe_index(collection, "vector", timeout=ASK_S)["state"]) != "Finished":
+            if state == "Failed":
+                raise Unavailable(f"Milvus at {server.uri} could not index {collection}: see its log, and run this again")
+            time.sleep(POLL_S)  # minutes, or hours
         client.load_collection(collection, timeout=LOAD_S)
     place = Place(collection, rows, dimension, 0)
     if is_flat or rows < 2:
