@@ -56,7 +56,7 @@ class Asked:
     min_score: float
     left_out: tuple[str, ...]
     same_seller: bool
-    server: milvus.Server | None
+    server: milvus.Server | None = None
 
 
 def parse_args(argv=None) -> argparse.Namespace:
