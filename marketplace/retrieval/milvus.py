@@ -224,8 +224,6 @@ class MilvusIndex(Vectors):
                 f"{place.collection} in {server.uri} {held}, and the generation has {len(keys)} of {place.dimension}: "
                 "run python build_index.py --full"
             )
-        with server.asked():
-            self._client.load_collection(place.collection, timeout=LOAD_S)
 
     def describe(self) -> dict:
         return {"kind": "HNSW" if self._place.breadth else "FLAT", "ef": self._place.breadth or None}
@@ -352,7 +350,8 @@ def _any_of(column: str, values: np.ndarray) -> str:
 
 
 def counted(server: Server, collection: str) -> tuple[int, int] | None:
-    """How many vectors a collection holds, and of what dimension; None where there is none. Raises Unavailable."""
+    """How many vectors a collection, which is loaded then, holds, and of what dimension; None where there is none. Raises
+    Unavailable."""
     client = server.client()
     with server.asked():
         if not client.has_collection(collection, timeout=ASK_S):
