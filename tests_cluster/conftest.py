@@ -26,16 +26,18 @@ TOKEN = "5f" * 32
 START = ["--num-cpus=1", "--object-store-memory=200000000", "--disable-usage-stats"]
 CALLS = re.compile(r"^Ray: (\d+) calls on first \(10\.77\.0\.1\), (\d+) calls on second \(10\.77\.0\.2\)$", re.MULTILINE)
 LIMIT_S = 300
-LISTINGS = 60
+LISTINGS = 150  # with photos enough that one machine does not clean them all while the other begins
 
 TWO_MACHINES = ["test_cleaning.py", "test_embedding.py", "test_sentences.py"]
 collect_ignore = ["test_one_machine.py"] if are_allowed() else TWO_MACHINES  # root on Linux may make namespaces
 
 
-def wait_until(is_so: Callable[[], bool]) -> None:
+def wait_until(is_so: Callable[[], bool], process: subprocess.Popen | None = None) -> None:
+    """process: what must still run then."""
     deadline = time.monotonic() + LIMIT_S
     while not is_so():
         assert time.monotonic() < deadline, "it never happened"
+        assert process is None or process.poll() is None, "the process ended before"
         time.sleep(0.05)
 
 
@@ -78,7 +80,9 @@ class Cluster:
         self._ending.close()
 
     def begin(self, script: str, data: Path, *flags: str, **env: str) -> subprocess.Popen:
-        return self.first.begin(sys.executable, ROOT / script, "--data", data, *flags, env=env)
+        # Whatever begins the tests in the background leaves Ctrl-C ignored, and so in all that they begin.
+        words = ["env", "--default-signal=INT", sys.executable, ROOT / script, "--data", data, *flags]
+        return self.first.begin(*words, env=env)
 
     def run(self, script: str, data: Path, *flags: str, **env: str) -> tuple[int, str, str]:
         return self.first.run(sys.executable, ROOT / script, "--data", data, *flags, env=env, timeout_s=LIMIT_S)

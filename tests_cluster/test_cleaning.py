@@ -54,7 +54,7 @@ def test_with_and_without_a_cluster_it_is_the_same_run(cluster, uncleaned, clean
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_stopped_ends_at_once_and_goes_on_without_the_cluster(cluster, uncleaned, cleaned_dir, number):
     with cluster.begin("clean_images.py", uncleaned, "--ray", "auto") as process:
-        wait_until(lambda: len(list((uncleaned / "images").glob("*.jpg"))) > 1)  # so the first one is recorded
+        wait_until(lambda: len(list((uncleaned / "images").glob("*.jpg"))) > 1, process)  # so the first one is recorded
         os.kill(children(process.pid)[0], number)
         _, err = process.communicate(timeout=60)
     assert process.returncode == -number, err
@@ -68,7 +68,7 @@ def test_a_run_that_is_stopped_ends_at_once_and_goes_on_without_the_cluster(clus
 
 def test_a_machine_that_dies_on_the_way_changes_nothing(uncleaned, cleaned_dir):
     with running() as cluster, cluster.begin("clean_images.py", uncleaned, "--ray", "auto") as process:
-        wait_until(lambda: cluster.second.is_running(DECODER))
+        wait_until(lambda: cluster.second.is_running(DECODER), process)
         cluster.second.kill()
         out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, err
@@ -78,8 +78,8 @@ def test_a_machine_that_dies_on_the_way_changes_nothing(uncleaned, cleaned_dir):
 
 def test_a_cluster_that_is_gone_is_one_sentence(uncleaned):
     with running() as cluster, cluster.begin("clean_images.py", uncleaned, "--ray", f"ray://{HEAD}:10001") as process:
-        wait_until(lambda: cluster.second.is_running(DECODER))
-        cluster.first.must("bash", "-c", "kill -KILL $(pgrep gcs_server)")
+        wait_until(lambda: cluster.second.is_running(DECODER), process)
+        cluster.first.must("bash", "-c", "kill -KILL $(pgrep -f '[r]ay.util.client.server')")  # what a ray:// address leads to
         _, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 1
     assert re.fullmatch(

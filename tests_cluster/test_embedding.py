@@ -85,7 +85,7 @@ def test_two_machines_give_the_vectors_of_one_byte_by_byte_and_both_work(cluster
 
 def test_a_machine_that_dies_on_the_way_changes_no_vector(unembedded, demo_dir):
     with running() as cluster, cluster.begin("extract_embeddings.py", unembedded, "--device", "cpu", "--ray", "auto") as process:
-        wait_until(lambda: cluster.second.is_running("ray::_run"))
+        wait_until(lambda: cluster.second.is_running("ray::_run"), process)
         cluster.second.kill()
         out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, err
