@@ -80,9 +80,7 @@ class Cluster:
         self._ending.close()
 
     def begin(self, script: str, data: Path, *flags: str, **env: str) -> subprocess.Popen:
-        # Whatever begins the tests in the background leaves Ctrl-C ignored, and so in all that they begin.
-        words = ["env", "--default-signal=INT", sys.executable, ROOT / script, "--data", data, *flags]
-        return self.first.begin(*words, env=env)
+        return self.first.begin(sys.executable, ROOT / script, "--data", data, *flags, env=env)
 
     def run(self, script: str, data: Path, *flags: str, **env: str) -> tuple[int, str, str]:
         return self.first.run(sys.executable, ROOT / script, "--data", data, *flags, env=env, timeout_s=LIMIT_S)

@@ -43,7 +43,9 @@ class Host:
 
     def begin(self, *words: str | Path, env: dict[str, str] | None = None) -> subprocess.Popen:
         """A command on this machine, with its output in pipes."""
-        enter = ["nsenter", f"--target={self._first_pid}", "--net", "--mount", "--uts", "--pid", "--wd=/"]
+        # A shell that begins the tests in the background has them, and all that they begin, ignore Ctrl-C.
+        enter = ["env", "--default-signal=INT"]
+        enter += ["nsenter", f"--target={self._first_pid}", "--net", "--mount", "--uts", "--pid", "--wd=/"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, "text": True}
         return subprocess.Popen([*enter, *map(str, words)], env=self.env | (env or {}), **pipes)
 
