@@ -232,9 +232,9 @@ def tell_missing(selection: Selection, uri: str) -> None:
 def tabulate(selection: Selection) -> None:
     """Put the rows of photos.csv into the table `rows`: every photo that is wanted, but for what lies beside one that is kept."""
     selection.database.execute(f"CREATE TABLE rows ({', '.join(f'{name} TEXT' for name in COLUMNS)})")
-    selection.database.execute("BEGIN")
-    selection.database.executemany(f"INSERT INTO rows VALUES ({', '.join('?' * len(COLUMNS))})", _rows(selection))
-    selection.database.execute("COMMIT")
+    with selection.database as database:
+        database.execute("BEGIN")
+        database.executemany(f"INSERT INTO rows VALUES ({', '.join('?' * len(COLUMNS))})", _rows(selection))
 
 
 def _rows(selection: Selection) -> Iterator[tuple]:
@@ -319,9 +319,9 @@ def list_jpegs(database: sqlite3.Connection, table: str, folder: Path) -> None:
     with os.scandir(folder) as entries:
         names = (entry.name.removesuffix(".jpg") for entry in entries if entry.name.endswith(".jpg"))
         rows = ((os.fsencode(name), name.lower().encode("utf-8", "backslashreplace").decode()) for name in names)
-        database.execute("BEGIN")
-        database.executemany(f"INSERT INTO {table} VALUES (?, ?)", rows)
-        database.execute("COMMIT")
+        with database:
+            database.execute("BEGIN")
+            database.executemany(f"INSERT INTO {table} VALUES (?, ?)", rows)
 
 
 def _remove_others(folder: Path, database: sqlite3.Connection) -> int:

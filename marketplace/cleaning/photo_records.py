@@ -45,7 +45,7 @@ _COPIES = [name for name in COLUMNS if name.startswith(("display", "card"))]
 _KEY = "id = :id AND turn = :turn"
 # A file is tried when no file of its id with an earlier turn is a photo.
 _IS_TRIED = "NOT EXISTS (SELECT 1 FROM kept.records e WHERE e.id = c.id AND e.turn < c.turn AND e.status = 'ok')"
-_TODO = f"""
+_TO_READ = f"""
     FROM candidates c CROSS JOIN files ON number = c.file LEFT JOIN kept.records r ON r.id = c.id AND r.turn = c.turn
     WHERE c.turn = :turn AND (:full OR r.id IS NULL OR r.identity != files.identity) AND {_IS_TRIED}"""
 
@@ -107,7 +107,8 @@ class Records:
 
     def forget_lost(self, with_display: bool, full: bool) -> None:
         """Forget the records of photos that have to be cleaned again, and identities that JPEGs have no longer."""
-        with self._transaction():
+        with self.database:
+            self.database.execute("BEGIN")
             for record, found in self.check(with_display, full):
                 if found is Check.LOST:
                     self.database.execute(f"DELETE FROM kept.records WHERE {_KEY}", record)
@@ -157,7 +158,7 @@ class Records:
             last = block[-1]
 
     def count_todo(self, turn: int, full: bool) -> int:
-        return self.database.execute(f"SELECT COUNT(*) {_TODO}", {"turn": turn, "full": full}).fetchone()[0]
+        return self.database.execute(f"SELECT COUNT(*) {_TO_READ}", {"turn": turn, "full": full}).fetchone()[0]
 
     def todo(self, turn: int, full: bool) -> Iterator[Task]:
         """The files of a turn that have to be read: all of them with full, else those that have no record, or changed since.
@@ -165,7 +166,7 @@ class Records:
         Records may be kept meanwhile. A photo whose bytes turn out the same is not cleaned again.
         """
         columns = "c.file, c.id, r.content, name, place, files.identity, size, c.image_id"
-        query = f"SELECT {columns} {_TODO} AND (c.file, c.id) > (:file, :id) ORDER BY c.file, c.id LIMIT {TOGETHER}"
+        query = f"SELECT {columns} {_TO_READ} AND (c.file, c.id) > (:file, :id) ORDER BY c.file, c.id LIMIT {TOGETHER}"
         after = {"turn": turn, "full": full, "file": 0, "id": ""}
         # Block by block: while a row is still to be read the write-ahead log only grows.
         while rows := self.database.execute(query, after).fetchall():
@@ -192,20 +193,11 @@ class Records:
     def keep_identities(self) -> None:
         """At the end of a run: keep what the next one knows its JPEGs by without reading them."""
         os.sync()  # a power cut must not spoil what the next run believes to be whole
-        with self._transaction():
+        with self.database:
+            self.database.execute("BEGIN")
             for block in self._blocks("status = 'ok' AND jpegs IS NULL"):
                 found = [record | {"jpegs": identity(self.folder, record)} for record in block]
                 self.database.executemany(f"UPDATE kept.records SET jpegs = :jpegs WHERE {_KEY}", found)
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self.database.execute("BEGIN")
-        try:
-            yield
-        except BaseException:
-            self.database.execute("ROLLBACK")
-            raise
-        self.database.execute("COMMIT")
 
 
 _EMPTY = dict.fromkeys(COLUMNS)
@@ -221,19 +213,17 @@ def _attach(database: sqlite3.Connection, folder: Path) -> None:
     (version,) = database.execute("PRAGMA kept.user_version").fetchone()
     if version != VERSION:
         columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
-        database.execute("BEGIN")
-        database.execute("DROP TABLE IF EXISTS kept.records")
-        database.execute(f"CREATE TABLE kept.records ({columns}, PRIMARY KEY (id, turn)) WITHOUT ROWID")
-        database.executemany(_INSERT, _old_records(folder))
-        database.execute(f"PRAGMA kept.user_version = {VERSION}")
-        database.execute("COMMIT")
+        with database:
+            database.execute("BEGIN")
+            database.execute("DROP TABLE IF EXISTS kept.records")
+            database.execute(f"CREATE TABLE kept.records ({columns}, PRIMARY KEY (id, turn)) WITHOUT ROWID")
+            database.executemany(_INSERT, _old_records(folder))
+            database.execute(f"PRAGMA kept.user_version = {VERSION}")
     for name in (OLD_RECORDS, OLD_IDENTITIES):
         (folder / name).unlink(missing_ok=True)
 
 
 def _detach(database: sqlite3.Connection) -> None:
-    if database.in_transaction:
-        database.execute("ROLLBACK")
     if "kept" in (name for _, name, _ in database.execute("PRAGMA database_list")):
         database.execute("DETACH kept")
 

@@ -99,9 +99,9 @@ class Source:
 
     def _fill(self, table: str, rows: Iterable[tuple]) -> None:
         self.database.execute(f"CREATE TABLE {table} (number INTEGER PRIMARY KEY, name BLOB, place, identity TEXT, size INTEGER)")
-        self.database.execute("BEGIN")
-        self.database.executemany(f"INSERT INTO {table} (name, place, identity, size) VALUES (?, ?, ?, ?)", rows)
-        self.database.execute("COMMIT")
+        with self.database:
+            self.database.execute("BEGIN")
+            self.database.executemany(f"INSERT INTO {table} (name, place, identity, size) VALUES (?, ?, ?, ?)", rows)
 
     def _kept(self, found: Iterable[Photo | None]) -> Iterator[Photo]:
         """Those that may be photos; meanwhile, which folders they share."""

@@ -193,22 +193,22 @@ class Gpus(Executor):
         return self._threads.submit(self._call, function, arguments)
 
     def _call(self, function: Callable, arguments: tuple) -> object:
-        process = self._idle.get()
-        try:
-            node, result = self._ray.get(process.run.remote(function, arguments))
-        except self._ray.exceptions.RayActorError:
-            with self._losing:
-                self._left -= 1
-            if self._left > 0:
-                return self._call(function, arguments)
-            self._idle.put(process)  # the last: who waits for one learns the same
-            raise
-        except BaseException:
-            self._idle.put(process)
-            raise
-        self._idle.put(process)
-        self._cores.calls[node] += 1
-        return result
+        while True:
+            process, is_kept = self._idle.get(), True
+            try:
+                node, result = self._ray.get(process.run.remote(function, arguments))
+            except self._ray.exceptions.RayActorError:
+                with self._losing:
+                    self._left -= 1
+                    is_kept = self._left <= 0  # the last: who waits for one learns the same
+                if is_kept:
+                    raise
+            else:
+                self._cores.calls[node] += 1
+                return result
+            finally:
+                if is_kept:
+                    self._idle.put(process)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         for process in self._processes:
