@@ -20,6 +20,7 @@ import shutil
 import sqlite3
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -222,11 +223,11 @@ def checked_currency(data_dir: Path) -> str:
     return currency
 
 
-def read_price_ranges(path: Path) -> dict[str, tuple[float, ...]]:
-    """Low, median and high price of the listings that the price model learned from, by product_id."""
-    table = reading.read_csv(path)
-    prices = table[["low", "median", "high"]].astype(float)
-    return dict(zip(table["product_id"], prices.itertuples(index=False, name=None), strict=True))
+def read_price_ranges(path: Path) -> Iterator[tuple[str, float, float, float]]:
+    """product_id, and low, median and high price, of each listing that the price model learned from."""
+    for block in reading.read_csv(path, chunksize=catalogue.ROWS_AT_A_TIME):
+        numbers = block.astype({"low": float, "median": float, "high": float})
+        yield from numbers[["product_id", "low", "median", "high"]].itertuples(index=False, name=None)
 
 
 def digest_own(embeddings: Path | None) -> dict[str, str]:

@@ -2,8 +2,9 @@
 
 Reads   a finished data folder (make demo), whose listings' words and models are used; photos are rows without files, and vectors
         are drawn around centres, as in benchmarks/search.py
-Run     python benchmarks/scale.py           100,000 and 1,000,000 listings: half an hour, 12 GB of disk
-        python benchmarks/scale.py --quick   2,000 and 20,000
+Run     python benchmarks/scale.py                  100,000 and 1,000,000 listings: half an hour, 12 GB of disk
+        python benchmarks/scale.py --rows 3000000   100,000 and 3,000,000, without an update: an hour and a half, 36 GB
+        python benchmarks/scale.py --quick          2,000 and 20,000
 """
 
 import argparse
@@ -27,7 +28,9 @@ from marketplace.files import atomic, generations, reading, stages
 from marketplace.models import photo_model, text_encoder
 
 DIMENSION = 256
+ROWS = 1_000_000  # of the larger size
 LISTINGS_A_CENTRE, NOISE = 50, 0.6
+SAMPLED_S = 0.1  # between two looks at a process's memory
 CHANGED = 0.01  # of the listings: a third each come, go and are edited
 # Stage 3 without its picture, for which there are no photos.
 DATASET = "import dataset, sys; dataset.draw_preview = lambda *_: b''; sys.exit(dataset.main(sys.argv[1:]))"
@@ -62,23 +65,28 @@ def vectors_of(numbers: np.ndarray, seed: int, dimension: int = DIMENSION) -> np
     return vectors
 
 
-def run(*command: str | Path) -> tuple[float, float]:
-    """Seconds and peak GB of a stage in a process of its own."""
-    started_s = time.perf_counter()
+def run(*command: str | Path) -> tuple[float, float, float]:
+    """Seconds, peak GB and peak GB of its own of a stage in a process of its own: not its own are pages of files, which the
+    system takes back when others need the memory."""
+    started_s, own_gb = time.perf_counter(), 0.0
     pid = os.posix_spawn(
         sys.executable,
         [sys.executable, *map(str, command)],
         os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])},
         file_actions=[(os.POSIX_SPAWN_DUP2, 2, 1)],
     )
-    _, status, usage = os.wait4(pid, 0)
+    while (ended := os.wait4(pid, os.WNOHANG))[0] == 0:
+        found = re.search(r"RssAnon:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text(encoding="utf-8"))
+        own_gb = max(own_gb, int(found[1]) * 1024 / 1e9) if found else own_gb  # a process that has ended has none
+        time.sleep(SAMPLED_S)
+    _, status, usage = ended
     if status:
         sys.exit(f"error: {command[0]} failed")
-    return time.perf_counter() - started_s, usage.ru_maxrss * 1024 / 1e9
+    return time.perf_counter() - started_s, usage.ru_maxrss * 1024 / 1e9, own_gb
 
 
 def prepare(data_dir: Path, source_dir: Path, numbers: np.ndarray, edited: set[int]) -> dict[str, float]:
-    """Everything before build_index.py; seconds of the two stages of tables."""
+    """Everything before build_index.py; seconds and GB of the two stages of tables."""
     source = pd.read_csv(source_dir / "raw" / "Products.csv", dtype=str, index_col=0, keep_default_na=False)
     kept = reading.read_csv(source_dir / "tabular" / "products.csv")["product_id"]
     whole = source["id"].isin(kept) & (source != "").all(axis=1)
@@ -87,7 +95,8 @@ def prepare(data_dir: Path, source_dir: Path, numbers: np.ndarray, edited: set[i
     products.to_csv(data_dir / "raw" / "Products.csv")
     photos.to_csv(data_dir / "raw" / "Images.csv")
     image_ids = photos["id"].tolist()
-    seconds = {"clean": run(ROOT / "clean_tabular_data.py", "--data", data_dir)[0]}
+    figures = {}
+    figures["clean"], figures["clean_gb"], _ = run(ROOT / "clean_tabular_data.py", "--data", data_dir)
     shutil.rmtree(data_dir / "images", ignore_errors=True)
     stage = stages.Stage(data_dir, "images", stages.read_manifest(source_dir / "images")["arguments"], {})
     stage.begin()
@@ -98,7 +107,7 @@ def prepare(data_dir: Path, source_dir: Path, numbers: np.ndarray, edited: set[i
     kept["colours"] = 6 * kept["phash"]
     atomic.write_csv(stage.folder / "photos.csv", kept.assign(source=kept["image_id"] + ".jpg").sort_values("image_id"))
     stage.finish({}, ["photos.csv"])
-    seconds["dataset"] = run("-c", DATASET, "--data", data_dir)[0]
+    figures["dataset"], figures["dataset_gb"], _ = run("-c", DATASET, "--data", data_dir)
 
     shutil.copytree(source_dir / "model", data_dir / "model", dirs_exist_ok=True)
     folder = data_dir / "embeddings"
@@ -126,17 +135,20 @@ def prepare(data_dir: Path, source_dir: Path, numbers: np.ndarray, edited: set[i
     atomic.write_array(folder / "probabilities.npy", np.full((len(image_ids), 13), 1 / 13, np.float32))
     atomic.write_json(folder / "image_ids.json", image_ids, indent=None)
     stage.finish({}, written)
-    return seconds
+    return figures
 
 
-def measure(source_dir: Path, data_dir: Path, rows: int) -> dict[str, float]:
+def measure(source_dir: Path, data_dir: Path, rows: int, with_update: bool) -> dict[str, float]:
     """Seconds of each stage, of the fit of the ranker within the build, and of an update; GB of the build."""
     figures = prepare(data_dir, source_dir, np.arange(rows), set())
-    figures["build"], figures["build_gb"] = run(ROOT / "build_index.py", "--data", data_dir)
+    figures["build"], figures["build_gb"], figures["build_own_gb"] = run(ROOT / "build_index.py", "--data", data_dir)
     figures["ranker"] = reading.read_json(generations.current_generation(data_dir / "index") / "report.json")["ranker_seconds"]
+    figures["index_gb"] = sum(path.stat().st_size for path in (data_dir / "index").rglob("*") if path.is_file()) / 1e9
+    if not with_update:
+        return figures
     third = max(1, round(CHANGED * rows / 3))
     prepare(data_dir, source_dir, np.arange(third, rows + third), set(range(2 * third, 3 * third)))
-    figures["update"], figures["update_gb"] = run(ROOT / "build_index.py", "--data", data_dir)
+    figures["update"], figures["update_gb"], _ = run(ROOT / "build_index.py", "--data", data_dir)
     report = reading.read_json(generations.current_generation(data_dir / "index") / "report.json")
     assert report["updated"], "the index was built anew, not updated"
     figures["changed_rows"], figures["recall"] = report["changed_rows"]["listings"], report["index"]["recall_at_10"]
@@ -146,13 +158,14 @@ def measure(source_dir: Path, data_dir: Path, rows: int) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="data/demo", type=Path, help="a finished data folder (default: %(default)s)")
+    parser.add_argument("--rows", default=ROWS, type=int, help="listings of the larger size (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="2,000 and 20,000 listings, under a minute")
     args = parser.parse_args()
-    sizes = (2_000, 20_000) if args.quick else (100_000, 1_000_000)
+    sizes, with_update = (2_000, 20_000) if args.quick else (100_000, args.rows), args.rows == ROWS
     measured = {}
     for rows in sizes:
         with tempfile.TemporaryDirectory(prefix="marketplace-benchmark-") as folder:
-            measured[rows] = measure(args.data, Path(folder), rows)
+            measured[rows] = measure(args.data, Path(folder), rows, with_update)
     table = pd.DataFrame(measured).round(2)
     print(re.sub(r"(?m)^", "  ", table.to_string()), file=sys.stderr)
     small, large = (measured[rows] for rows in sizes)
@@ -161,11 +174,15 @@ def main() -> int:
     # The ranker is fitted once for a model, on as many questions whatever the size.
     builds = [figures["build"] - figures["ranker"] for figures in (small, large)]
     found["build_time_per_row"] = round(builds[1] / builds[0] / growth, 3)
-    found["update_over_build"] = round(large["update"] / builds[1], 4)
+    if with_update:
+        found["update_over_build"] = round(large["update"] / builds[1], 4)
     found["build_peak_over_vectors"] = round(large["build_gb"] * 1e9 / (4 * DIMENSION * sizes[1]), 2)
+    found["build_own_bytes_per_listing"] = round(large["build_own_gb"] * 1e9 / sizes[1])
+    if not with_update:
+        found |= {f"large_{name}": round(figure, 2) for name, figure in large.items()}
     print(json.dumps(found))
     if not args.quick:
-        results.save("scale", found, results.command())
+        results.save("scale" if with_update else f"scale_{args.rows}", found, results.command(args.data))
     return 0
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import queue
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,14 +73,14 @@ def write(
     duplicates: np.ndarray | None = None,
     currency: str = POUNDS.currency,
     sizes: np.ndarray | None = None,
-    ranges: Mapping[str, Sequence[float]] | None = None,
+    ranges: Iterable[tuple[str, float, float, float]] = (),
 ) -> None:
     """Write the catalogue's files into a generation's folder: row i is the i-th listing, or photo.
 
     listings: PRODUCT_FIELDS and, where it is told, "seller", some at a time; image_ids: N; listing_of_photo: (N,) the listing of
     each photo; duplicates: (P,) the same number for listings of the same photo or text (default: none are); currency: of the
-    prices; sizes: (N, 2) width and height of each photo as it is shown (default: those of the cleaned squares); ranges: low,
-    median and high price by product_id.
+    prices; sizes: (N, 2) width and height of each photo as it is shown (default: those of the cleaned squares); ranges: ids of
+    listings, each with a low, median and high price.
     """
     columns, contents = _Columns(), [np.empty(0, np.uint64)]
     insert = f"INSERT INTO products VALUES ({', '.join('?' * (len(PRODUCT_FIELDS) + 1))})"
@@ -91,14 +91,14 @@ def write(
         for block in listings:
             fields, rows = block[list(PRODUCT_FIELDS)], range(len(columns), len(columns) + len(block))
             connection.executemany(insert, zip(rows, *(fields[name].tolist() for name in fields), strict=True))
-            told = [(row, *ranges[one]) for row, one in zip(rows, fields["product_id"], strict=True) if ranges and one in ranges]
-            connection.executemany("INSERT INTO price_ranges VALUES (?, ?, ?, ?)", told)
             columns.add(block)
             contents.append(pd.util.hash_pandas_object(fields, index=False, categorize=False).to_numpy())
         shown = np.full((len(image_ids), 2), photos.DEFAULTS.size) if sizes is None else sizes
-        photo_rows = zip(range(len(image_ids)), image_ids, *shown.T.tolist(), strict=True)
+        photo_rows = zip(range(len(image_ids)), image_ids, *(map(int, sides) for sides in shown.T), strict=True)
         connection.executemany("INSERT INTO photos VALUES (?, ?, ?, ?)", photo_rows)
         connection.executescript(INDEXES)
+        of_listing = "INSERT INTO price_ranges SELECT row, ?2, ?3, ?4 FROM products WHERE product_id = ?1"
+        connection.executemany(of_listing, ranges)
         connection.commit()
     columns.write(folder, currency)
     atomic.write_array(folder / CONTENT, np.concatenate(contents))

@@ -361,7 +361,8 @@ def test_more_of_the_same_seller_are_found_the_newest_first_and_never_where_none
 
 def test_the_size_and_the_price_range_that_are_given_are_kept(tmp_path):
     sizes = np.array([[800, 600], [30, 40]])
-    write(tmp_path, [make_products(3)], ["i", "j"], np.array([0, 2]), None, "EUR", sizes, {"p1": (1.5, 2.0, 9.25)})
+    ranges = [("p1", 1.5, 2.0, 9.25), ("of a listing that is gone", 1.0, 2.0, 3.0)]
+    write(tmp_path, [make_products(3)], ["i", "j"], np.array([0, 2]), None, "EUR", sizes, ranges)
     opened = Catalogue(tmp_path)
     assert opened.photos([1, 0]) == [("j", 30, 40), ("i", 800, 600)]
     assert [opened.price_range(row) for row in range(3)] == [None, (1.5, 2.0, 9.25), None]
