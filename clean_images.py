@@ -2,7 +2,8 @@
 
 Reads   data/raw/images/ or data/raw/images_fb.zip (--photos: a folder, a .zip, s3://bucket/prefix or s3://bucket/file.zip),
         data/tabular/ (images.csv, which photos listings have)
-Writes  data/images/     (<image_id>.jpg, photos.csv; display/<image_id>.jpg, card/<image_id>.jpg, display.csv)
+Writes  data/images/     (<image_id>.jpg, photos.csv; display/<image_id>.jpg, card/<image_id>.jpg, display.csv;
+        with --shards all JPEGs in shards/<number>.tar, whose index is shards.sqlite)
 Run     python clean_images.py
 """
 
@@ -13,7 +14,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator, Mapping
@@ -39,7 +39,8 @@ from marketplace.cleaning.sources import (
     select_files,
     uri_of,
 )
-from marketplace.files import atomic, cli, cluster, reading, s3, stages
+from marketplace.files import atomic, cli, cluster, photo_store, reading, s3, stages
+from marketplace.files.photo_store import PhotoStore
 from marketplace.files.progress import progress
 from marketplace.files.stages import StageError
 
@@ -56,10 +57,10 @@ _IS_GONE = """NOT EXISTS (
 
 @dataclass(frozen=True)
 class Cleaning:
-    """One run's cleaning. folder: where the JPEGs go; with_display: whether to make copies to look at; full: whether to read
+    """One run's cleaning. store: where the JPEGs go; with_display: whether to make copies to look at; full: whether to read
     every file; nodes: of a cluster, which clean instead of this machine's processes."""
 
-    folder: Path
+    store: PhotoStore
     settings: photos.CleanSettings
     with_display: bool
     workers: int
@@ -95,12 +96,13 @@ class Cleaning:
 
     def _write(self, image_id: str, result: Result) -> None:
         """Write the JPEGs of a photo."""
-        name = f"{image_id}.jpg"
+        name, jpegs = f"{image_id}.jpg", {}
         if result.jpeg:
-            _write_jpeg(self.folder / name, result.jpeg)
+            jpegs[name] = result.jpeg
         if result.display is not None:
-            _write_jpeg(self.folder / photos.DISPLAY / name, result.display.jpeg)
-            _write_jpeg(self.folder / photos.CARD / name, result.card)
+            jpegs |= {f"{photos.DISPLAY}/{name}": result.display.jpeg, f"{photos.CARD}/{name}": result.card}
+        if jpegs:
+            self.store.write(jpegs)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -127,6 +129,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help=f"keep no copies to look at (default: of at most {photos.DISPLAY_SIDE} and {photos.CARD_SIDE} pixels a side)",
     )
+    parser.add_argument(
+        "--shards",
+        action="store_true",
+        help="keep the cleaned photos in tars of a gigabyte, for disks of too few inodes (default: a file each)",
+    )
     parser.add_argument("--all-photos", action="store_true", help="also clean photos that no listing has (default: skip them)")
     parser.add_argument(
         "--max-zip-bytes", default=MAX_ZIP_BYTES, type=int, help="refuse a zip that unpacks to more (default: %(default)s)"
@@ -152,7 +159,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> dict:
     uri, with_display = uri_of(args.photos, args.data), not args.no_display
     reads = () if args.all_photos else stages.STAGES["images"].reads
-    arguments = args.settings.as_dict() | {"display": with_display}
+    arguments = args.settings.as_dict() | {"display": with_display} | ({"shards": True} if args.shards else {})
     flags = cli.flags_of(args, "settings", "workers", "ray", "full", "max_removed")
     with (
         list_source(uri, args.data / "raw" / "s3", args.max_zip_bytes) as source,
@@ -166,29 +173,30 @@ def run(args: argparse.Namespace) -> dict:
         if not selection.turns and selection.skipped:
             raise StageError(none_is_wanted(args.data / "tabular", selection, uri))
         tell_missing(selection, uri)
-        list_jpegs(source.database, "there", stage.folder)
+        list_jpegs(source.database, "there", photo_store.open_store(stage.folder))
         if not args.all_photos:
             source.database.execute("DELETE FROM there WHERE id NOT IN (SELECT id FROM listed)")
         _check_removed(source.database, "id NOT IN (SELECT id FROM candidates)", uri, args.max_removed)
-        with cluster.connect(args.ray) as nodes:  # first: what was cleaned before stays finished where there is no cluster
-            stage.begin()
-            _begin_display(stage.folder, with_display)
-            cleaning = Cleaning(stage.folder, args.settings, with_display, args.workers, args.full, nodes)
+        # The cluster first: what was cleaned before stays finished where there is none.
+        with cluster.connect(args.ray) as nodes, _begun(stage, args.shards, with_display) as store:
+            records.store = store
+            cleaning = Cleaning(store, args.settings, with_display, args.workers, args.full, nodes)
             cleaned = cleaning.clean(selection, records, source.zip_path)
-        tabulate(selection)
-        sorted_rows = f"{', '.join(COLUMNS)} FROM rows ORDER BY image_id, source, rowid"
-        write_csv(stage.folder / "photos.csv", COLUMNS, source.database, sorted_rows)
-        counts = count(source, selection)
-        _check_rejected(stage, counts, uri, args.max_rejected)
-        _check_removed(source.database, _IS_GONE, uri, args.max_removed)
-        removed = _remove_others(stage.folder, source.database)
-        outputs = ["photos.csv"]
-        if with_display:
-            shown = "image_id, display_width, display_height FROM kept.records WHERE display IS NOT NULL ORDER BY image_id"
-            write_csv(stage.folder / DISPLAY_TABLE, DISPLAY_COLUMNS, source.database, shown)
-            outputs.append(DISPLAY_TABLE)
-        records.keep_identities()
-        return stage.finish(counts, outputs) | {"cleaned": cleaned, "reused": records.count() - cleaned, "removed": removed}
+            tabulate(selection)
+            sorted_rows = f"{', '.join(COLUMNS)} FROM rows ORDER BY image_id, source, rowid"
+            write_csv(stage.folder / "photos.csv", COLUMNS, source.database, sorted_rows)
+            counts = count(source, selection)
+            _check_rejected(stage, counts, uri, args.max_rejected)
+            _check_removed(source.database, _IS_GONE, uri, args.max_removed)
+            removed = _remove_others(store, source.database)
+            store.tidy()
+            outputs = ["photos.csv"]
+            if with_display:
+                shown = "image_id, display_width, display_height FROM kept.records WHERE display IS NOT NULL ORDER BY image_id"
+                write_csv(stage.folder / DISPLAY_TABLE, DISPLAY_COLUMNS, source.database, shown)
+                outputs.append(DISPLAY_TABLE)
+            records.keep_identities()
+            return stage.finish(counts, outputs) | {"cleaned": cleaned, "reused": records.count() - cleaned, "removed": removed}
 
 
 def nothing_is_left(records: Records, with_display: bool) -> bool:
@@ -277,17 +285,6 @@ def count(source: Source, selection: Selection) -> dict:
     return counts
 
 
-def _write_jpeg(path: Path, jpeg: bytes) -> None:
-    """Whole or not at all; not flushed one by one, as what a power cut spoils no longer fits its record and is done again."""
-    temporary = path.with_name(f".{path.name}{atomic.TEMPORARY_SUFFIX}")
-    try:
-        temporary.write_bytes(jpeg)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def _row(photo: Photo, status: str, *facts: str) -> tuple[str, ...]:
     # A file's name is text too; the id of a cleaned photo is what its file is called, and stays.
     shown_id = photo.image_id if status == "ok" else redact(photo.image_id)
@@ -300,39 +297,40 @@ def _printable(name: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", lambda match: f"\\x{ord(match[0]):02x}", name)
 
 
-def _begin_display(folder: Path, with_display: bool) -> None:
-    """Make the folders of the copies to look at, without what a killed run left half-written; or remove them and their table."""
-    if not with_display:
-        (folder / DISPLAY_TABLE).unlink(missing_ok=True)
-    for copies in (folder / name for name in COPIES):
-        if with_display:
-            copies.mkdir(exist_ok=True)
-            atomic.remove_leftovers(copies)
-        else:
-            shutil.rmtree(copies, ignore_errors=True)
+@contextlib.contextmanager
+def _begun(stage: stages.Stage, in_shards: bool, with_display: bool) -> Iterator[PhotoStore]:
+    """Begin the stage: its photos to be written, without what a killed run left half-written, and without the copies to look at
+    and their table where there are to be none."""
+    stage.begin()
+    with photo_store.writing(stage.folder, in_shards, COPIES) as store:
+        for place in COPIES:
+            atomic.remove_leftovers(stage.folder / place)
+        if not with_display:
+            (stage.folder / DISPLAY_TABLE).unlink(missing_ok=True)
+            for place in COPIES:
+                store.remove(store.names(place))
+        yield store
 
 
-def list_jpegs(database: sqlite3.Connection, table: str, folder: Path) -> None:
-    """Put the names of a folder's JPEGs, without .jpg, into a table; and as ids, in lower case."""
+def list_jpegs(database: sqlite3.Connection, table: str, store: PhotoStore, place: str = photos.SQUARE) -> None:
+    """Put the names of the JPEGs of one of PHOTO_FOLDERS, without .jpg, into a table; and as ids, in lower case."""
     database.execute(f"DROP TABLE IF EXISTS {table}")
     database.execute(f"CREATE TABLE {table} (name BLOB, id TEXT)")
-    with os.scandir(folder) as entries:
-        names = (entry.name.removesuffix(".jpg") for entry in entries if entry.name.endswith(".jpg"))
-        rows = ((os.fsencode(name), name.lower().encode("utf-8", "backslashreplace").decode()) for name in names)
-        with database:
-            database.execute("BEGIN")
-            database.executemany(f"INSERT INTO {table} VALUES (?, ?)", rows)
+    names = (name.rpartition("/")[2].removesuffix(".jpg") for name in store.names(place))
+    rows = ((os.fsencode(name), name.lower().encode("utf-8", "backslashreplace").decode()) for name in names)
+    with database:
+        database.execute("BEGIN")
+        database.executemany(f"INSERT INTO {table} VALUES (?, ?)", rows)
 
 
-def _remove_others(folder: Path, database: sqlite3.Connection) -> int:
+def _remove_others(store: PhotoStore, database: sqlite3.Connection) -> int:
     """Take away the JPEGs of photos that left the source, are listed no more or are rejected now; returns how many photos."""
-    removed = []
-    for those in (folder, *(folder / name for name in COPIES)):
-        if those.exists():
-            list_jpegs(database, "jpegs", those)
-            gone = database.execute(f"SELECT name FROM jpegs WHERE {_IS_GONE}")
-            removed.append(sum(1 for (name,) in gone if not (those / f"{os.fsdecode(name)}.jpg").unlink()))
-    return removed[0]
+    removed = {}
+    for place in photos.PHOTO_FOLDERS:
+        list_jpegs(database, "jpegs", store, place)
+        gone = (os.fsdecode(name) for (name,) in database.execute(f"SELECT name FROM jpegs WHERE {_IS_GONE}"))
+        removed[place] = store.remove(str(Path(place, f"{name}.jpg")) for name in gone)
+    return removed[photos.SQUARE]
 
 
 def _check_removed(database: sqlite3.Connection, is_gone: str, uri: str, max_removed: float) -> None:

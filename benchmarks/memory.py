@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from unittest import mock
 
@@ -28,8 +28,8 @@ import results
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import clean_images
-from marketplace.cleaning import photo_records, photos, pool, sources
-from marketplace.files import stages
+from marketplace.cleaning import photos, pool, sources
+from marketplace.files import photo_store, stages
 
 FIRST, NOTHING, UPDATE = RUNS = ("first", "nothing_to_do", "update")
 CHANGED = 100  # one photo in so many, in an update
@@ -56,8 +56,20 @@ def clean_all(todo: Iterator[pool.Task], *_) -> Iterator[tuple[sources.Photo, po
         yield task.photo, pool.Result(digest, row, b"square", photos.DisplayCopy(b"display", 800, 600), b"card")
 
 
-def identity(_: Path, record: dict) -> str:
-    return " ".join(3 * [f"22000-{int(record['image_id'][-12:], 16)}-{10**18}-{10**18}"])
+class SimulatedFiles(photo_store.Files):
+    """The JPEGs of so many photos, as if all were there: n_photos is set before a run."""
+
+    n_photos = 0
+
+    def find(self, name: str) -> photo_store.Stored:
+        number = int(name[-16:-4], 16)
+        return photo_store.Stored(f"{self.folder}/{name}", None, 22_000, f"22000-{number}-{10**18}-{10**18}")
+
+    def names(self, folder: str = "") -> Iterator[str]:
+        return (str(Path(folder, f"{image_id(number)}.jpg")) for number in range(self.n_photos))
+
+    def write(self, jpegs: Mapping[str, bytes]) -> None:
+        return
 
 
 def memory_bytes(field: str) -> int:
@@ -69,20 +81,11 @@ def memory_bytes(field: str) -> int:
 def run(pipe: multiprocessing.connection.Connection, data_dir: Path, n_photos: int, kind: str) -> None:
     """Send the bytes that the peak of memory grows by, and the seconds of the processor."""
 
-    def list_jpegs(database, table: str, _: Path) -> None:
-        database.execute(f"CREATE TABLE IF NOT EXISTS {table} (name BLOB, id TEXT)")
-        database.execute(f"DELETE FROM {table}")
-        there = ((image_id(number).encode(), image_id(number)) for number in range(n_photos if kind != FIRST else 0))
-        database.execute("BEGIN")
-        database.executemany(f"INSERT INTO {table} VALUES (?, ?)", there)
-        database.execute("COMMIT")
-
     simulated = (
         mock.patch.object(sources, "_folder_photos", lambda _: listing(n_photos, kind == UPDATE)),
         mock.patch.object(clean_images, "clean_all", clean_all),
-        mock.patch.object(clean_images, "_write_jpeg", lambda *_: None),
-        mock.patch.object(clean_images, "list_jpegs", list_jpegs),
-        mock.patch.object(photo_records, "identity", identity),
+        mock.patch.object(photo_store, "Files", SimulatedFiles),
+        mock.patch.object(SimulatedFiles, "n_photos", n_photos if kind != FIRST else 0),
         mock.patch.object(os, "sync", lambda: None),  # it waits for what other programs write
     )
     args = clean_images.parse_args(["--data", str(data_dir), "--photos", str(data_dir / "raw")])

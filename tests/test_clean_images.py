@@ -18,7 +18,8 @@ from PIL import Image
 import clean_images
 from marketplace.cleaning import decoders, photo_records, photos, pool, sources
 from marketplace.cleaning.photo_records import Records
-from marketplace.files import atomic, reading, stages
+from marketplace.files import atomic, photo_store, reading, stages
+from marketplace.files.photo_store import Stored
 from tests.cleaning.test_decoders import slow_photo
 
 
@@ -502,10 +503,10 @@ def test_a_cleaned_photo_of_another_size_is_not_read_to_see_that_it_is_another(t
     clean("--photos", source)
     path = tmp_path / "data" / "images" / "photo-1.jpg"
     os.truncate(path, 10**10)  # sparse
-    digested = []
-    monkeypatch.setattr(stages, "digest", lambda path, digest=stages.digest: digested.append(path.name) or digest(path))
+    were_read, read = [], Stored.read
+    monkeypatch.setattr(Stored, "read", lambda stored: were_read.append(Path(stored.path).name) or read(stored))
     assert clean("--photos", source, "--full")[1]["cleaned"] == 1
-    assert "photo-1.jpg" not in digested and "photo-2.jpg" in digested and path.stat().st_size < 10**5
+    assert "photo-1.jpg" not in were_read and were_read.count("photo-2.jpg") == 3 and path.stat().st_size < 10**5
 
 
 def test_processes_give_what_one_process_gives(tmp_path, clean):
@@ -826,8 +827,8 @@ def kill_after(function, calls: int, before: bool):
 @pytest.mark.parametrize(
     ("place", "name", "calls"),
     [
-        (clean_images, "_write_jpeg", 1),
-        (clean_images, "_write_jpeg", 4),
+        (photo_store, "_write_file", 1),
+        (photo_store, "_write_file", 4),
         (Records, "forget_others", 1),
         (Records, "forget_lost", 1),
         (Records, "keep", 3),
@@ -857,12 +858,108 @@ def test_a_run_that_was_killed_anywhere_and_run_again_ends_with_the_same_files(
     assert files_of(tmp_path / "data") == files_of(tmp_path / "undisturbed")
 
 
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize(
+    ("place", "name", "calls"),
+    [
+        (photo_store.ShardsWriter, "write", 1),
+        (photo_store.ShardsWriter, "write", 5),
+        (photo_store.ShardsWriter, "tell", 2),
+        (photo_store.ShardsWriter, "publish", 1),
+        (photo_store.ShardsWriter, "_append", 5),
+        (photo_store.ShardsWriter, "_execute", 9),
+        (photo_store.ShardsWriter, "_write_anew", 1),
+        (photo_store.ShardsWriter, "_erase", 1),
+        (photo_store.ShardsWriter, "tidy", 1),
+        (Records, "keep", 3),
+        (Records, "keep_identities", 1),
+    ],
+)
+def test_a_run_into_shards_that_was_killed_anywhere_ends_with_the_same_photos(
+    tmp_path, clean, monkeypatch, place, name, calls, before
+):
+    monkeypatch.setattr(photo_store, "TOGETHER", 2)
+    source = write_folder(tmp_path / "source", good_photos() | {"broken.jpg": b"no photo"})
+    clean("--photos", source, data=tmp_path / "undisturbed")
+    clean("--photos", write_folder(tmp_path / "old", good_photos(8)), "--fit", "stretch", "--shards")
+    old = photos_of(tmp_path / "data")
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, kill_after(getattr(place, name), calls, before))
+        with pytest.raises(Killed):
+            clean("--photos", source, "--max-removed", 1, "--shards")
+    assert clean("--photos", source, "--max-removed", 1, "--shards")[0] == 0
+    expected = photos_of(tmp_path / "undisturbed")
+    assert photos_of(tmp_path / "data") == expected
+    left = b"".join(path.read_bytes() for path in (tmp_path / "data" / "images" / "shards").iterdir())
+    assert not any(jpeg in left for jpeg in old.values() if jpeg not in expected.values())
+
+
+def photos_of(data: Path) -> dict[str, bytes]:
+    store = photo_store.open_store(data / "images")
+    return {name: store.read(name) for place in photos.PHOTO_FOLDERS for name in store.names(place)}
+
+
+def test_shards_hold_the_photos_that_a_folder_does_and_follow_the_source(tmp_path, clean):
+    source, data, files = write_folder(tmp_path / "source", good_photos()), tmp_path / "data", tmp_path / "files"
+
+    def clean_both() -> tuple[dict, dict]:
+        (code, sharded, _), (_, plain, _) = clean("--photos", source, "--shards"), clean("--photos", source, data=files)
+        assert code == 0 and photos_of(data) == photos_of(files)
+        for table in ("photos.csv", "display.csv"):
+            assert (data / "images" / table).read_bytes() == (files / "images" / table).read_bytes()
+        return sharded, plain
+
+    assert clean_both()[0]["cleaned"] == 6
+    assert {path.name for path in (data / "images").rglob("*.jpg")} == set()
+    (source / "photo-1.jpg").write_bytes(photo_bytes(99))
+    (source / "photo-2.jpg").unlink()
+    sharded, plain = clean_both()
+    told = ("cleaned", "reused", "removed")
+    assert [sharded[name] for name in told] == [plain[name] for name in told] == [1, 4, 1]
+    before = {path: path.read_bytes() for path in (data / "images").rglob("*") if path.is_file()}
+    assert clean("--photos", source, "--shards")[1].get("unchanged")
+    assert {path: path.read_bytes() for path in (data / "images").rglob("*") if path.is_file()} == before
+
+
+def test_photos_go_into_shards_and_out_of_them_without_being_cleaned_again(tmp_path, clean):
+    source, data = write_folder(tmp_path / "source", good_photos()), tmp_path / "data"
+    clean("--photos", source)
+    expected = files_of(data)
+    code, summary, _ = clean("--photos", source, "--shards")
+    assert (code, summary["cleaned"], summary["reused"]) == (0, 0, 6)
+    assert (data / "images" / "shards" / "000001.tar").exists() and not list((data / "images").rglob("*.jpg"))
+    code, summary, _ = clean("--photos", source)
+    assert (code, summary["cleaned"], summary["reused"]) == (0, 0, 6)
+    assert files_of(data) == expected
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_photo_that_a_bad_disk_changed_in_its_shard_is_found_by_a_full_run(tmp_path, clean, full):
+    source, images = write_folder(tmp_path / "source", good_photos()), tmp_path / "data" / "images"
+    clean("--photos", source, "--shards")
+    expected = photos_of(tmp_path / "data")
+    stored = photo_store.open_store(images).find("photo-3.jpg")
+    with open(stored.path, "r+b") as file:
+        file.seek(stored.offset + 20)
+        file.write(b"??")
+    assert clean("--photos", source, "--shards", *(["--full"] if full else []))[1].get("cleaned", 0) == int(full)
+    assert (photos_of(tmp_path / "data") == expected) is full
+
+
+def test_without_copies_to_look_at_shards_hold_none(tmp_path, clean):
+    source, data = write_folder(tmp_path / "source", good_photos()), tmp_path / "data"
+    clean("--photos", source, "--shards")
+    squares = {name: jpeg for name, jpeg in photos_of(data).items() if "/" not in name}
+    assert clean("--photos", source, "--shards", "--no-display")[1]["cleaned"] == 0
+    assert photos_of(data) == squares and not (data / "images" / "display.csv").exists()
+
+
 def test_a_run_killed_under_other_settings_leaves_nothing_that_passes_for_the_first_ones(tmp_path, clean, monkeypatch):
     source = write_folder(tmp_path / "source", good_photos())
     clean("--photos", source)
     first = files_of(tmp_path / "data")
     with monkeypatch.context() as patch:
-        patch.setattr(clean_images, "_write_jpeg", kill_after(clean_images._write_jpeg, 3, before=False))
+        patch.setattr(photo_store, "_write_file", kill_after(photo_store._write_file, 3, before=False))
         with pytest.raises(Killed):
             clean("--photos", source, "--fit", "stretch")
     assert files_of(tmp_path / "data") != first
@@ -874,7 +971,7 @@ def test_a_killed_run_is_resumed_not_repeated(tmp_path, clean, monkeypatch):
     source = write_folder(tmp_path / "source", good_photos())
     with monkeypatch.context() as patch:
         # Four photos are done, each with its square and two copies.
-        patch.setattr(clean_images, "_write_jpeg", kill_after(clean_images._write_jpeg, 13, before=True))
+        patch.setattr(photo_store, "_write_file", kill_after(photo_store._write_file, 13, before=True))
         with pytest.raises(Killed):
             clean("--photos", source)
     (tmp_path / "data" / "images" / ".photo-5.jpg.tmp").write_bytes(b"half")

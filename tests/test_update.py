@@ -319,8 +319,8 @@ def test_no_digest_is_kept_of_a_record_that_had_something_taken_out(tmp_path, to
 
 
 def test_a_jpeg_whose_size_and_times_are_the_same_is_only_read_with_full(shop, monkeypatch, capsys):
+    monkeypatch.setattr(photo_records, "identity", lambda there: "whatever is there")
     assert clean_images.main(["--data", str(shop), "--workers", "1", "--full"]) == 0
-    monkeypatch.setattr(photo_records, "identity", lambda _, record: record["jpegs"])
     path = min((shop / "images").glob("*.jpg"))
     whole = path.read_bytes()
     path.write_bytes(whole[:-9] + bytes(9))

@@ -3,9 +3,10 @@
 import contextlib
 import enum
 import hashlib
+import itertools
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import orjson
 from marketplace.cleaning.photos import CARD, DISPLAY
 from marketplace.cleaning.pool import TRIED_AGAIN, Result, Task
 from marketplace.cleaning.sources import CACHE_KB, Photo, photo_of
-from marketplace.files import stages
+from marketplace.files import photo_store
+from marketplace.files.photo_store import PhotoStore, Stored
 from marketplace.files.progress import progress
 from marketplace.files.stages import StageError
 
@@ -66,7 +68,8 @@ class Records:
     """
 
     def __init__(self, database: sqlite3.Connection, folder: Path):
-        self.database, self.folder = database, folder
+        """store: where the JPEGs are; one that is written, while it is."""
+        self.database, self.folder, self.store = database, folder, photo_store.open_store(folder)
 
     @classmethod
     @contextlib.contextmanager
@@ -127,23 +130,20 @@ class Records:
     def _check(self, with_display: bool, full: bool) -> Iterator[tuple[dict, Check]]:
         with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
             for block in self._blocks():
-                found = [self._by_identity(record, with_display, full) for record in block]
-                unsure = [record for record, one in zip(block, found, strict=True) if one is None]
-                by_content = iter(pool.map(self._by_content, unsure))
+                there = list(_stored(self.store, block))
+                found = [self._by_identity(*one, with_display, full) for one in zip(block, there, strict=True)]
+                unsure = [one for one, check in zip(zip(block, there, strict=True), found, strict=True) if check is None]
+                by_content = iter(pool.map(_by_content, unsure))
                 for record, one in zip(block, found, strict=True):
                     yield record, one or next(by_content)
 
-    def _by_identity(self, record: Mapping, with_display: bool, full: bool) -> Check | None:
+    def _by_identity(self, record: Mapping, there: list[Stored | None], with_display: bool, full: bool) -> Check | None:
         """None where the content must tell."""
         if record["status"] != "ok":
             return Check.LOST if record["reason"] in TRIED_AGAIN else Check.KNOWN
         if with_display and not record["display"]:
             return Check.LOST
-        return Check.KNOWN if not full and record["jpegs"] and record["jpegs"] == identity(self.folder, record) else None
-
-    def _by_content(self, record: Mapping) -> Check:
-        is_whole = all(_is_whole(Path(path), size, sha256) for path, size, sha256 in _jpegs(self.folder, record))
-        return Check.WHOLE if is_whole else Check.LOST
+        return Check.KNOWN if not full and record["jpegs"] and record["jpegs"] == identity(there) else None
 
     def _blocks(self, where: str = "TRUE") -> Iterator[list[dict]]:
         """All records in the order of their keys, which may be changed meanwhile."""
@@ -196,7 +196,7 @@ class Records:
         with self.database:
             self.database.execute("BEGIN")
             for block in self._blocks("status = 'ok' AND jpegs IS NULL"):
-                found = [record | {"jpegs": identity(self.folder, record)} for record in block]
+                found = [record | {"jpegs": identity(own)} for record, own in zip(block, _stored(self.store, block), strict=True)]
                 self.database.executemany(f"UPDATE kept.records SET jpegs = :jpegs WHERE {_KEY}", found)
 
 
@@ -250,26 +250,39 @@ def _old_records(folder: Path) -> Iterator[dict]:
                 yield _EMPTY | record | {"jpegs": identities.get(old["image_id"])}
 
 
-def _jpegs(folder: Path, record: Mapping) -> Iterator[tuple[str, int, str]]:
-    """The path, bytes and sha256 of each JPEG that a record tells of."""
+def _jpegs(record: Mapping) -> Iterator[tuple[str, int, str]]:
+    """The name, bytes and sha256 of each JPEG that a record tells of."""
+    if record["status"] != "ok":
+        return
     name = f"{record['image_id']}.jpg"
-    yield f"{folder}/{name}", record["jpeg_bytes"], record["jpeg"]
+    yield name, record["jpeg_bytes"], record["jpeg"]
     if record["display"]:
-        yield f"{folder}/{DISPLAY}/{name}", record["display_bytes"], record["display"]
-        yield f"{folder}/{CARD}/{name}", record["card_bytes"], record["card"]
+        yield f"{DISPLAY}/{name}", record["display_bytes"], record["display"]
+        yield f"{CARD}/{name}", record["card_bytes"], record["card"]
 
 
-def identity(folder: Path, record: Mapping) -> str:
+def _stored(store: PhotoStore, records: Sequence[Mapping]) -> Iterator[list[Stored | None]]:
+    """What is there of the JPEGs of each record."""
+    names = [[name for name, _, _ in _jpegs(record)] for record in records]
+    found = store.find_each(itertools.chain.from_iterable(names))
+    for own in names:
+        yield list(itertools.islice(found, len(own)))
+
+
+def identity(there: Sequence[Stored | None]) -> str:
     """What is another one when a JPEG of a record is replaced or written to; "" where one is not there."""
-    try:
-        found = [os.stat(path) for path, _, _ in _jpegs(folder, record)]
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
-    return " ".join(f"{each.st_size}-{each.st_ino}-{each.st_mtime_ns}-{each.st_ctime_ns}" for each in found)
+    return "" if None in there else " ".join(one.identity for one in there)
 
 
-def _is_whole(path: Path, size: int, sha256: str) -> bool:
-    try:  # the size first: what took the place of a JPEG may be of any
-        return path.stat().st_size == size and stages.digest(path) == sha256
-    except (FileNotFoundError, NotADirectoryError, StageError):
+def _by_content(found: tuple[Mapping, Sequence[Stored | None]]) -> Check:
+    jpegs = zip(_jpegs(found[0]), found[1], strict=True)
+    return Check.WHOLE if all(_is_whole(stored, size, sha256) for (_, size, sha256), stored in jpegs) else Check.LOST
+
+
+def _is_whole(stored: Stored | None, size: int, sha256: str) -> bool:
+    # The size first: what took the place of a JPEG may be of any.
+    if stored is None or stored.size != size:
         return False
+    with contextlib.suppress(OSError):
+        return hashlib.sha256(stored.read()).hexdigest() == sha256
+    return False

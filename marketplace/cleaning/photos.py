@@ -25,6 +25,7 @@ from PIL import (
 )
 
 from marketplace.cleaning import containers
+from marketplace.files import photo_store
 
 # Still raster formats that Pillow decodes by itself, and HEIF (HEIC), which phones write. Left out on purpose: EPS and WMF (run
 # other programs), PDF and SVG (documents), ICO, PSD, TGA and other formats that no camera or shop writes (more decoders, more to
@@ -488,11 +489,11 @@ def load(images_dir: Path, image_id: str, transform: Callable[[bytes], object]) 
     """What `transform` makes of a cleaned photo's JPEG bytes; StageError when its file is gone or does not decode."""
     from marketplace.files.stages import StageError  # here, as below: a process that decodes needs neither this nor pandas
 
-    path = images_dir / f"{image_id}.jpg"
+    name = f"{image_id}.jpg"
     try:
-        return transform(path.read_bytes())
+        return transform(photo_store.read(images_dir, name))
     except (OSError, ValueError):
-        raise StageError(f"{path} is missing or damaged: run python clean_images.py again") from None
+        raise StageError(f"{images_dir / name} is missing or damaged: run python clean_images.py again") from None
 
 
 def pixel_digests(images_dir: Path, image_ids: Sequence[str]) -> np.ndarray:

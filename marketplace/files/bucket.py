@@ -92,12 +92,13 @@ class Contents:
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A generation to publish. files: path -> sha256; paths: where the file of each sha256 is; photos: the same of its photos."""
+    """A generation to publish. files: path -> sha256; paths: where the file of each sha256 is; photos: what gives the bytes
+    of the photo of each."""
 
     name: str
     files: dict[str, str]
     paths: dict[str, Path]
-    photos: dict[str, Path]
+    photos: dict[str, Callable[[], bytes]]
 
 
 def current_uri(uri: str) -> str:
@@ -159,9 +160,9 @@ def publish(uri: str, outgoing: Outgoing, hidden_ids: frozenset[str], moves: boo
     return {"published": uri, "served": served, "uploaded": uploaded, "uploaded_bytes": n_bytes, "deleted": len(doomed)}
 
 
-def _objects(uri: str, outgoing: Outgoing) -> dict[str, Path]:
+def _objects(uri: str, outgoing: Outgoing) -> dict[str, Path | Callable[[], bytes]]:
     objects = {blob_uri(uri, digest): path for digest, path in outgoing.paths.items()}
-    return objects | {photo_uri(uri, digest): path for digest, path in outgoing.photos.items()}
+    return objects | {photo_uri(uri, digest): read for digest, read in outgoing.photos.items()}
 
 
 def _listed(uri: str) -> dict[str, datetime.datetime]:
@@ -171,13 +172,16 @@ def _listed(uri: str) -> dict[str, datetime.datetime]:
         return {one.uri: one.modified for some in pool.map(s3.list_objects, prefixes) for one in some}
 
 
-def _upload_missing(objects: Mapping[str, Path], listed: Mapping[str, object]) -> tuple[int, int]:
+def _upload_missing(objects: Mapping[str, Path | Callable[[], bytes]], listed: Mapping[str, object]) -> tuple[int, int]:
     """Upload what is not listed; returns how many, and their bytes."""
     missing = [one for one in objects if one not in listed]
 
     def upload(one: str) -> int:
-        s3.upload(objects[one], one, "image/jpeg" if one.endswith(".jpg") else "application/octet-stream")
-        return objects[one].stat().st_size
+        if isinstance(source := objects[one], Path):
+            s3.upload(source, one)
+            return source.stat().st_size
+        s3.write(one, data := source(), "image/jpeg")
+        return len(data)
 
     def sizes() -> Iterator[int]:
         with ThreadPoolExecutor(s3.CONNECTIONS) as pool:

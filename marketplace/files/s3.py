@@ -21,6 +21,7 @@ MISSING = {"404", "NoSuchKey"}
 OVERTAKEN = {"412", "PreconditionFailed", "ConditionalRequestConflict"}  # the last: another conditional write was under way
 CONNECTIONS = 32  # of one process, and as many transfers at once: each waits for the network most of the time
 CONNECT_TIMEOUT_S = 5  # boto3's 60 s, times five attempts, would hold a photo's request for minutes
+CONTENT_TYPE = "application/octet-stream"
 IN_PARTS_BYTES = 8 * 2**20  # from here on a file is sent in parts; each smaller one is in memory meanwhile
 DELETED_AT_ONCE = 1000  # of S3
 
@@ -199,13 +200,19 @@ def write_version(uri: str, data: bytes, seen: str | None) -> str:
             raise
 
 
-def upload(path: Path, uri: str, content_type: str = "application/octet-stream") -> None:
+def upload(path: Path, uri: str) -> None:
+    if path.stat().st_size < IN_PARTS_BYTES:  # without the threads that boto3 starts for each file
+        write(uri, path.read_bytes())
+        return
     bucket, key = _split_s3(uri)
     with _s3_errors(uri, _WRITE):
-        if path.stat().st_size < IN_PARTS_BYTES:  # without the threads that boto3 starts for each file
-            _client().put_object(Bucket=bucket, Key=key, Body=path.read_bytes(), ContentType=content_type)
-        else:
-            _client().upload_file(str(path), bucket, key, ExtraArgs={"ContentType": content_type})
+        _client().upload_file(str(path), bucket, key, ExtraArgs={"ContentType": CONTENT_TYPE})
+
+
+def write(uri: str, data: bytes, content_type: str = CONTENT_TYPE) -> None:
+    bucket, key = _split_s3(uri)
+    with _s3_errors(uri, _WRITE):
+        _client().put_object(Bucket=bucket, Key=key, Body=data, ContentType=content_type)
 
 
 def download(uri: str, path: Path) -> None:

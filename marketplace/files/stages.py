@@ -82,7 +82,10 @@ STAGES = {  # folder below --data -> its stage, in the order in which they run
         "makes every photo an upright sRGB square, and copies to look at, or says why not",
         {"--photos": "a folder, a zip or s3://"},
         (Reads("tabular", ("images.csv",)),),
-        ("<image_id>.jpg", "photos.csv", "display/<image_id>.jpg", "card/<image_id>.jpg", "display.csv"),
+        (
+            *("<image_id>.jpg", "photos.csv", "display/<image_id>.jpg", "card/<image_id>.jpg", "display.csv"),
+            *("shards/<number>.tar", "shards.sqlite"),
+        ),
         schema=8,
     ),
     "dataset": Contract(

@@ -1,14 +1,18 @@
 """The generation that is served here, brought to a bucket with its photos."""
 
 import contextlib
+import functools
+import hashlib
 import sys
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from marketplace.cleaning.photos import PHOTO_FOLDERS
-from marketplace.files import atomic, bucket, generations, hidden, locks, reading, stages
+from marketplace.files import atomic, bucket, generations, hidden, locks, photo_store, reading, stages
 from marketplace.files.stages import StageError
 from marketplace.retrieval import builds, catalogue
 
@@ -42,15 +46,34 @@ def _collect(folder: Path, images_dir: Path, temporary: Path) -> tuple[bucket.Ou
     paths = {digest: folder / name for name, digest in files.items()}
     image_ids = catalogue.read_image_ids(folder)
     names = [[str(Path(place, f"{image_id}.jpg")) for place in PHOTO_FOLDERS] for image_id in image_ids]
-    photos = stages.digests(images_dir, *(name for own in names for name in own if (images_dir / name).is_file()))
+    store = photo_store.open_store(images_dir)
+    photos = _digests(store, [name for own in names for name in own])
     digests = bytearray().join(bytes.fromhex(photos.get(name, "00" * 32)) for own in names for name in own)
     table = np.frombuffer(digests, np.uint8).reshape(-1, len(PHOTO_FOLDERS), 32)
     atomic.write_array(temporary / bucket.PHOTO_DIGESTS, table)
     digest = stages.digest(temporary / bucket.PHOTO_DIGESTS)
     files, paths = files | {bucket.PHOTO_DIGESTS: digest}, paths | {digest: temporary / bucket.PHOTO_DIGESTS}
-    photo_paths = {digest: images_dir / name for name, digest in photos.items()}
+    contents = {digest: functools.partial(_read, store, name) for name, digest in photos.items()}
     missing = sum(own[0] not in photos for own in names)
-    return bucket.Outgoing(folder.name, files, paths, photo_paths), missing
+    return bucket.Outgoing(folder.name, files, paths, contents), missing
+
+
+def _digests(store: photo_store.PhotoStore, names: Sequence[str]) -> dict[str, str]:
+    """name -> sha256 of the photos that are there, on all cores."""
+
+    def digest(name: str, stored: photo_store.Stored | None) -> str:
+        return "" if stored is None else hashlib.sha256(_read(store, name)).hexdigest()
+
+    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
+        digests = pool.map(digest, names, store.find_each(names))
+        return {name: digest for name, digest in zip(names, digests, strict=True) if digest}
+
+
+def _read(store: photo_store.PhotoStore, name: str) -> bytes:
+    try:
+        return store.read(name)
+    except OSError:
+        raise StageError(f"{store.folder / name} is missing or damaged: run python clean_images.py again") from None
 
 
 def _forget_gone(uri: str, index_dir: Path, name: str) -> None:

@@ -9,6 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -17,7 +18,7 @@ import anyio
 import numpy as np
 
 from marketplace.cleaning.photos import PHOTO_FOLDERS
-from marketplace.files import atomic, bucket, reading, s3
+from marketplace.files import atomic, bucket, photo_store, reading, s3
 from marketplace.files.stages import StageError
 from marketplace.retrieval.recommender import Recommender
 from marketplace.service.settings import Settings
@@ -34,11 +35,20 @@ class Unavailable(Exception):
     """The photo is not on this machine, and nothing can be had from the bucket."""
 
 
+@dataclass(frozen=True)
+class InShard:
+    """A photo that has no file of its own. tag: another one for other bytes."""
+
+    data: bytes
+    tag: str
+
+
 class PhotoPlaces(Protocol):
     origin: str | None  # that clients are sent to for photos, such as https://bucket.s3.amazonaws.com
 
-    async def find(self, recommender: Recommender, image_id: str, folders: Sequence[str]) -> Path | str | None:
-        """The file, or the address, of a photo of a listing that is not hidden, None where there is none; raises Unavailable.
+    async def find(self, recommender: Recommender, image_id: str, folders: Sequence[str]) -> "Path | InShard | str | None":
+        """The file, the bytes or the address of a photo of a listing that is not hidden, None where there is none; raises
+        Unavailable.
 
         folders: those of PHOTO_FOLDERS that it may come from, the best first.
         """
@@ -56,13 +66,24 @@ class FolderPhotos:
     def __init__(self, folder: Path):
         self._folder = folder
 
-    async def find(self, recommender: Recommender, image_id: str, folders: Sequence[str]) -> Path | None:
+    async def find(self, recommender: Recommender, image_id: str, folders: Sequence[str]) -> Path | InShard | None:
         return await anyio.to_thread.run_sync(self._find, recommender, image_id, folders)
 
-    def _find(self, recommender: Recommender, image_id: str, folders: Sequence[str]) -> Path | None:
-        is_shown = recommender.catalogue.photo_row(image_id) is not None
-        paths = (self._folder / folder / f"{image_id}.jpg" for folder in folders if is_shown)
-        return next((path for path in paths if path.is_file()), None)
+    def _find(self, recommender: Recommender, image_id: str, folders: Sequence[str]) -> Path | InShard | None:
+        if recommender.catalogue.photo_row(image_id) is None:
+            return None
+        names, store = [str(Path(folder, f"{image_id}.jpg")) for folder in folders], photo_store.open_store(self._folder)
+        if not isinstance(store, photo_store.Shards):
+            return next((self._folder / name for name in names if store.find(name)), None)
+        try:
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    stored, data = store.load(name)
+                    return InShard(data, stored.identity)
+        except (StageError, OSError) as error:  # of the index, or of the disk
+            log.error("%s", error)
+            raise Unavailable(image_id) from None
+        return None
 
 
 class BucketPhotos:

@@ -58,7 +58,7 @@ from marketplace.service.dependencies import (
     check_key,
 )  # fmt: skip
 from marketplace.service.meters import Meters
-from marketplace.service.photo_files import Unavailable
+from marketplace.service.photo_files import InShard, Unavailable
 from marketplace.service.reload import Generations
 from marketplace.service.schemas import ErrorMessage
 from marketplace.service.sentences import sentence
@@ -364,9 +364,12 @@ async def answer_photo(request: Request, recommender: Recommender, image_id: str
     if isinstance(place, str):
         response = RedirectResponse(place)
     else:
-        # Of copies from a bucket, which many servers make, each at its own time, the name tells the content.
-        tag = {"ETag": f'"{place.stem}"'} if state.settings.bucket else {}
-        response = FileResponse(place, stat_result=status, headers=tag)
+        if isinstance(place, InShard):
+            response = Response(place.data, media_type="image/jpeg", headers={"ETag": f'"{place.tag}"'})
+        else:
+            # Of copies from a bucket, which many servers make, each at its own time, the name tells the content.
+            tag = {"ETag": f'"{place.stem}"'} if state.settings.bucket else {}
+            response = FileResponse(place, stat_result=status, headers=tag)
         if state.photo_files.is_not_modified(response.headers, request.headers):
             response = NotModifiedResponse(response.headers)
     if not state.settings.private:

@@ -34,8 +34,8 @@ def outgoing(folder: Path, name: str, files: dict[str, bytes], photos: list[byte
     for data in (*files.values(), *photos):
         paths[sha256(data)] = folder / sha256(data)
         paths[sha256(data)].write_bytes(data)
-    photo_paths = {sha256(photo): paths.pop(sha256(photo)) for photo in photos}
-    return bucket.Outgoing(name, {path: sha256(data) for path, data in files.items()}, paths, photo_paths)
+    contents = {sha256(photo): paths.pop(sha256(photo)).read_bytes for photo in photos}
+    return bucket.Outgoing(name, {path: sha256(data) for path, data in files.items()}, paths, contents)
 
 
 def publish(folder: Path, name: str, files: dict[str, bytes], photos: list[bytes] = (), moves=True, alone=False, hidden_ids=()):

@@ -356,8 +356,8 @@ def test_what_is_uploaded_is_what_is_downloaded(size, s3, tmp_path, monkeypatch)
     monkeypatch.setattr(s3_files, "IN_PARTS_BYTES", 100)
     source, copy = tmp_path / "source", tmp_path / "copy"
     source.write_bytes(np.random.default_rng(0).bytes(size))
-    s3_files.upload(source, "s3://market/blobs/a b", "image/jpeg")
-    assert s3.head_object(Bucket="market", Key="blobs/a b")["ContentType"] == "image/jpeg"
+    s3_files.upload(source, "s3://market/blobs/a b")
+    assert s3.head_object(Bucket="market", Key="blobs/a b")["ContentType"] == "application/octet-stream"
     s3_files.download("s3://market/blobs/a b", copy)
     assert copy.read_bytes() == source.read_bytes()
 

@@ -15,7 +15,8 @@ import pytest
 from starlette.testclient import TestClient
 
 import api
-from marketplace.files import bucket, generations, stages
+from marketplace.cleaning import photos
+from marketplace.files import bucket, generations, photo_store, stages
 from marketplace.files import s3 as s3_files
 from marketplace.retrieval import catalogue, publishing
 from marketplace.service import photo_files, reload
@@ -106,6 +107,19 @@ def test_of_a_photo_s_copies_in_the_bucket_the_best_that_is_there_is_shown(s3, d
         for image_id, name in ((with_copy, f"display/{with_copy}.jpg"), (without, f"{without}.jpg")):
             assert client.get(f"/images/{image_id}/card").content == (images_dir / name).read_bytes()
         assert client.get(f"/images/{missing}/card").status_code == 404
+
+
+def test_photos_in_shards_are_published_as_those_in_files(s3, data_dir, demo_dir):
+    images_dir, objects = data_dir / "images", []
+    for in_shards in (False, True):
+        images_dir.unlink() if images_dir.is_symlink() else shutil.rmtree(images_dir)
+        shutil.copytree(demo_dir / "images", images_dir)
+        with photo_store.writing(images_dir, in_shards, photos.COPIES):
+            pass
+        assert publishing.publish(data_dir, f"{URI}/{in_shards}", True, False)["photos_not_published"] == 0
+        found = s3_files.list_objects(f"{URI}/{in_shards}/photos/")
+        objects.append({one.uri.rpartition("/")[2]: s3_files.read_object(one.uri) for one in found})
+    assert objects[0] == objects[1] and len(objects[0]) > len(image_ids(data_dir))
 
 
 def test_a_listing_hidden_in_one_service_is_hidden_in_the_others_and_after_restarts(published, tmp_path, eager):
