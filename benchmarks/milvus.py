@@ -8,6 +8,7 @@ Run     python benchmarks/milvus.py milvus://localhost:19530     100,000 vectors
 
 import argparse
 import functools
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -20,7 +21,7 @@ from marketplace.retrieval import vectors as vector_search
 from marketplace.retrieval.filters import Conditions, Passing
 
 ROWS, QUICK_ROWS = 100_000, 25_000
-KEPT_SHARES = (0.1, 0.01)
+SHARES = {"all": 1.0, "tenth": 0.1, "hundredth": 0.01}  # that a filter leaves
 
 
 def below(price: np.ndarray, share: float) -> Passing:
@@ -35,25 +36,26 @@ def measure(rows: int, uri: str, folder: Path) -> dict:
     vectors, queries = vectors[:rows], np.array(vectors[rows:])
     price, keys = np.random.default_rng(1).uniform(0, 1000, rows).astype(np.float32), np.arange(rows)
     server = milvus.Server.parse(f"{uri.rstrip('/')}/benchmark")
-    name = server.collection("0" * 12, "photos")
-    place = milvus.write(server, name, vectors, keys, {"price": price})
+    collection = server.collection("0" * 12, "photos")
+    place = milvus.write(server, collection, vectors, keys, {"price": price})
     try:
         engines: dict[str, vector_search.Vectors] = {
             "faiss": vector_search.VectorIndex(vector_search.build(vectors), vectors),
             "milvus": milvus.MilvusIndex(server, place, keys),
         }
-        found = {"rows": rows, **{f"{engine}_index": str(index.describe()["kind"]) for engine, index in engines.items()}}
-        for share in (1, *KEPT_SHARES):
+        found = {"rows": rows, "indexes": {engine: index.describe()["kind"] for engine, index in engines.items()}}
+        found |= {engine: {} for engine in engines}
+        for name, share in SHARES.items():
             passing = None if share == 1 else below(price, share)
             truth = search.exact(vectors, queries, None if passing is None else passing.rows)
             for engine, index in engines.items():
                 nearest = functools.partial(index.nearest, k=search.K, passing=passing)
                 times, rows_found = search.timed(lambda query, nearest=nearest: nearest(query)[0], queries)
                 figures = {"p50_ms": round(times["p50_ms"], 2), "p99_ms": round(times["p99_ms"], 2)}
-                found[f"{engine}_{share}"] = figures | {"recall": round(search.recall(rows_found, truth), 4)}
+                found[engine][name] = figures | {"recall": round(search.recall(rows_found, truth), 4)}
         return found
     finally:
-        server.client().drop_collection(name)
+        server.client().drop_collection(collection)
 
 
 def main() -> int:
@@ -63,8 +65,7 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="marketplace-benchmark-") as folder:
         found = measure(QUICK_ROWS if args.quick else ROWS, args.uri, Path(folder))
-    for key, figure in found.items():
-        print(f"{figure!s:>56}  {key}", file=sys.stderr)
+    print(json.dumps(found, indent=1), file=sys.stderr)
     if not args.quick:
         path = search.results.save("milvus", found, "python benchmarks/milvus.py milvus://HOST")
         print(f"wrote {path}", file=sys.stderr)

@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -330,9 +330,52 @@ def filled(template: str, figures: dict) -> str:
 
 
 def speed() -> str:
-    ran = [row for row in SPEED if (ROOT / "benchmarks" / "results" / f"{row[0]}.json").exists()]  # the others have yet to run
+    return figures_of(SPEED)
+
+
+def figures_of(rows: Sequence[tuple[str, str, str]]) -> str:
+    """rows: a benchmark, what it measures, the figure."""
+    ran = [row for row in rows if (ROOT / "benchmarks" / "results" / f"{row[0]}.json").exists()]  # the others have yet to run
     rows = [[filled(what, result(name)["figures"]), filled(figure, result(name)["figures"])] for name, what, figure in ran]
     return f"{table(['what', 'figure'], rows)}\n\n{measured(*dict.fromkeys(name for name, *_ in ran))}"
+
+
+LARGE = "scale_3000000"
+BEYOND = (
+    (
+        LARGE,
+        "clean_tabular_data.py: time a row at 3,000,000 listings over that at 100,000; seconds",
+        "{clean_time_per_row:.2f}x; {large_clean:,.0f}",
+    ),
+    (LARGE, "dataset.py, likewise", "{dataset_time_per_row:.2f}x; {large_dataset:,.0f}"),
+    (LARGE, "build_index.py, likewise", "{build_time_per_row:.2f}x; {large_build:,.0f}"),
+    (LARGE, "their peak memory at 3,000,000", "{large_clean_gb:.1f} GB; {large_dataset_gb:.1f} GB; {large_build_gb:.1f} GB"),
+    (
+        LARGE,
+        "of that of build_index.py its own, not pages of files: in all; a listing",
+        "{large_build_own_gb:.1f} GB; {build_own_bytes_per_listing:,} B",
+    ),
+    (LARGE, "the index, one generation, with the vectors", "{large_index_gb:.0f} GB"),
+    ("cluster", "photos cleaned on {cores} cores, over Ray: time over that of the pool of processes", "{ray_vs_pool:.2f}x"),
+    ("cluster", "Ray's start", "{ray_start_s:.1f} s"),
+    (
+        "milvus",
+        "a search among {rows:,} vectors, one client, in Milvus; in FAISS: p50",
+        "{milvus[all][p50_ms]:.1f} ms; {faiss[all][p50_ms]:.1f} ms",
+    ),
+    ("milvus", "the same where a tenth passes a filter", "{milvus[tenth][p50_ms]:.1f} ms; {faiss[tenth][p50_ms]:.1f} ms"),
+    ("milvus", "the same where a hundredth does", "{milvus[hundredth][p50_ms]:.1f} ms; {faiss[hundredth][p50_ms]:.1f} ms"),
+    (
+        "milvus",
+        "recall@10 of all three",
+        "{milvus[all][recall]:.3f}, {milvus[tenth][recall]:.3f}, {milvus[hundredth][recall]:.3f}; "
+        "{faiss[all][recall]:.3f}, {faiss[tenth][recall]:.3f}, {faiss[hundredth][recall]:.3f}",
+    ),
+)
+
+
+def beyond_one_machine() -> str:
+    return figures_of(BEYOND)
 
 
 SIZING = (  # a template's benchmark, what is to be sized, what one unit takes
@@ -537,6 +580,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "quality clothing": quality_clothing,
     "quality demo": quality_demo,
     "speed": speed,
+    "beyond one machine": beyond_one_machine,
     "sizing": sizing,
     "redaction": redaction,
     "search peers": search_peers,
