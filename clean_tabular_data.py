@@ -6,6 +6,7 @@ Run     python clean_tabular_data.py
 """
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import json
@@ -29,7 +30,8 @@ from marketplace.files.stages import StageError
 PRODUCTS = "products.csv"
 REJECT_COLUMNS = ["source", "record", "id", "reason", "raw"]
 SELLERS_KEY = "seller.key"  # below --data: kept from one run to the next, so that a seller's hash stays
-KEPT_ROWS = ".cleaned.jsonl"  # rows of the last run, so that the next one cleans only what is new
+KEPT_ROWS = ".cleaned.sqlite"  # rows of the last run, so that the next one cleans only what is new
+OLD_KEPT_ROWS = ".cleaned.jsonl"  # of versions before
 EXAMPLES, EXAMPLE_ENDS = 3, 80  # rejects of a reason that --dry-run shows, and characters of both ends of each
 GUARDED = 100  # listings, from which on a table that lacks many of them is taken to be cut off: fewer are for trying out
 DOUBTED = 0.2  # of the records: as many that are rejected for one reason make its key in the schema doubtful
@@ -201,13 +203,14 @@ def clean_tables(inputs: Inputs, category_depth: int, folder: Path | None) -> Cl
     """The listings and photos that can be kept. folder: where rows are kept for the next run, and rejects go when no listing can
     be kept; None: to stderr."""
     table, cleaner = open_listings(inputs, folder)
-    listings, rejects = clean_listings(inputs.products, table, cleaner, folder)
+    with contextlib.closing(cleaner.before):
+        listings, rejects = clean_listings(inputs.products, table, cleaner, folder)
+        cleaner.before.save()
     labels = label(listings, category_depth)
     photos, photo_rejects = clean_photos(inputs, cleaner, listings)
     listings["price_plausible"] = plausible_prices(listings["price"], listings["main_category"])
     listings["photos"] = listings["product_id"].map(photos["product_id"].value_counts()).fillna(0).astype("int64")
     report = make_report(listings, photos, rejects, photo_rejects, cleaner)
-    cleaner.before.save()
     return Cleaned(listings, photos, labels, rejects + photo_rejects, report)
 
 
@@ -216,6 +219,7 @@ def open_listings(inputs: Inputs, folder: Path | None) -> tuple[tables.RawTable,
     extra = records.extra_columns(table.columns, inputs.schema)
     cleaner = records.ListingCleaner(inputs.schema, extra, inputs.sellers_key)
     if folder:
+        (folder / OLD_KEPT_ROWS).unlink(missing_ok=True)
         made_by = [stages.STAGES["tabular"].schema, inputs.arguments(0), extra]
         cleaner.before = records.CleanedBefore(folder / KEPT_ROWS, hashlib.sha256(json.dumps(made_by).encode()).hexdigest())
     return table, cleaner
@@ -229,7 +233,7 @@ def clean_listings(
         table, "Products.csv" if cleaner.schema.is_export else path.name, cleaner.schema.id, cleaner.clean, cleaner.is_id
     )
     doubts = doubted_keys(cleaner.schema, count_reasons(rejects), len(rows) + len(rejects))
-    if not rows:
+    if rows.empty:
         reasons = ", ".join(f"{reason}: {times}" for reason, times in count_reasons(rejects).items()) or "no records"
         if folder:
             write_rejects(folder, rejects)
@@ -239,11 +243,11 @@ def clean_listings(
         raise StageError("; ".join([f"{path} holds no listing that can be kept ({reasons}): {where}", *doubts]))
     for doubt in doubts:
         print(f"warning: {doubt}", file=sys.stderr)
-    listings = pd.DataFrame(rows)
-    paths = join_spellings(listings["category"])
-    cleaner.tidied["joined"] = int((paths != listings["category"]).sum())
-    levels = paths.str.split(CATEGORY_SEPARATOR)
-    return listings.assign(category=paths, main_category=levels.str[0], leaf_category=levels.str[-1]), rejects
+    paths = join_spellings(rows["category"])
+    cleaner.tidied["joined"] = int((paths != rows["category"]).sum())
+    levels = {path: path.split(CATEGORY_SEPARATOR) for path in paths.unique()}
+    ends = [paths.map({path: own[place] for path, own in levels.items()}) for place in (0, -1)]
+    return rows.assign(category=paths, main_category=ends[0], leaf_category=ends[1]), rejects
 
 
 def doubted_keys(schema: schemas.Schema, reasons: Mapping[str, int], records: int) -> list[str]:
@@ -272,7 +276,7 @@ def clean_photos(inputs: Inputs, cleaner: records.ListingCleaner, listings: pd.D
     is_id = records.is_uuid if schema.is_export else sources.is_image_id
     clean = functools.partial(records.clean_photo, extra=extra, labels=labels, is_image_id=is_id)
     rows, rejects = records.clean_records(table, "Images.csv", "id", clean, is_id)
-    return pd.DataFrame(rows, columns=None if rows else records.CLEAN_PHOTO_COLUMNS), rejects
+    return (pd.DataFrame(columns=records.CLEAN_PHOTO_COLUMNS) if rows.empty else rows), rejects
 
 
 def named_photos(inputs: Inputs, cleaner: records.ListingCleaner, labels: Mapping[str, int]) -> Iterable[photo_names.Named]:
@@ -288,9 +292,10 @@ def named_photos(inputs: Inputs, cleaner: records.ListingCleaner, labels: Mappin
 
 def label(listings: pd.DataFrame, depth: int) -> dict[str, int]:
     """Number the category paths, cut at `depth` levels, in the column "label"; path -> label."""
-    names = listings["category"].map(lambda path: CATEGORY_SEPARATOR.join(path.split(CATEGORY_SEPARATOR)[:depth]))
-    labels = {name: number for number, name in enumerate(sorted(set(names)))}
-    listings["label"] = names.map(labels)
+    paths = listings["category"].unique()
+    cut = {path: CATEGORY_SEPARATOR.join(path.split(CATEGORY_SEPARATOR)[:depth]) for path in paths}
+    labels = {name: number for number, name in enumerate(sorted(set(cut.values())))}
+    listings["label"] = listings["category"].map({path: labels[name] for path, name in cut.items()})
     return labels
 
 

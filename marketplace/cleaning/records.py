@@ -2,13 +2,16 @@
 
 import contextlib
 import hashlib
+import os
 import re
+import sqlite3
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
+import pandas as pd
 
 from marketplace.cleaning import export_csv, folding, listings, redaction, sellers
 from marketplace.cleaning.prices import OtherCurrency
@@ -24,19 +27,21 @@ CLEAN_LISTING_COLUMNS = [
     *("price", "price_plausible", "town", "county", "posted_on", "photos"),
 ]
 CLEAN_PHOTO_COLUMNS = ["image_id", "product_id", "label"]
+SHARED = ("category", "main_category", "leaf_category", "town", "county", "posted_on")  # columns of few different texts
 MAX_ID = 128  # characters
+ROWS_AT_A_TIME = 16_384  # as dictionaries
 
 IN_NO_NAME = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def clean_records(
     table: RawTable, source: str, id_column: str, clean: Callable[[dict], tuple[str, dict]], is_id: Callable[[str], bool]
-) -> tuple[list[dict], list[dict]]:
+) -> tuple[pd.DataFrame, list[dict]]:
     """Rows and rejects of one table, in its order; every record is one or the other.
 
     source: its name in the rejects; clean: raw record -> (reason, row), the row's first key being its id.
     """
-    rows, rejects, ids, number = [], [], set(), 0
+    blocks, rows, rejects, ids, number = [], [], [], set(), 0
     for number, record in enumerate(progress(table.records, f"clean {source}", "record"), start=1):  # noqa: B007
         reason, row = clean(record.fields) if record.fields else ("bad_record", {})
         row_id = next(iter(row.values()), "")
@@ -48,9 +53,15 @@ def clean_records(
         else:
             rows.append(row)
             ids.add(row_id)
-    if len(rows) + len(rejects) != number:
-        raise AssertionError(f"{number} records of {source}, but {len(rows)} kept and {len(rejects)} rejected")
-    return rows, rejects
+        if len(rows) == ROWS_AT_A_TIME:  # as dictionaries they take twice the memory
+            blocks.append(pd.DataFrame(rows))
+            rows = []
+    if rows or not blocks:
+        blocks.append(pd.DataFrame(rows))
+    kept = pd.concat(blocks, ignore_index=True)
+    if len(kept) + len(rejects) != number:
+        raise AssertionError(f"{number} records of {source}, but {len(kept)} kept and {len(rejects)} rejected")
+    return kept, rejects
 
 
 @dataclass
@@ -68,6 +79,7 @@ class ListingCleaner:
     tidied: Counter = field(default_factory=Counter)
     photos: dict[str, str] = field(default_factory=dict)
     before: "CleanedBefore" = field(default_factory=lambda: CleanedBefore())
+    _same: dict[str, str] = field(default_factory=dict)  # text -> the one object that stands for it in all rows
 
     def is_id(self, text: str) -> bool:
         return is_uuid(text) if self.schema.is_export else is_id(text)
@@ -79,7 +91,7 @@ class ListingCleaner:
         """
         texts, extra = self.schema.fields(raw), {name: raw[column] for column, name in self.extra.items()}
         told = repr((texts, extra)).encode("utf-8", "surrogatepass")
-        key = hashlib.blake2b(told, key=self.sellers_key, digest_size=16).hexdigest()
+        key = hashlib.blake2b(told, key=self.sellers_key, digest_size=16).digest()
         if (found := self.before.find(key)) is None:
             reason, found, is_plain = self._clean(texts, extra)
             if reason:
@@ -88,8 +100,9 @@ class ListingCleaner:
                 self.before.keep(key, found)
         row, tidied = found
         self.tidied.update(tidied)
-        self.photos.setdefault(row["product_id"], texts["photos"])
-        return "", dict(row)
+        if self.schema.photos:
+            self.photos.setdefault(row["product_id"], texts["photos"])
+        return "", row | {name: self._same.setdefault(row[name], row[name]) for name in SHARED}
 
     def _clean(self, texts: dict[str, str], extra: dict[str, str]) -> tuple[str, tuple[dict, list[str]], bool]:
         """The reason to reject a listing; its row and the columns that were tidied; whether nothing of it was taken out."""
@@ -181,31 +194,59 @@ class CleanedBefore:
     number to who tries them all.
     """
 
+    # Rows in the order in which they come: only the keys, which are of no order, are put here and there.
+    SCHEMA = "CREATE TABLE rows (key BLOB UNIQUE, made BLOB); CREATE TABLE made (by TEXT);"
+
     def __init__(self, path: Path | None = None, made_by: str = ""):
         """made_by: a digest of all that decides, beside a record, how its row looks."""
-        self.path, self.made_by = path, made_by
-        self._earlier: dict[str, tuple[dict, list[str]]] = {}
-        self._kept: dict[str, tuple[dict, list[str]]] = {}
-        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
-            lines = path.read_bytes().splitlines() if path else []
-            if lines and orjson.loads(lines[0]) == made_by:
-                self._earlier = {key: (row, tidied) for key, row, tidied in map(orjson.loads, lines[1:])}
+        self.path, self._made_by, self._earlier, self._n_earlier, self._n_new = path, made_by, None, 0, 0
+        if path is None:
+            return
+        self._made = path.with_name(path.name + atomic.TEMPORARY_SUFFIX)
+        self._kept = sqlite3.connect(self._made, isolation_level=None)
+        self._kept.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; BEGIN;" + self.SCHEMA)
+        self._kept.execute("INSERT INTO made VALUES (?)", (made_by,))
+        with contextlib.suppress(sqlite3.Error):  # a damaged one, or none
+            earlier = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+            if earlier.execute("SELECT by FROM made").fetchone() == (made_by,):
+                (self._n_earlier,) = earlier.execute("SELECT COUNT(*) FROM rows").fetchone()
+                self._earlier = earlier
 
-    def find(self, key: str) -> tuple[dict, list[str]] | None:
+    def find(self, key: bytes) -> tuple[dict, list[str]] | None:
         """The row and the columns that were tidied of a record that was met before."""
-        found = self._earlier.get(key) or self._kept.get(key)
-        if found:
-            self._kept[key] = found
-        return found
+        if self.path is None:
+            return None
+        query = "SELECT made FROM rows WHERE key = ?"
+        if (found := self._kept.execute(query, (key,)).fetchone()) is None and self._earlier:
+            with contextlib.suppress(sqlite3.Error):
+                found = self._earlier.execute(query, (key,)).fetchone()
+            if found:
+                self._kept.execute("INSERT INTO rows VALUES (?, ?)", (key, *found))
+        return tuple(orjson.loads(found[0])) if found else None
 
-    def keep(self, key: str, made: tuple[dict, list[str]]) -> None:
-        self._kept[key] = made
+    def keep(self, key: bytes, made: tuple[dict, list[str]]) -> None:
+        if self.path is not None:
+            self._kept.execute("INSERT OR REPLACE INTO rows VALUES (?, ?)", (key, orjson.dumps(made)))
+            self._n_new += 1
 
     def save(self) -> None:
-        """Write those that this run met or made, for the next one."""
-        if self.path and self._kept.keys() != self._earlier.keys():
-            lines = (orjson.dumps([key, *made]) for key, made in self._kept.items())
-            atomic.write_bytes(self.path, b"\n".join([orjson.dumps(self.made_by), *lines]) + b"\n")
+        """Have those that this run met or made in the file, for the next one."""
+        if self.path is None:
+            return
+        (n_kept,) = self._kept.execute("SELECT COUNT(*) FROM rows").fetchone()
+        self._kept.execute("COMMIT")
+        self._kept.close()
+        if not self._earlier or self._n_new or n_kept != self._n_earlier:
+            atomic.flush(self._made)
+            os.replace(self._made, self.path)
+
+    def close(self) -> None:
+        """Take away what save() has not put in the file's place."""
+        if self.path is not None:
+            self._kept.close()
+            self._made.unlink(missing_ok=True)
+        if self._earlier:
+            self._earlier.close()
 
 
 def clean_photo(

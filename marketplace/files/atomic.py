@@ -4,6 +4,7 @@ import contextlib
 import csv
 import functools
 import json
+import mmap
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -54,8 +55,14 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
     write = functools.partial(frame.to_csv, index=False, lineterminator="\n", encoding="utf-8")
     with atomic_path(path) as temporary:
         write(temporary)
-        if b"\r" in temporary.read_bytes():  # pandas leaves a bare one unquoted, and reads it as the end of a row
+        if _holds(temporary, b"\r"):  # pandas leaves a bare one unquoted, and reads it as the end of a row
             write(temporary, quoting=csv.QUOTE_NONNUMERIC)
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    """Whether a file that is not empty holds some bytes; no more than some pages of it are in memory."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        return mapped.find(data) >= 0
 
 
 def write_table(path: Path, columns: list[str], rows: Iterable[Iterable[str]]) -> None:

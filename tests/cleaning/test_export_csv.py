@@ -17,7 +17,8 @@ def read(text: str | bytes, tmp_path) -> tuple[list[dict], list[dict]]:
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     table = tables.open_table(path, EXPORT)
     cleaner = records.ListingCleaner(EXPORT, records.extra_columns(table.columns, EXPORT))
-    return records.clean_records(table, "Products.csv", "id", cleaner.clean, cleaner.is_id)
+    rows, rejects = records.clean_records(table, "Products.csv", "id", cleaner.clean, cleaner.is_id)
+    return rows.to_dict("records"), rejects
 
 
 @pytest.mark.parametrize("description", TEXTS)
@@ -374,3 +375,11 @@ def test_the_second_of_two_equal_ids_is_kept_when_the_first_is_rejected(tmp_path
 def test_a_line_without_quotes_is_parted_as_the_csv_module_parts_it(text):
     assert export_csv.plain_fields(text) in (None, export_csv.parse_fields(text))
     assert (export_csv.plain_fields(text) is None) == (not text.strip("\n") or '"' in text or "\n" in text.removesuffix("\n"))
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 5, 6])
+def test_records_that_are_taken_some_at_a_time_give_the_same_rows(together, tmp_path, monkeypatch):
+    export = as_exported([listing(number, price=f"£{number}.50") for number in (1, 2, 2, 3, 4, 5, 6)])
+    expected = read(export, tmp_path)
+    monkeypatch.setattr(records, "ROWS_AT_A_TIME", together)
+    assert read(export, tmp_path) == expected and len(expected[0]) == 6
