@@ -199,7 +199,7 @@ class CleanedBefore:
 
     def __init__(self, path: Path | None = None, made_by: str = ""):
         """made_by: a digest of all that decides, beside a record, how its row looks."""
-        self.path, self._made_by, self._earlier, self._n_earlier, self._n_new = path, made_by, None, 0, 0
+        self.path, self._earlier, self._n_earlier, self._n_new = path, None, 0, 0
         if path is None:
             return
         self._made = path.with_name(path.name + atomic.TEMPORARY_SUFFIX)

@@ -256,13 +256,11 @@ class ShardsWriter(Shards):
         path = self.folder / WRITTEN
         if not path.exists():
             self._begin_index(path)
-        self._database = sqlite3.connect(path, isolation_level=None)
-        try:
+        with contextlib.ExitStack() as stack:
+            self._database = stack.enter_context(contextlib.closing(sqlite3.connect(path, isolation_level=None)))
             self._execute("BEGIN IMMEDIATE")
             self._mend()
-        except BaseException:
-            self._database.close()
-            raise
+            stack.pop_all()  # open until close()
 
     def close(self) -> None:
         """End the shard that is open; where a change was broken off, what was not told before it is as if it had not been."""
@@ -362,12 +360,10 @@ class ShardsWriter(Shards):
 
     @contextlib.contextmanager
     def _whole(self) -> Iterator[None]:
-        """A change that counts only as a whole."""
-        try:
-            yield
-        except BaseException:
-            self._is_broken = True
-            raise
+        """A change that counts only as a whole, alone or within another one."""
+        was_broken, self._is_broken = self._is_broken, True
+        yield  # what is raised here leaves it broken
+        self._is_broken = was_broken
 
     def _execute(self, query: str, values: Sequence = ()) -> sqlite3.Cursor:
         """Raises StageError where the index is damaged."""
