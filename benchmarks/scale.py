@@ -3,7 +3,7 @@
 Reads   a finished data folder (make demo), whose listings' words and models are used; photos are rows without files, and vectors
         are drawn around centres, as in benchmarks/search.py
 Run     python benchmarks/scale.py                  100,000 and 1,000,000 listings: half an hour, 12 GB of disk
-        python benchmarks/scale.py --rows 3000000   100,000 and 3,000,000, without an update: an hour and a half, 36 GB
+        python benchmarks/scale.py --rows 3000000   100,000 and 3,000,000, without an update: an hour, 30 GB
         python benchmarks/scale.py --quick          2,000 and 20,000
 """
 

@@ -894,6 +894,17 @@ def test_a_run_into_shards_that_was_killed_anywhere_ends_with_the_same_photos(
     assert not any(jpeg in left for jpeg in old.values() if jpeg not in expected.values())
 
 
+def test_a_killed_run_into_shards_cleans_again_only_what_was_not_on_the_disk(tmp_path, clean, monkeypatch):
+    monkeypatch.setattr(photo_store, "TOGETHER", 2)
+    source = write_folder(tmp_path / "source", good_photos())
+    with monkeypatch.context() as patch:
+        patch.setattr(photo_store.ShardsWriter, "_append", kill_after(photo_store.ShardsWriter._append, 17, before=True))
+        with pytest.raises(Killed):  # in the midst of the sixth photo
+            clean("--photos", source, "--shards")
+    code, summary, _ = clean("--photos", source, "--shards")
+    assert (code, summary["cleaned"], summary["reused"]) == (0, 2, 4)
+
+
 def photos_of(data: Path) -> dict[str, bytes]:
     store = photo_store.open_store(data / "images")
     return {name: store.read(name) for place in photos.PHOTO_FOLDERS for name in store.names(place)}

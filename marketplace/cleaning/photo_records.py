@@ -130,10 +130,9 @@ class Records:
     def _check(self, with_display: bool, full: bool) -> Iterator[tuple[dict, Check]]:
         with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
             for block in self._blocks():
-                there = list(_stored(self.store, block))
-                found = [self._by_identity(*one, with_display, full) for one in zip(block, there, strict=True)]
-                unsure = [one for one, check in zip(zip(block, there, strict=True), found, strict=True) if check is None]
-                by_content = iter(pool.map(_by_content, unsure))
+                there = list(zip(block, _stored(self.store, block), strict=True))
+                found = [self._by_identity(*one, with_display, full) for one in there]
+                by_content = iter(pool.map(_by_content, (one for one, check in zip(there, found, strict=True) if check is None)))
                 for record, one in zip(block, found, strict=True):
                     yield record, one or next(by_content)
 

@@ -53,7 +53,7 @@ def clean_records(
         else:
             rows.append(row)
             ids.add(row_id)
-        if len(rows) == ROWS_AT_A_TIME:  # as dictionaries they take twice the memory
+        if len(rows) == ROWS_AT_A_TIME:  # as dictionaries they take more memory
             blocks.append(pd.DataFrame(rows))
             rows = []
     if rows or not blocks:

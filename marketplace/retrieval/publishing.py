@@ -53,7 +53,7 @@ def _collect(folder: Path, images_dir: Path, temporary: Path) -> tuple[bucket.Ou
     atomic.write_array(temporary / bucket.PHOTO_DIGESTS, table)
     digest = stages.digest(temporary / bucket.PHOTO_DIGESTS)
     files, paths = files | {bucket.PHOTO_DIGESTS: digest}, paths | {digest: temporary / bucket.PHOTO_DIGESTS}
-    contents = {digest: functools.partial(_read, store, name) for name, digest in photos.items()}
+    contents = {digest: functools.partial(store.read, name) for name, digest in photos.items()}
     missing = sum(own[0] not in photos for own in names)
     return bucket.Outgoing(folder.name, files, paths, contents), missing
 
@@ -61,19 +61,13 @@ def _collect(folder: Path, images_dir: Path, temporary: Path) -> tuple[bucket.Ou
 def _digests(store: photo_store.PhotoStore, names: Sequence[str]) -> dict[str, str]:
     """name -> sha256 of the photos that are there, on all cores."""
 
-    def digest(name: str, stored: photo_store.Stored | None) -> str:
-        return "" if stored is None else hashlib.sha256(_read(store, name)).hexdigest()
+    def digest(name: str) -> str:
+        with contextlib.suppress(FileNotFoundError):
+            return hashlib.sha256(store.read(name)).hexdigest()
+        return ""
 
     with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
-        digests = pool.map(digest, names, store.find_each(names))
-        return {name: digest for name, digest in zip(names, digests, strict=True) if digest}
-
-
-def _read(store: photo_store.PhotoStore, name: str) -> bytes:
-    try:
-        return store.read(name)
-    except OSError:
-        raise StageError(f"{store.folder / name} is missing or damaged: run python clean_images.py again") from None
+        return {name: digest for name, digest in zip(names, pool.map(digest, names), strict=True) if digest}
 
 
 def _forget_gone(uri: str, index_dir: Path, name: str) -> None:
